@@ -1,0 +1,1 @@
+//! The inside HTTP listener: metrics and health.

@@ -1,0 +1,20 @@
+//! `consentry` keeps OAuth consents and API keys alive: an encrypted vault of long-lived secrets, a scheduler that
+//! refreshes access tokens before they lapse, and a Unix socket that hands them to the application beside it.
+//!
+//! `ARCHITECTURE.md` in the repository is the map.
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod http;
+pub mod keeper;
+pub mod metrics;
+pub mod model;
+pub mod provider;
+pub mod sandbox;
+pub mod telemetry;
+pub mod vault;
+pub mod wire;

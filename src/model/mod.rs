@@ -1,0 +1,19 @@
+//! The words of the project as types: ids, times, secrets, grants and what an exchange can end in.
+//!
+//! Nothing here does I/O or reads a clock, and nothing here can be serialized by accident: records at rest are
+//! written by the vault's codec, answers by [`crate::wire`].
+
+mod grant;
+mod id;
+mod outcome;
+mod secret;
+mod time;
+
+pub use grant::{
+    AccessToken, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant, GrantKind,
+    Intent, Labels, MAX_LABEL_BYTES, MAX_LABELS, MAX_SPENT, Organization, Refusals, State, Usage,
+};
+pub use id::{GrantId, InvalidId, MAX_ORGANIZATION_ID, OrganizationId, ProviderName};
+pub use outcome::{Answer, ExchangeOutcome, NoAnswer};
+pub use secret::Secret;
+pub use time::{InvalidTimestamp, Timestamp};

@@ -1,0 +1,55 @@
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// Text that must never be seen: a token, an API key, a client secret.
+///
+/// It has no `Display` and no `Serialize`, its `Debug` shows nothing, and its memory is wiped when it is dropped.
+/// The only ways out are [`Secret::expose`] and [`Secret::same_as`]: search for them to see every place that
+/// touches one.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Takes `text` as a secret.
+    pub fn new(text: impl Into<Box<str>>) -> Self {
+        Self(SecretString::new(text.into()))
+    }
+
+    /// The text itself, for the few places that must have it: the request to the issuer, the cipher, the
+    /// fingerprint, the answer to an authorized fetch.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+
+    /// Whether both hold the same text, compared in constant time.
+    pub fn same_as(&self, other: &Self) -> bool {
+        #[expect(
+            deprecated,
+            reason = "ring keeps the function under this name; it is constant in time for equal lengths"
+        )]
+        ring::constant_time::verify_slices_are_equal(self.expose().as_bytes(), other.expose().as_bytes()).is_ok()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(…)");
+    }
+
+    #[test]
+    fn equality_is_by_text() {
+        assert!(Secret::new("a").same_as(&Secret::new("a")));
+        assert!(!Secret::new("a").same_as(&Secret::new("ab")));
+    }
+}

@@ -1,0 +1,74 @@
+//! The wire: token endpoints and what their answers mean.
+
+use std::{future::Future, pin::Pin};
+
+use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
+
+/// A future that is boxed so that a trait object can return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One call of the token endpoint.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// What is exchanged.
+    pub credential: &'a Credential,
+    /// The grant's own client credentials, where it has them.
+    pub client: Option<&'a ClientCredentials>,
+    /// Whether it must not reuse a connection: true for a one-time token, so that a stale connection causes no doubt.
+    pub fresh_connection: bool,
+}
+
+/// One provider as the keeper needs it; the seam at which a simulation takes the network's place.
+pub trait TokenEndpoint: Send + Sync {
+    /// Calls the token endpoint once (twice where the first of two client secrets is refused as such), within the
+    /// configured time limit. Never panics, never retries by itself.
+    fn exchange<'a>(&'a self, exchange: Exchange<'a>) -> BoxFuture<'a, ExchangeOutcome>;
+
+    /// The ids of the organizations that an access token reaches; `Ok(None)` where the provider cannot list them.
+    fn organizations<'a>(
+        &'a self,
+        access_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>>;
+
+    /// Revokes a refresh token (RFC 7009).
+    fn revoke<'a>(
+        &'a self,
+        refresh_token: &'a Secret,
+        client: Option<&'a ClientCredentials>,
+    ) -> BoxFuture<'a, Result<(), ProviderError>>;
+
+    /// Whether the provider can be reached at all, asked with what harms nobody: its discovery document or token
+    /// endpoint without credentials.
+    fn reachable(&self) -> BoxFuture<'_, Result<(), ProviderError>>;
+}
+
+/// A call beside the token endpoint that did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// Nothing sensible came back.
+    #[error("{provider} did not answer: {detail}")]
+    Unavailable {
+        /// The provider's name.
+        provider: String,
+        /// What went wrong.
+        detail: String,
+    },
+    /// It answered no.
+    #[error("{provider} refused with status {status}: {detail}")]
+    Refused {
+        /// The provider's name.
+        provider: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it wrote, cut and cleaned.
+        detail: String,
+    },
+    /// The provider offers no such thing.
+    #[error("{provider} has no {what}")]
+    NotOffered {
+        /// The provider's name.
+        provider: String,
+        /// What is missing, e.g. `revocation endpoint`.
+        what: &'static str,
+    },
+}

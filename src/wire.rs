@@ -1,0 +1,345 @@
+//! The JSON of the Unix-socket API, shared by the server and the client. `docs/openapi.yaml` describes the same
+//! shapes, and the tests hold every answer against it.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{GrantKind, Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage};
+
+/// `PUT /v1/organizations/{org}`; also a line of an import, which has `organization` besides.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolment {
+    /// Which provider the credential belongs to.
+    pub provider: ProviderName,
+    /// A refresh token; exactly one of this and `api_key`.
+    #[serde(default, deserialize_with = "secret")]
+    pub refresh_token: Option<Secret>,
+    /// A personal API key.
+    #[serde(default, deserialize_with = "secret")]
+    pub api_key: Option<Secret>,
+    /// Overrides the provider's client id for this grant.
+    #[serde(default)]
+    pub client_id: Option<String>,
+    /// Overrides the provider's client secret for this grant.
+    #[serde(default, deserialize_with = "secret")]
+    pub client_secret: Option<Secret>,
+    /// When the person approved.
+    #[serde(default)]
+    pub granted_at: Option<Timestamp>,
+    /// When the consent ends.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// Whether the refresh token is expected to outlive an exchange.
+    #[serde(default)]
+    pub usage: Option<Usage>,
+    /// How long a spent token may be exchanged again, e.g. `"30s"`.
+    #[serde(default)]
+    pub grace: Option<String>,
+    /// The operator's labels.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+    /// Whether the first exchange proves it before anything is stored; true where absent.
+    #[serde(default)]
+    pub verify: Option<bool>,
+}
+
+impl fmt::Debug for Enrolment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enrolment").field("provider", &self.provider).finish_non_exhaustive()
+    }
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+}
+
+/// `GET /v1/organizations/{org}/token`. Holds the access token: it is serialized straight into an answer.
+#[derive(Serialize, Deserialize, Clone)]
+pub struct Token {
+    /// The organization asked for.
+    pub organization: OrganizationId,
+    /// The provider that gave it.
+    pub provider: ProviderName,
+    /// The access token.
+    pub access_token: String,
+    /// `Bearer`, as a rule.
+    pub token_type: String,
+    /// The scope, where the issuer said.
+    pub scope: Option<String>,
+    /// When the access token ends.
+    pub expires_at: Timestamp,
+    /// Whole seconds until then.
+    pub expires_in: u64,
+    /// When the consent ends, as far as known.
+    pub consent_expires_at: Option<Timestamp>,
+    /// Why refreshing fails while this token still lives; null while all is well.
+    pub degraded: Option<Cow<'static, str>>,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("organization", &self.organization)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An organization as operators see it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Organization {
+    /// The issuer's id of it.
+    pub organization: OrganizationId,
+    /// The provider of its grant.
+    pub provider: ProviderName,
+    /// Consent or API key.
+    pub kind: GrantKind,
+    /// `active`, `failing`, `in_doubt` or `lost`.
+    pub state: Cow<'static, str>,
+    /// Why, for every state but `active`.
+    pub reason: Option<Cow<'static, str>>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether an operator paused it.
+    pub paused: bool,
+    /// The issuer's name for who gave the consent.
+    pub subject: Option<String>,
+    /// Other organizations that the same grant serves.
+    pub shares_grant_with: Vec<OrganizationId>,
+    /// When the access token ends.
+    pub access_token_expires_at: Option<Timestamp>,
+    /// When the last exchange went well.
+    pub refreshed_at: Option<Timestamp>,
+    /// When the next exchange is due; null when none is.
+    pub next_refresh_at: Option<Timestamp>,
+    /// Failed exchanges since the last good one.
+    pub failures: u32,
+    /// The consent, or null for an API key.
+    pub consent: Option<Consent>,
+    /// When a token was last fetched.
+    pub last_fetched_at: Option<Timestamp>,
+    /// The operator's labels.
+    pub labels: Labels,
+}
+
+/// What is known of a consent.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Consent {
+    /// When the person approved.
+    pub granted_at: Timestamp,
+    /// When it ends at the latest; null: not by itself.
+    pub expires_at: Option<Timestamp>,
+    /// No date was given at enrolment.
+    pub assumed: bool,
+    /// As exchanges have shown it, else as expected.
+    pub usage: Usage,
+    /// How long a spent token may be exchanged again.
+    pub grace_seconds: u64,
+    /// Warnings already given, e.g. `"30d"`.
+    pub warned: Vec<String>,
+}
+
+/// `GET /v1/organizations`.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct OrganizationPage {
+    /// In order of their ids.
+    pub organizations: Vec<Organization>,
+    /// Hand it back as `cursor` for what follows; null at the end.
+    pub next_cursor: Option<String>,
+}
+
+/// `GET /v1/status`.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Status {
+    /// The worker's version.
+    pub version: Cow<'static, str>,
+    /// Whole seconds since it started.
+    pub uptime_seconds: u64,
+    /// How many organizations are in each state, `paused` included; every state always present.
+    pub organizations: BTreeMap<Cow<'static, str>, u64>,
+    /// Every configured provider.
+    pub providers: Vec<ProviderStatus>,
+    /// Consents that end, by week (its Monday, as a date) and provider, soonest first.
+    pub forecast: Vec<ForecastWeek>,
+    /// Consents past their end.
+    pub expired: u64,
+    /// Deliveries.
+    pub webhooks: WebhookStatus,
+    /// The vault.
+    pub vault: VaultStatus,
+}
+
+/// One provider's health.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct ProviderStatus {
+    /// Its name.
+    pub name: ProviderName,
+    /// `closed` (all is well) or `open` (frozen).
+    pub circuit: Cow<'static, str>,
+    /// Organizations served by it.
+    pub organizations: u64,
+    /// Access tokens past the moment they should have been refreshed.
+    pub overdue: u64,
+    /// Exchanges a minute that are allowed.
+    pub budget_per_minute: u32,
+    /// Exchanges a minute that its grants need to stay warm, rounded up.
+    pub needed_per_minute: u32,
+}
+
+/// How many consents end in one week.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ForecastWeek {
+    /// The week's Monday in UTC, as `2026-11-23`.
+    pub week: String,
+    /// The provider.
+    pub provider: ProviderName,
+    /// How many.
+    pub consents: u64,
+}
+
+/// Deliveries to webhooks.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct WebhookStatus {
+    /// Not yet delivered.
+    pub pending: u64,
+}
+
+/// The vault's figures.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct VaultStatus {
+    /// Records in it.
+    pub records: u64,
+    /// Bytes on disk, journal included.
+    pub bytes: u64,
+    /// The number of the data key in use.
+    pub data_key: u32,
+    /// 0 to 1 while records are re-sealed under a new data key, else null.
+    pub rekey_progress: Option<f64>,
+    /// When the last backup was made.
+    pub last_backup_at: Option<Timestamp>,
+}
+
+/// The stable word of an error, `code` in a problem document and a label of the fetch metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// 400
+    BadRequest,
+    /// 400: more than half the token's life was asked for.
+    MinTtlTooLong,
+    /// 403
+    Forbidden,
+    /// 404
+    UnknownOrganization,
+    /// 404: no such path.
+    NotFound,
+    /// 405
+    MethodNotAllowed,
+    /// 409: the issuer says the consent is dead.
+    ConsentLost,
+    /// 409: a one-time token's fate is unknown.
+    InDoubt,
+    /// 409: an operator paused it.
+    Paused,
+    /// 409: the refresh token is known to be spent.
+    AlreadySpent,
+    /// 413
+    TooLarge,
+    /// 422: the issuer refused the credential being enrolled.
+    Refused,
+    /// 422: the credential does not reach the named organization.
+    WrongOrganization,
+    /// 429
+    TooManyRequests,
+    /// 503
+    ProviderUnavailable,
+    /// 503: until the vault is open.
+    Starting,
+    /// 503
+    VaultUnavailable,
+}
+
+impl Code {
+    /// Every code, for making metric series at start.
+    pub const ALL: [Self; 17] = [
+        Self::BadRequest,
+        Self::MinTtlTooLong,
+        Self::Forbidden,
+        Self::UnknownOrganization,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::ConsentLost,
+        Self::InDoubt,
+        Self::Paused,
+        Self::AlreadySpent,
+        Self::TooLarge,
+        Self::Refused,
+        Self::WrongOrganization,
+        Self::TooManyRequests,
+        Self::ProviderUnavailable,
+        Self::Starting,
+        Self::VaultUnavailable,
+    ];
+
+    /// Its word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::MinTtlTooLong => "min_ttl_too_long",
+            Self::Forbidden => "forbidden",
+            Self::UnknownOrganization => "unknown_organization",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::ConsentLost => "consent_lost",
+            Self::InDoubt => "in_doubt",
+            Self::Paused => "paused",
+            Self::AlreadySpent => "already_spent",
+            Self::TooLarge => "too_large",
+            Self::Refused => "refused",
+            Self::WrongOrganization => "wrong_organization",
+            Self::TooManyRequests => "too_many_requests",
+            Self::ProviderUnavailable => "provider_unavailable",
+            Self::Starting => "starting",
+            Self::VaultUnavailable => "vault_unavailable",
+        }
+    }
+
+    /// Its HTTP status.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::MinTtlTooLong => 400,
+            Self::Forbidden => 403,
+            Self::UnknownOrganization | Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::ConsentLost | Self::InDoubt | Self::Paused | Self::AlreadySpent => 409,
+            Self::TooLarge => 413,
+            Self::Refused | Self::WrongOrganization => 422,
+            Self::TooManyRequests => 429,
+            Self::ProviderUnavailable | Self::Starting | Self::VaultUnavailable => 503,
+        }
+    }
+}
+
+/// An RFC 9457 problem document.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Problem {
+    /// A URI that names the kind of problem: `urn:consentry:problem:CODE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind of problem in a few words.
+    pub title: Cow<'static, str>,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong here and what to do.
+    pub detail: String,
+    /// The stable word for programs.
+    pub code: Code,
+    /// For `consent_lost` and `in_doubt`: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'static, str>>,
+    /// For `consent_lost` and `in_doubt`: since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
