@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod http;
 pub mod keeper;
+pub mod lifecycle;
 pub mod metrics;
 pub mod model;
 pub mod provider;

@@ -1,119 +1,225 @@
 //! The heart: one handle, [`Keeper`], through which everything acts on grants.
+//!
+//! A grant lives in the vault; a slot stands for it in memory. Whatever changes a grant takes the slot's record lock, reads the grant
+//! from the vault, lets [`crate::lifecycle`] decide, commits, and only then publishes the result to the slot. An
+//! exchange holds that lock around its two commits, not while it waits for the issuer; the slot's flight keeps
+//! every other exchange of the grant away meanwhile.
+//!
+//! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; no lock but
+//! the record's is held across an await.
 
+mod budget;
+mod cache;
 mod census;
+mod circuit;
+mod enrol;
 mod error;
+mod exchange;
+mod fetch;
+mod index;
+mod lane;
+mod load;
+mod operate;
+mod publish;
+mod run;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod view;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 pub use census::{Census, ExpiringSeries, ProviderCensus};
 pub use error::KeeperError;
-
-use crate::{
-    model::{Labels, OrganizationId, ProviderName},
-    wire,
+pub use fetch::Served;
+pub use operate::{Enrolled, Filter, Scope};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+
+use self::{cache::TokenCache, index::Index, lane::Lane, slot::Slot, timers::Timers};
+use crate::{
+    clock::{Now, SharedClock},
+    config::{ProviderConfig, RefreshConfig},
+    lifecycle::Policy,
+    metrics::Metrics,
+    model::{Grant, ProviderName},
+    provider::TokenEndpoint,
+    vault::{Stored, Vault, VaultError},
+};
+
+/// What a keeper is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where grants are stored.
+    pub vault: Vault,
+    /// Every configured provider with its endpoint.
+    pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
+    /// `[refresh]`
+    pub refresh: RefreshConfig,
+    /// Times before a consent's end that are counted.
+    pub warn_before: Vec<Duration>,
+    /// How many series named by organization may be shown.
+    pub organization_series: usize,
+    /// The time.
+    pub clock: SharedClock,
+    /// Where events are counted.
+    pub metrics: Metrics,
+    /// Seed of all chance in the keeper: jitter and back-off.
+    pub seed: u64,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("vault", &self.vault).finish_non_exhaustive()
+    }
+}
 
 /// The heart of the worker. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Keeper;
-
-/// An access token that may be handed out now.
-#[derive(Debug, Clone)]
-pub struct Served {
-    /// The answer.
-    pub token: wire::Token,
-    /// Names the token without revealing it: a quoted strong entity tag (RFC 9110 section 8.8.3).
-    pub etag: String,
+pub struct Keeper {
+    shared: Arc<Shared>,
 }
 
-/// What an enrolment did.
 #[derive(Debug)]
-pub struct Enrolled {
-    /// Whether the organization was not there before.
-    pub created: bool,
-    /// Whether anything was changed at all; false where the same secret was enrolled again.
-    pub changed: bool,
-    /// The organization as it is now.
-    pub organization: wire::Organization,
+struct Shared {
+    vault: Vault,
+    lanes: Vec<Lane>,
+    /// Which lane serves a provider, by name.
+    lane_of: BTreeMap<ProviderName, u16>,
+    refresh: RefreshConfig,
+    warn_before: Vec<Duration>,
+    organization_series: usize,
+    clock: SharedClock,
+    metrics: Metrics,
+    chance: Mutex<fastrand::Rng>,
+    index: Index,
+    timers: Timers,
+    cache: TokenCache,
+    loaded: AtomicBool,
+    /// Why the vault could not be read whole, if it could not.
+    load_failure: OnceLock<String>,
+    /// Held while a slot is made whose grant must be written first.
+    making: tokio::sync::Mutex<()>,
+    enrolling: Vec<tokio::sync::Mutex<()>>,
+    started: Now,
+    census: Mutex<Option<(Duration, Arc<Census>)>>,
+    /// New work is taken until this is cancelled.
+    stopping: CancellationToken,
+    tasks: TaskTracker,
 }
 
-/// Which organizations a list is about; every field that is set must fit.
-#[derive(Debug, Default, Clone)]
-pub struct Filter {
-    /// `active`, `failing`, `in_doubt`, `lost` or `paused`.
-    pub state: Option<String>,
-    /// The provider.
-    pub provider: Option<ProviderName>,
-    /// The consent ends within this time, or has ended.
-    pub expires_within: Option<Duration>,
-    /// Labels it carries.
-    pub labels: Labels,
-    /// How many at most: 1 to 1000.
-    pub limit: usize,
-    /// Only those with a greater id.
-    pub after: Option<OrganizationId>,
-}
-
-/// Which organizations a caller may see.
-pub type Scope<'a> = &'a (dyn Fn(&OrganizationId) -> bool + Send + Sync);
-
-#[expect(clippy::unused_async, clippy::unused_self, unused_variables, reason = "stub")]
 impl Keeper {
-    /// The organization's access token with at least `min_ttl` left; refreshed first where it has less.
-    pub async fn token(&self, organization: &OrganizationId, min_ttl: Duration) -> Result<Served, KeeperError> {
-        Err(KeeperError::Starting)
+    /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
+    /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
+    pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
+        let Parts { vault, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let lanes: Vec<Lane> = providers
+            .into_iter()
+            .map(|(config, endpoint)| {
+                let policy = Policy {
+                    refresh_at: refresh.at,
+                    keep_warm: refresh.keep_warm,
+                    timeout: refresh.timeout,
+                    idle_lifetime: config.idle_lifetime,
+                    in_doubt: config.in_doubt,
+                };
+                let budget = budget::Budget::new(config.max_per_minute, clock.clone());
+                Lane::new(config, policy, endpoint, budget, refresh.concurrency)
+            })
+            .collect();
+        let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
+        let shared = Arc::new(Shared {
+            vault,
+            lanes,
+            lane_of,
+            cache: TokenCache::new(refresh.token_cache_bytes),
+            refresh,
+            warn_before,
+            organization_series,
+            started: clock.now(),
+            clock,
+            metrics,
+            chance: Mutex::new(fastrand::Rng::with_seed(seed)),
+            index: Index::new(),
+            timers: Timers::default(),
+            loaded: AtomicBool::new(false),
+            load_failure: OnceLock::new(),
+            making: tokio::sync::Mutex::new(()),
+            enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            census: Mutex::default(),
+            stopping,
+            tasks,
+        });
+        run::start(&shared);
+        Self { shared }
     }
 
-    /// The API refused the token that `rejected` (an entity tag) names: exchanges, unless a newer one is there.
-    pub async fn refresh(&self, organization: &OrganizationId, rejected: Option<&str>) -> Result<Served, KeeperError> {
-        Err(KeeperError::Starting)
+    /// Stops taking work and waits until every exchange and every change under way has ended and is stored.
+    pub async fn drain(&self) {
+        self.shared.stopping.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
     }
 
-    /// Enrols an organization or replaces its credential.
-    pub async fn enrol(
-        &self,
-        organization: OrganizationId,
-        enrolment: wire::Enrolment,
-    ) -> Result<Enrolled, KeeperError> {
-        Err(KeeperError::Starting)
-    }
-
-    /// One organization as operators see it.
-    pub async fn show(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
-        Err(KeeperError::Starting)
-    }
-
-    /// Organizations in order of their ids.
-    pub async fn list(&self, filter: Filter, scope: Scope<'_>) -> Result<wire::OrganizationPage, KeeperError> {
-        Err(KeeperError::Starting)
-    }
-
-    /// Forgets an organization, and its grant with the last one; `revoke` then revokes the refresh token first.
-    pub async fn remove(&self, organization: &OrganizationId, revoke: bool) -> Result<(), KeeperError> {
-        Err(KeeperError::Starting)
-    }
-
-    /// Pauses or resumes the organization's grant.
-    pub async fn set_paused(
-        &self,
-        organization: &OrganizationId,
-        paused: bool,
-    ) -> Result<wire::Organization, KeeperError> {
-        Err(KeeperError::Starting)
-    }
-
-    /// The state of the whole, counted over what `scope` allows.
-    pub fn status(&self, scope: Option<Scope<'_>>) -> wire::Status {
-        unimplemented!()
-    }
-
-    /// Counts over everything, for the metrics; remembered for a second.
-    pub fn census(&self) -> std::sync::Arc<Census> {
-        unimplemented!()
-    }
-
-    /// Whether the vault is open and the index complete.
+    /// Whether the index is complete and the vault takes records.
     pub fn is_ready(&self) -> bool {
-        false
+        self.shared.is_loaded() && self.shared.vault.poisoned().is_none()
+    }
+}
+
+impl Shared {
+    fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// Admits one change: the keeper is not drained before the token is dropped.
+    fn admit(&self) -> Result<TaskTrackerToken, KeeperError> {
+        let token = self.tasks.token();
+        if self.stopping.is_cancelled() || !self.is_loaded() { Err(KeeperError::Starting) } else { Ok(token) }
+    }
+
+    fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    fn chance(&self) -> f64 {
+        self.chance.lock().unwrap_or_else(PoisonError::into_inner).f64()
+    }
+
+    fn lane(&self, slot: &Slot) -> &Lane {
+        &self.lanes[usize::from(slot.provider)]
+    }
+
+    /// The stored grant behind a slot; an older record than the one this process wrote is an error of the engine,
+    /// never used.
+    fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
+        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+        let stored = stored.ok_or(KeeperError::UnknownOrganization)?;
+        let expected = slot.brief().sequence;
+        if stored.sequence != expected {
+            self.metrics.vault_failed();
+            tracing::error!(
+                vault.sequence = stored.sequence,
+                vault.expected = expected,
+                "the vault gave back another version of a record than the one written last; it is not used"
+            );
+            return Err(KeeperError::VaultUnavailable("it gave back an outdated record".into()));
+        }
+        Ok(stored)
+    }
+
+    fn vault_failed(&self, error: &VaultError) -> KeeperError {
+        tracing::error!(error = %error, "the vault failed");
+        KeeperError::VaultUnavailable(error.to_string())
     }
 }

@@ -55,7 +55,7 @@ pub struct Grant {
     pub refusals: Option<Refusals>,
     /// When one of its organizations was last fetched, as far as a commit has carried it.
     pub last_fetched_at: Option<Timestamp>,
-    /// The organizations that use it: never empty while it is stored.
+    /// The organizations that use it: empty only for one whose enrolment was not finished, which is kept because its token cannot be had again.
     pub organizations: Vec<OrganizationId>,
     /// The vault's epoch in which its credential was last known to be the issuer's newest.
     pub epoch: u32,

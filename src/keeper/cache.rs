@@ -1,0 +1,138 @@
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::slot::{CachedToken, Slot, SlotState};
+
+/// Access tokens kept in memory, up to a bound in bytes. What is dropped is read from the vault when it is asked
+/// for again. The oldest goes first, unless it was used since it was last looked at (second chance).
+#[derive(Debug)]
+pub(super) struct TokenCache {
+    limit: usize,
+    bytes: AtomicUsize,
+    order: Mutex<VecDeque<Weak<Slot>>>,
+}
+
+impl TokenCache {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            bytes: AtomicUsize::new(0),
+            order: Mutex::default(),
+        }
+    }
+
+    /// Gives the slot its token in place of an older one, and makes room.
+    pub(super) fn put(&self, slot: &Arc<Slot>, token: Arc<CachedToken>) {
+        let cost = token.cost();
+        let had_one = {
+            let mut state = slot.lock();
+            if state.removed {
+                return;
+            }
+            let before = state.token.replace(token);
+            if let Some(before) = &before {
+                self.bytes.fetch_sub(before.cost(), Ordering::Relaxed);
+            }
+            before.is_some()
+        };
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+        if !had_one {
+            self.order.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::downgrade(slot));
+        }
+        self.make_room();
+    }
+
+    /// Takes the token out of a slot whose lock is held; its place in the order is passed over later.
+    pub(super) fn forget(&self, state: &mut SlotState) {
+        if let Some(token) = state.token.take() {
+            self.bytes.fetch_sub(token.cost(), Ordering::Relaxed);
+        }
+    }
+
+    fn make_room(&self) {
+        if self.bytes.load(Ordering::Relaxed) <= self.limit {
+            return;
+        }
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = order.len() * 2;
+        while self.bytes.load(Ordering::Relaxed) > self.limit && looks > 0 {
+            looks -= 1;
+            let Some(weak) = order.pop_front() else { return };
+            let Some(slot) = weak.upgrade() else { continue };
+            let mut state = slot.lock();
+            if state.token.is_none() {
+                continue;
+            }
+            if std::mem::take(&mut state.used) {
+                drop(state);
+                order.push_back(weak);
+            } else {
+                self.forget(&mut state);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::Now,
+        keeper::slot::Brief,
+        lifecycle::{Enrolling, new_grant},
+        model::{AccessToken, Credential, Fingerprint, GrantId, Secret, Timestamp},
+    };
+
+    fn slot(byte: u8) -> Arc<Slot> {
+        let config = crate::keeper::tests::provider_config();
+        let enrolling = Enrolling {
+            credential: Credential::ApiKey(Secret::new("k")),
+            client: None,
+            granted_at: None,
+            expires_at: None,
+            usage: None,
+            grace: None,
+        };
+        let id = GrantId::from_bytes([byte; 16]);
+        let grant = new_grant(id, Fingerprint([byte; 16]), enrolling, &config, Timestamp::default(), 1).expect("fits");
+        let now = Now { wall: Timestamp::default(), boot: std::time::Duration::ZERO };
+        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, std::time::Duration::ZERO, now), None))
+    }
+
+    fn token() -> Arc<CachedToken> {
+        let access = AccessToken {
+            token: Secret::new("x".repeat(1000)),
+            token_type: "Bearer".into(),
+            scope: None,
+            issued_at: Timestamp::default(),
+            expires_at: Timestamp::default(),
+        };
+        Arc::new(CachedToken { access, etag: "e".into() })
+    }
+
+    #[test]
+    fn it_stays_within_its_bound_and_spares_what_is_used() {
+        let cache = TokenCache::new(u64::try_from(token().cost() * 2).expect("small"));
+        let slots: Vec<_> = (0..4).map(slot).collect();
+        cache.put(&slots[0], token());
+        cache.put(&slots[1], token());
+        slots[0].lock().used = true;
+        cache.put(&slots[2], token());
+        assert!(slots[0].lock().token.is_some(), "used");
+        assert!(slots[1].lock().token.is_none());
+        cache.put(&slots[3], token());
+        assert_eq!(cache.bytes(), token().cost() * 2);
+        cache.put(&slots[3], token());
+        assert_eq!(cache.bytes(), token().cost() * 2, "a replaced token is not counted twice");
+    }
+}

@@ -1,0 +1,339 @@
+//! Enrolling: proof before anything is replaced, and no credential lost on the way.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot};
+use crate::{
+    lifecycle::{Enrolling, new_grant, valid_labels},
+    model::{ClientCredentials, Credential, Fingerprint, Grant, Labels, Organization, OrganizationId, State},
+    provider::ProviderError,
+    vault::Change,
+    wire,
+};
+
+/// How many locks keep enrolments of one secret, or of one organization, apart.
+pub(super) const LOCKS: usize = 512;
+
+/// What a request asks for, once it makes sense.
+struct Wanted {
+    organization: OrganizationId,
+    provider: u16,
+    fingerprint: Fingerprint,
+    labels: Option<Labels>,
+    verify: bool,
+}
+
+impl Keeper {
+    /// Enrols an organization or replaces its credential. With `verify`, the first exchange proves the credential,
+    /// and where the provider lists organizations, that this one is among them, before anything is replaced. A
+    /// secret that a living grant holds joins that grant.
+    pub async fn enrol(
+        &self,
+        organization: OrganizationId,
+        enrolment: wire::Enrolment,
+    ) -> Result<Enrolled, KeeperError> {
+        let shared = &self.shared;
+        let _admitted = shared.admit()?;
+        let (wanted, enrolling) = shared.wanted(organization, enrolment)?;
+        // Secrets take the lower half of the locks and organizations the upper, always in this order.
+        let half = LOCKS / 2;
+        let by_secret = usize::from(wanted.fingerprint.0[15]) % half;
+        let by_organization =
+            half + usize::try_from(super::slot::subject_hash(wanted.organization.as_str()) % 256).unwrap_or(0) % half;
+        let _secret = shared.enrolling[by_secret].lock().await;
+        let _organization = shared.enrolling[by_organization].lock().await;
+        match shared.holder(wanted.fingerprint)? {
+            Some((slot, grant)) => shared.join(&slot, &grant, wanted).await,
+            None => shared.enrol_new(wanted, enrolling).await,
+        }
+    }
+}
+
+impl Shared {
+    fn wanted(&self, organization: OrganizationId, body: wire::Enrolment) -> Result<(Wanted, Enrolling), KeeperError> {
+        let bad = |why: String| KeeperError::BadRequest(why.into());
+        let provider = *self.lane_of.get(&body.provider).ok_or_else(|| {
+            let known: Vec<&str> = self.lane_of.keys().map(crate::model::ProviderName::as_str).collect();
+            bad(format!("provider {} is not configured; configured are: {}", body.provider, known.join(", ")))
+        })?;
+        let credential = match (body.refresh_token, body.api_key) {
+            (Some(token), None) => Credential::RefreshToken(token),
+            (None, Some(key)) => Credential::ApiKey(key),
+            _ => return Err(bad("give exactly one of refresh_token and api_key".into())),
+        };
+        let client = match (body.client_id, body.client_secret) {
+            (Some(id), Some(secret)) => Some(ClientCredentials { id, secret }),
+            (None, None) => None,
+            _ => return Err(bad("client_id and client_secret go together".into())),
+        };
+        let grace = body.grace.as_deref().map(humantime::parse_duration).transpose();
+        let grace = grace.map_err(|_| bad("grace is not a duration; write it as in \"30s\"".into()))?;
+        if body.labels.as_ref().is_some_and(|labels| !valid_labels(labels)) {
+            return Err(bad("labels: at most 16, each at most 256 bytes with its key, no = in a key".into()));
+        }
+        let fingerprint = self.vault.fingerprint(credential.secret());
+        let verify = body.verify.unwrap_or(true);
+        let wanted = Wanted { organization, provider, fingerprint, labels: body.labels, verify };
+        let (granted_at, expires_at, usage) = (body.granted_at, body.expires_at, body.usage);
+        Ok((wanted, Enrolling { credential, client, granted_at, expires_at, usage, grace }))
+    }
+
+    /// The grant that holds, or held, the secret with this fingerprint.
+    fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
+        let Some(slot) = self.index.by_fingerprint(fingerprint) else { return Ok(None) };
+        if slot.lock().removed {
+            return Ok(None);
+        }
+        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+        let grant = stored.map(|stored| stored.value);
+        let grant = grant.filter(|grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint));
+        Ok(grant.map(|grant| (slot, grant)))
+    }
+
+    /// Same secret, same grant (rule 13 of the design).
+    async fn join(&self, slot: &Arc<Slot>, grant: &Grant, wanted: Wanted) -> Result<Enrolled, KeeperError> {
+        let there = grant.organizations.contains(&wanted.organization);
+        if slot.provider != wanted.provider {
+            return Err(KeeperError::BadRequest("this secret is enrolled at another provider".into()));
+        }
+        if there {
+            return self.relabel(wanted).await;
+        }
+        if grant.state == State::Lost {
+            return Err(KeeperError::AlreadySpent);
+        }
+        if wanted.verify {
+            // A grant without organizations is one whose enrolment was not finished: it has no timer.
+            if !matches!(grant.state, State::InDoubt(_))
+                && slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero())
+            {
+                self.exchange_and_wait(slot).await?;
+            }
+            self.check_reach(slot, &wanted.organization).await?;
+        }
+        self.attach(slot, wanted).await
+    }
+
+    /// The organization has this very grant: at most its labels change.
+    async fn relabel(&self, wanted: Wanted) -> Result<Enrolled, KeeperError> {
+        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
+        let mut record = stored.ok_or(KeeperError::UnknownOrganization)?.value;
+        let changed = wanted.labels.as_ref().is_some_and(|labels| *labels != record.labels);
+        if changed {
+            record.labels = wanted.labels.unwrap_or_default();
+            let commit = self.vault.commit(vec![Change::PutOrganization(Box::new(record))]).await;
+            commit.map_err(|error| self.vault_failed(&error))?;
+        }
+        let organization = self.view(&wanted.organization).await?;
+        Ok(Enrolled { created: false, changed, organization })
+    }
+
+    async fn enrol_new(&self, wanted: Wanted, enrolling: Enrolling) -> Result<Enrolled, KeeperError> {
+        let lane = &self.lanes[usize::from(wanted.provider)];
+        let now = self.now().wall;
+        let grant = new_grant(
+            self.vault.random_grant_id(),
+            wanted.fingerprint,
+            enrolling,
+            &lane.config,
+            now,
+            self.vault.epoch(),
+        );
+        let grant = grant.map_err(|error| KeeperError::BadRequest(error.to_string().into()))?;
+        if wanted.verify
+            && let Some(reason) = lane.circuit.frozen()
+        {
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: Duration::from_secs(5) });
+        }
+        if !wanted.verify {
+            return self.store_unproven(grant, wanted).await;
+        }
+        // Stored without an organization first: whatever happens from here on, no rotated token is lost, and
+        // whoever enrols the same secret again joins this grant.
+        let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        self.add(&grant, sequence, None);
+        let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
+        let proven = match self.exchange_and_wait(&slot).await {
+            Ok(()) => self.check_reach(&slot, &wanted.organization).await,
+            Err(KeeperError::Lost { .. }) => Err(KeeperError::Refused("it answers invalid_grant".into())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = proven {
+            self.give_up(&slot, wanted.fingerprint).await;
+            return Err(error);
+        }
+        self.attach(&slot, wanted).await
+    }
+
+    /// `"verify": false`: grant and organization in one commit; the queue exchanges it in its turn.
+    async fn store_unproven(&self, mut grant: Grant, wanted: Wanted) -> Result<Enrolled, KeeperError> {
+        grant.organizations.push(wanted.organization.clone());
+        let left = self.leave(&wanted.organization, None).await?;
+        let record = self.organization_record(&wanted, grant.id)?;
+        let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
+        changes.extend(left.iter().map(Left::change));
+        let commit = self.vault.commit(changes).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        self.add(&grant, sequence, None);
+        let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
+        self.moved(&wanted.organization, &slot, left, sequence).await
+    }
+
+    /// Gives the organization this grant, in one commit with leaving the one that it had.
+    async fn attach(&self, slot: &Arc<Slot>, wanted: Wanted) -> Result<Enrolled, KeeperError> {
+        let mut left = self.leave(&wanted.organization, Some(slot)).await?;
+        // `leave` has taken this slot's record too where there is an old grant, in the order of their ids.
+        let own = match left.as_mut().and_then(|left| left.new_record.take()) {
+            Some(record) => record,
+            None => Arc::clone(&slot.record).lock_owned().await,
+        };
+        let mut grant = self.read(slot)?.value;
+        grant.organizations.push(wanted.organization.clone());
+        let organization = self.organization_record(&wanted, grant.id)?;
+        let mut changes =
+            vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
+        changes.extend(left.iter().map(Left::change));
+        let commit = self.vault.commit(changes).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
+        drop(own);
+        self.moved(&wanted.organization, slot, left, sequence).await
+    }
+
+    /// After the commit: the index follows.
+    async fn moved(
+        &self,
+        organization: &OrganizationId,
+        slot: &Arc<Slot>,
+        left: Option<Left>,
+        sequence: u64,
+    ) -> Result<Enrolled, KeeperError> {
+        let created = left.is_none();
+        self.index.insert(organization.clone(), Arc::clone(slot), None);
+        if let Some(left) = left {
+            if left.grant.organizations.is_empty() {
+                self.forget(&left.slot);
+            } else {
+                let intent = self.vault.intent(left.grant.id).map_err(|error| self.vault_failed(&error))?;
+                self.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+            }
+        }
+        let organization = self.view(organization).await?;
+        Ok(Enrolled { created, changed: true, organization })
+    }
+
+    /// Prepares that the organization leaves the grant it has, if it has one; `new` is the slot it goes to. Both
+    /// records are taken in the order of their ids.
+    pub(super) async fn leave(
+        &self,
+        organization: &OrganizationId,
+        new: Option<&Arc<Slot>>,
+    ) -> Result<Option<Left>, KeeperError> {
+        let Some(entry) = self.index.find(organization) else { return Ok(None) };
+        let old = Arc::clone(&entry.slot);
+        if new.is_some_and(|new| Arc::ptr_eq(new, &old)) {
+            return Ok(None);
+        }
+        // A grant that goes with its last organization: its exchange ends first, so that no answer is orphaned.
+        let flight = old.lock().flight.clone();
+        if let Some(flight) = flight.filter(|_| old.brief().organizations <= 1) {
+            let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
+        }
+        let (mut new_record, first) = match new {
+            Some(new) if new.id < old.id => (Some(Arc::clone(&new.record).lock_owned().await), true),
+            _ => (None, false),
+        };
+        let record = Arc::clone(&old.record).lock_owned().await;
+        if let (Some(new), false) = (new, first) {
+            new_record = Some(Arc::clone(&new.record).lock_owned().await);
+        }
+        let mut grant = self.read(&old)?.value;
+        grant.organizations.retain(|other| other != organization);
+        Ok(Some(Left { slot: old, grant, new_record, _record: record }))
+    }
+
+    /// Labels and the day of enrolment stay where the request says nothing of them.
+    fn organization_record(&self, wanted: &Wanted, grant: crate::model::GrantId) -> Result<Organization, KeeperError> {
+        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
+        let (labels, added_at) = match stored {
+            Some(stored) => (stored.value.labels, stored.value.added_at),
+            None => (Labels::new(), self.now().wall),
+        };
+        let labels = wanted.labels.clone().unwrap_or(labels);
+        Ok(Organization { id: wanted.organization.clone(), grant, labels, added_at })
+    }
+
+    /// Whether the grant's access token reaches the organization, where the provider can tell (a key under the
+    /// wrong company serves the wrong books).
+    async fn check_reach(&self, slot: &Arc<Slot>, organization: &OrganizationId) -> Result<(), KeeperError> {
+        let lane = self.lane(slot);
+        let access = self.read(slot)?.value.access;
+        let Some(access) = access else {
+            return Err(KeeperError::ProviderUnavailable { reason: "unverified", retry_after: Duration::from_secs(1) });
+        };
+        match lane.endpoint.organizations(&access.token).await {
+            Ok(None) => Ok(()),
+            Ok(Some(ids)) if ids.iter().any(|id| id == organization.as_str()) => Ok(()),
+            Ok(Some(ids)) => Err(KeeperError::WrongOrganization(reach_in_words(&ids))),
+            Err(error @ ProviderError::Refused { .. }) => Err(KeeperError::Refused(error.to_string())),
+            Err(error) => {
+                tracing::warn!(provider = lane.name.as_str(), error = %error, "cannot tell which organizations a credential reaches");
+                Err(KeeperError::ProviderUnavailable {
+                    reason: "provider_unavailable",
+                    retry_after: Duration::from_secs(5),
+                })
+            }
+        }
+    }
+
+    /// An enrolment that failed leaves nothing behind, unless the token that came in is spent: then its grant is
+    /// kept without an organization, and whoever enrols the same token again joins it.
+    async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
+        let _record = slot.record.lock().await;
+        let Ok(stored) = self.read(slot) else { return };
+        let grant = stored.value;
+        let spent = grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
+        if spent || !grant.organizations.is_empty() || slot.lock().flight.is_some() {
+            tracing::warn!(
+                provider = grant.provider.as_str(),
+                "an enrolment failed after its one-time token was sent; the grant is kept, enrol the same token again to join it"
+            );
+            return;
+        }
+        let changes = vec![Change::DeleteGrant(grant.id), Change::DeleteIntent(grant.id)];
+        if self.vault.commit(changes).await.is_ok() {
+            self.forget(slot);
+        }
+    }
+}
+
+/// A grant that an organization leaves; its record is held until that is published.
+pub(super) struct Left {
+    pub(super) slot: Arc<Slot>,
+    /// The grant without that organization.
+    pub(super) grant: Grant,
+    new_record: Option<OwnedMutexGuard<()>>,
+    _record: OwnedMutexGuard<()>,
+}
+
+impl Left {
+    pub(super) fn change(&self) -> Change {
+        if self.grant.organizations.is_empty() {
+            Change::DeleteGrant(self.grant.id)
+        } else {
+            Change::PutGrant(Box::new(self.grant.clone()))
+        }
+    }
+}
+
+fn reach_in_words(ids: &[String]) -> String {
+    match ids {
+        [] => "none".into(),
+        [one] => one.chars().take(64).collect(),
+        many => format!("{} others", many.len()),
+    }
+}

@@ -1,0 +1,237 @@
+//! Handing out access tokens.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use super::{
+    Keeper, KeeperError, Shared,
+    index::Entry,
+    lane::Urgency,
+    slot::{CachedToken, Slot},
+};
+use crate::{
+    clock::Now,
+    lifecycle::{MAX_RETRY_AFTER, ServeVerdict, serve},
+    model::{OrganizationId, State},
+    wire,
+};
+
+/// How long a caller waits for an exchange beyond its time limit: for its turn in the queue.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// An access token that may be handed out now.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The answer.
+    pub token: wire::Token,
+    /// Names the token without revealing it: a quoted strong entity tag (RFC 9110 section 8.8.3).
+    pub etag: String,
+}
+
+impl Keeper {
+    /// The organization's access token with at least `min_ttl` left; refreshed first where it has less. Many
+    /// callers, one exchange; while refreshing fails, a token that still lives is given, marked `degraded`.
+    pub async fn token(&self, organization: &OrganizationId, min_ttl: Duration) -> Result<Served, KeeperError> {
+        let shared = &self.shared;
+        let entry = shared.find(organization).await?;
+        entry.fetched(shared.now().wall);
+        match shared.decide(&entry.slot, min_ttl) {
+            ServeVerdict::Serve { degraded } => {
+                shared.refresh_behind(&entry.slot);
+                shared.serve(&entry, degraded)
+            }
+            ServeVerdict::Refresh => {
+                let exchanged = shared.exchange_and_wait(&entry.slot).await;
+                // A token that lives but is shorter than wished is still better than none.
+                match shared.decide(&entry.slot, min_ttl) {
+                    ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
+                    ServeVerdict::Refresh => match shared.decide(&entry.slot, Duration::ZERO) {
+                        ServeVerdict::Serve { degraded } => {
+                            shared.serve(&entry, degraded.or(exchanged.err().map(|_| "provider_unavailable")))
+                        }
+                        verdict => Err(exchanged.err().unwrap_or_else(|| shared.refusal(&entry.slot, verdict))),
+                    },
+                    verdict => Err(match exchanged {
+                        Err(error @ KeeperError::VaultUnavailable(_)) => error,
+                        _ => shared.refusal(&entry.slot, verdict),
+                    }),
+                }
+            }
+            verdict => Err(shared.refusal(&entry.slot, verdict)),
+        }
+    }
+
+    /// The API refused the token that `rejected` (an entity tag) names: exchanges, unless a newer token is there.
+    pub async fn refresh(&self, organization: &OrganizationId, rejected: Option<&str>) -> Result<Served, KeeperError> {
+        let shared = &self.shared;
+        let entry = shared.find(organization).await?;
+        let slot = &entry.slot;
+        entry.fetched(shared.now().wall);
+        let verdict = shared.decide(slot, Duration::ZERO);
+        if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
+            let served = shared.serve(&entry, degraded)?;
+            if served.etag != rejected {
+                return Ok(served);
+            }
+        }
+        match verdict {
+            ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
+            refusal => return Err(shared.refusal(slot, refusal)),
+        }
+        shared.may_force(slot)?;
+        shared.exchange_and_wait(slot).await?;
+        match shared.decide(slot, Duration::ZERO) {
+            ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
+            verdict => Err(shared.refusal(slot, verdict)),
+        }
+    }
+}
+
+impl Shared {
+    /// The organization in memory; while the vault is still being loaded, the one that is asked for is read.
+    pub(super) async fn find(&self, organization: &OrganizationId) -> Result<Arc<Entry>, KeeperError> {
+        if let Some(entry) = self.index.find(organization) {
+            return Ok(entry);
+        }
+        if self.is_loaded() {
+            return Err(KeeperError::UnknownOrganization);
+        }
+        self.load_one(organization).await
+    }
+
+    fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
+        let now = self.now();
+        let frozen = self.lane(slot).circuit.frozen();
+        let standing = slot.brief().standing(now, frozen);
+        serve(&standing, now.wall, min_ttl)
+    }
+
+    fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
+        let slot = &entry.slot;
+        let now = self.now();
+        let cached = match self.cached(slot) {
+            Some(cached) => cached,
+            None => self.read_token(slot)?,
+        };
+        let brief = slot.brief();
+        let left = brief.access.map(|access| access.left(now)).unwrap_or_default();
+        let access = &cached.access;
+        Ok(Served {
+            token: wire::Token {
+                organization: entry.id.clone(),
+                provider: self.lane(slot).name.clone(),
+                access_token: access.token.expose().to_owned(),
+                token_type: access.token_type.clone(),
+                scope: access.scope.clone(),
+                expires_at: access.expires_at,
+                expires_in: left.as_secs(),
+                consent_expires_at: brief.consent_ends,
+                degraded: degraded.map(Cow::Borrowed),
+            },
+            etag: cached.etag.clone(),
+        })
+    }
+
+    fn cached(&self, slot: &Slot) -> Option<Arc<CachedToken>> {
+        let mut state = slot.lock();
+        state.used = true;
+        state.token.clone()
+    }
+
+    /// The token was dropped from the bounded cache: one read of the vault brings it back.
+    fn read_token(&self, slot: &Arc<Slot>) -> Result<Arc<CachedToken>, KeeperError> {
+        let sequence = slot.brief().sequence;
+        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+        let stored = stored.filter(|stored| stored.sequence >= sequence);
+        let access = stored.and_then(|stored| stored.value.access);
+        let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
+        let etag = self.vault.entity_tag(&access.token);
+        let cached = Arc::new(CachedToken { access, etag });
+        // Another task may have stored a newer one since; that one stays.
+        if slot.brief().sequence == sequence {
+            self.cache.put(slot, Arc::clone(&cached));
+        }
+        Ok(cached)
+    }
+
+    /// A grant that was left to idle and is fetched again past its refresh moment is refreshed behind the answer.
+    fn refresh_behind(&self, slot: &Arc<Slot>) {
+        let (brief, idle) = {
+            let state = slot.lock();
+            (state.brief, state.timer.is_none() && state.flight.is_none())
+        };
+        let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
+        if idle && overdue && brief.state == State::Active && brief.due.is_some() {
+            self.lane(slot).enqueue(slot, Urgency::Fetched);
+        }
+    }
+
+    /// Queues an exchange before all that nobody waits for, and waits for its end, bounded.
+    pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
+        let flight = self.lane(slot).enqueue(slot, Urgency::Awaited);
+        let patience = self.refresh.timeout + QUEUE_PATIENCE;
+        let waited = tokio::select! {
+            waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
+            () = self.stopping.cancelled() => {
+                // What is still queued has no turn any more; what is under way ends.
+                if slot.lock().queued.is_some() {
+                    return Err(KeeperError::Starting);
+                }
+                tokio::time::timeout(patience, flight.ended()).await
+            }
+        };
+        match waited {
+            Ok(Some(result)) => result,
+            Ok(None) | Err(_) => Err(KeeperError::ProviderUnavailable {
+                reason: "provider_unavailable",
+                retry_after: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    /// Whether a caller may force an exchange now.
+    fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
+        let now = self.now();
+        let (brief, flying) = {
+            let state = slot.lock();
+            (state.brief, state.flight.is_some())
+        };
+        if flying {
+            return Ok(());
+        }
+        if let Some(wait) = brief.retry_at.map(|at| at.since(now.wall)).filter(|wait| !wait.is_zero()) {
+            let reason = brief.state.reason().unwrap_or("provider_unavailable");
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: wait.min(MAX_RETRY_AFTER) });
+        }
+        if let State::InDoubt(reason) = brief.state {
+            let reason = State::InDoubt(reason).reason().unwrap_or("no_answer");
+            return Err(KeeperError::InDoubt { reason, since: brief.since });
+        }
+        slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
+        self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
+    }
+
+    fn refusal(&self, slot: &Slot, verdict: ServeVerdict) -> KeeperError {
+        let Now { wall, .. } = self.now();
+        let brief = slot.brief();
+        match verdict {
+            ServeVerdict::Paused => KeeperError::Paused,
+            ServeVerdict::Lost => {
+                KeeperError::Lost { reason: brief.state.reason().unwrap_or("refused"), since: brief.since }
+            }
+            ServeVerdict::InDoubt => {
+                KeeperError::InDoubt { reason: brief.state.reason().unwrap_or("no_answer"), since: brief.since }
+            }
+            ServeVerdict::MinTtlTooLong { limit } => KeeperError::MinTtlTooLong { limit: limit.as_secs() },
+            ServeVerdict::Unavailable { reason, retry_at } => {
+                let retry_after = retry_at.since(wall).min(MAX_RETRY_AFTER);
+                if reason == "vault_unavailable" {
+                    return KeeperError::VaultUnavailable("the last exchange could not be stored".into());
+                }
+                KeeperError::ProviderUnavailable { reason, retry_after }
+            }
+            ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {
+                KeeperError::ProviderUnavailable { reason: "provider_unavailable", retry_after: Duration::from_secs(1) }
+            }
+        }
+    }
+}

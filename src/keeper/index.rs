@@ -1,0 +1,209 @@
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use hashbrown::HashTable;
+
+use super::slot::{Slot, fingerprint_key};
+use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
+
+const SHARDS: usize = 64;
+
+/// Organization to slot, grant to slot, fingerprint to slot.
+#[derive(Debug)]
+pub(super) struct Index {
+    hasher: RandomState,
+    organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
+    slots: RwLock<HashMap<GrantId, Arc<Slot>>>,
+    fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
+    /// Living grants by provider and subject, for rule 6.
+    subjects: Mutex<HashMap<(u16, u64), u32>>,
+    changes: AtomicU64,
+    sorted: Mutex<(u64, Arc<[Arc<Entry>]>)>,
+}
+
+/// One organization in memory. Moving it to another grant makes a new entry.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: OrganizationId,
+    pub(super) slot: Arc<Slot>,
+    last_fetched: AtomicI64,
+}
+
+impl Entry {
+    pub(super) fn fetched(&self, now: Timestamp) {
+        self.last_fetched.store(now.as_millis(), Ordering::Relaxed);
+        self.slot.fetched(now);
+    }
+
+    pub(super) fn last_fetched(&self) -> Option<Timestamp> {
+        Some(self.last_fetched.load(Ordering::Relaxed)).filter(|at| *at != 0).map(Timestamp::from_millis)
+    }
+}
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
+            slots: RwLock::default(),
+            fingerprints: RwLock::default(),
+            subjects: Mutex::default(),
+            changes: AtomicU64::new(1),
+            sorted: Mutex::new((0, Arc::new([]))),
+        }
+    }
+
+    /// The organization's entry.
+    pub(super) fn find(&self, id: &OrganizationId) -> Option<Arc<Entry>> {
+        let hash = self.hash(id);
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        shard.find(hash, |entry| entry.id == *id).cloned()
+    }
+
+    /// Puts an organization on a slot, or moves it there; gives back where it was.
+    pub(super) fn insert(
+        &self,
+        id: OrganizationId,
+        slot: Arc<Slot>,
+        last_fetched: Option<Timestamp>,
+    ) -> Option<Arc<Entry>> {
+        let hash = self.hash(&id);
+        let entry =
+            Arc::new(Entry { id, slot, last_fetched: AtomicI64::new(last_fetched.map_or(0, Timestamp::as_millis)) });
+        let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+        self.changes.fetch_add(1, Ordering::Release);
+        if let Some(there) = shard.find_mut(hash, |other| other.id == entry.id) {
+            entry.last_fetched.store(there.last_fetched.load(Ordering::Relaxed), Ordering::Relaxed);
+            return Some(std::mem::replace(there, entry));
+        }
+        shard.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.id));
+        None
+    }
+
+    /// Puts an organization on a slot unless it is there already; for the loader, which must not undo what was
+    /// enrolled meanwhile.
+    pub(super) fn insert_new(&self, id: OrganizationId, slot: Arc<Slot>, last_fetched: Option<Timestamp>) {
+        if self.find(&id).is_none() {
+            self.insert(id, slot, last_fetched);
+        }
+    }
+
+    /// Forgets an organization.
+    pub(super) fn remove(&self, id: &OrganizationId) {
+        let hash = self.hash(id);
+        let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(entry) = shard.find_entry(hash, |entry| entry.id == *id) {
+            entry.remove();
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Every organization, in no order; a shard's lock is held meanwhile, so `f` must be quick and stay out of the
+    /// index.
+    pub(super) fn for_each(&self, f: &mut dyn FnMut(&Arc<Entry>)) {
+        for shard in &self.organizations {
+            shard.read().unwrap_or_else(PoisonError::into_inner).iter().for_each(&mut *f);
+        }
+    }
+
+    /// Every organization in order of ids; built anew only after a change. Sorting a million takes about a second:
+    /// call it where that may block.
+    pub(super) fn sorted(&self) -> Arc<[Arc<Entry>]> {
+        let mut sorted = self.sorted.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = self.changes.load(Ordering::Acquire);
+        if sorted.0 != changes {
+            let mut entries: Vec<Arc<Entry>> = Vec::new();
+            for shard in &self.organizations {
+                entries.extend(shard.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+            }
+            entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+            *sorted = (changes, entries.into());
+        }
+        Arc::clone(&sorted.1)
+    }
+
+    /// The grant's slot.
+    pub(super) fn slot(&self, id: GrantId) -> Option<Arc<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Adds a slot; gives back the one that was there, which stays.
+    pub(super) fn add_slot(&self, slot: Arc<Slot>) -> Result<(), Arc<Slot>> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        match slots.entry(slot.id) {
+            std::collections::hash_map::Entry::Occupied(there) => Err(Arc::clone(there.get())),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(slot);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets a slot and its fingerprints.
+    pub(super) fn remove_slot(&self, slot: &Arc<Slot>) {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(&slot.id);
+        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).retain(|_, other| !Arc::ptr_eq(other, slot));
+    }
+
+    /// How many slots there are.
+    pub(super) fn slot_count(&self) -> usize {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Every slot.
+    pub(super) fn slots(&self) -> Vec<Arc<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Which slot may hold a secret with this fingerprint; verify it against the stored grant.
+    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Option<Arc<Slot>> {
+        self.fingerprints.read().unwrap_or_else(PoisonError::into_inner).get(&fingerprint_key(fingerprint)).cloned()
+    }
+
+    /// Remembers the grant's fingerprints, current and spent.
+    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
+            fingerprints.insert(fingerprint_key(*fingerprint), Arc::clone(slot));
+        }
+    }
+
+    /// Forgets a fingerprint that its grant no longer remembers.
+    pub(super) fn forget_fingerprint(&self, fingerprint: Fingerprint) {
+        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
+    }
+
+    /// Counts a living grant of a subject in or out; 0, the unknown subject, is not counted.
+    pub(super) fn count_subject(&self, provider: u16, subject: u64, living: bool) {
+        if subject == 0 {
+            return;
+        }
+        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = subjects.entry((provider, subject)).or_default();
+        *count = if living { count.saturating_add(1) } else { count.saturating_sub(1) };
+        if *count == 0 {
+            subjects.remove(&(provider, subject));
+        }
+    }
+
+    /// How many living grants a subject has at a provider.
+    pub(super) fn living_grants_of(&self, provider: u16, subject: u64) -> u32 {
+        let subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        subjects.get(&(provider, subject)).copied().unwrap_or(0)
+    }
+
+    fn hash(&self, id: &OrganizationId) -> u64 {
+        self.hasher.hash_one(id)
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<HashTable<Arc<Entry>>> {
+        let top = usize::try_from(hash >> 48).unwrap_or(0);
+        &self.organizations[top % SHARDS]
+    }
+}

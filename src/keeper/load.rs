@@ -1,0 +1,156 @@
+//! From the vault into memory: everything in the background, and at once the organization that is asked for.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{
+    KeeperError, Shared,
+    index::Entry,
+    slot::{Slot, living_subject},
+};
+use crate::{
+    lifecycle,
+    model::{DoubtReason, Grant, GrantId, Intent, OrganizationId},
+    vault::{Change, Stored, VaultError},
+};
+
+/// Reads every grant and organization; readiness and whatever needs the whole follow.
+pub(super) async fn load(shared: Arc<Shared>) {
+    let reader = Arc::clone(&shared);
+    let read = tokio::task::spawn_blocking(move || reader.load_everything()).await;
+    let doubtful = match read {
+        Ok(Ok(doubtful)) => doubtful,
+        Ok(Err(error)) => return shared.load_failed(&error.to_string()),
+        Err(_) => return shared.load_failed("the loader died"),
+    };
+    for stored in doubtful {
+        if let Err(error) = shared.make_slot(stored).await {
+            return shared.load_failed(&error.to_string());
+        }
+    }
+    // Organizations come last: each finds its grant's slot made.
+    let reader = Arc::clone(&shared);
+    match tokio::task::spawn_blocking(move || reader.load_organizations()).await {
+        Ok(Ok(organizations)) => {
+            shared.loaded.store(true, Ordering::Release);
+            tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        }
+        Ok(Err(error)) => shared.load_failed(&error.to_string()),
+        Err(_) => shared.load_failed("the loader died"),
+    }
+}
+
+impl Shared {
+    fn load_failed(&self, why: &str) {
+        self.metrics.vault_failed();
+        tracing::error!(
+            error = why,
+            "the vault could not be read whole; the worker serves what it can read and is not ready. `consentry restore` brings a backup back"
+        );
+        let _ = self.load_failure.set(why.to_owned());
+    }
+
+    /// Makes a slot of every grant that is as it should be, and gives back those that must be written first.
+    fn load_everything(&self) -> Result<Vec<Stored<Grant>>, VaultError> {
+        let mut intents: HashMap<GrantId, Intent> = HashMap::new();
+        self.vault.for_each_intent(&mut |intent| {
+            intents.insert(intent.grant, intent);
+            Ok(())
+        })?;
+        let mut doubtful = Vec::new();
+        self.vault.for_each_grant(&mut |stored| {
+            if self.stopping.is_cancelled() {
+                return Ok(());
+            }
+            let intent = intents.get(&stored.value.id);
+            if intent.is_some() || stored.value.epoch < self.vault.epoch() {
+                doubtful.push(stored);
+            } else {
+                self.add(&stored.value, stored.sequence, None);
+            }
+            Ok(())
+        })?;
+        Ok(doubtful)
+    }
+
+    fn load_organizations(&self) -> Result<usize, VaultError> {
+        let mut count = 0;
+        self.vault.for_each_organization(&mut |stored| {
+            let organization = stored.value;
+            match self.index.slot(organization.grant) {
+                Some(slot) => {
+                    count += 1;
+                    let last_fetched = slot.last_fetched();
+                    self.index.insert_new(organization.id, slot, last_fetched);
+                }
+                None => tracing::error!(
+                    organization = organization.id.as_str(),
+                    "its grant is of a provider that is not configured, or is missing; it is not served"
+                ),
+            }
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// The one organization that is asked for while the rest is still being loaded.
+    pub(super) async fn load_one(&self, organization: &OrganizationId) -> Result<Arc<Entry>, KeeperError> {
+        let failed = |error: VaultError| self.vault_failed(&error);
+        let stored = self.vault.organization(organization).map_err(failed)?;
+        let found = stored.ok_or(KeeperError::UnknownOrganization)?.value;
+        let slot = match self.index.slot(found.grant) {
+            Some(slot) => slot,
+            None => {
+                let grant = self.vault.grant(found.grant).map_err(failed)?;
+                let grant = grant.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
+                self.make_slot(grant).await?
+            }
+        };
+        let last_fetched = slot.last_fetched();
+        self.index.insert_new(found.id, slot, last_fetched);
+        self.index.find(organization).ok_or(KeeperError::Starting)
+    }
+
+    /// Makes the slot of a grant, after what start found out about it is durable: a crash in the middle of an
+    /// exchange, or a vault that went back in time.
+    async fn make_slot(&self, stored: Stored<Grant>) -> Result<Arc<Slot>, KeeperError> {
+        let _making = self.making.lock().await;
+        if let Some(slot) = self.index.slot(stored.value.id) {
+            return Ok(slot);
+        }
+        let Stored { value: mut grant, mut sequence } = stored;
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let now = self.now().wall;
+        let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
+        let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), DoubtReason::Restored, now);
+        let notice = crashed.or(outdated);
+        if let Some(notice) = notice {
+            let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+            sequence = commit.map_err(|error| self.vault_failed(&error))?;
+            self.tell(&grant, notice);
+        }
+        self.add(&grant, sequence, intent.as_ref());
+        self.index
+            .slot(grant.id)
+            .ok_or_else(|| KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()))
+    }
+
+    /// Puts a stored grant's slot in the index; nothing where its provider is not configured or it is there already.
+    pub(super) fn add(&self, grant: &Grant, sequence: u64, intent: Option<&Intent>) {
+        let Some(provider) = self.lane_of.get(&grant.provider).copied() else { return };
+        let now = self.now();
+        // Counted first, so that two grants of one subject see each other.
+        let subject = living_subject(grant);
+        self.index.count_subject(provider, subject, true);
+        let brief = self.brief(provider, grant, sequence, intent, now);
+        let slot = Arc::new(Slot::new(grant.id, provider, brief, grant.last_fetched_at));
+        if self.index.add_slot(Arc::clone(&slot)).is_err() {
+            self.index.count_subject(provider, subject, false);
+            return;
+        }
+        self.index.know_fingerprints(&slot, grant);
+        self.set_timer(&slot, brief, now);
+    }
+}

@@ -1,0 +1,200 @@
+//! What operators do: list, show, remove, pause, status.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Keeper, KeeperError, Shared, index::Entry, slot::Slot};
+use crate::{
+    lifecycle,
+    model::{Credential, Labels, OrganizationId, ProviderName, State},
+    provider::ProviderError,
+    vault::Change,
+    wire,
+};
+
+/// What an enrolment did.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// Whether the organization was not there before.
+    pub created: bool,
+    /// Whether anything was changed at all; false where the same secret was enrolled again.
+    pub changed: bool,
+    /// The organization as it is now.
+    pub organization: wire::Organization,
+}
+
+/// Which organizations a list is about; every field that is set must fit.
+#[derive(Debug, Default, Clone)]
+pub struct Filter {
+    /// `active`, `failing`, `in_doubt`, `lost` or `paused`.
+    pub state: Option<String>,
+    /// The provider.
+    pub provider: Option<ProviderName>,
+    /// The consent ends within this time, or has ended.
+    pub expires_within: Option<Duration>,
+    /// Labels it carries.
+    pub labels: Labels,
+    /// How many at most: 1 to 1000.
+    pub limit: usize,
+    /// Only those with a greater id.
+    pub after: Option<OrganizationId>,
+}
+
+/// The longest page of a list.
+const MAX_PAGE: usize = 1000;
+
+/// Which organizations a caller may see.
+pub type Scope<'a> = &'a (dyn Fn(&OrganizationId) -> bool + Send + Sync);
+
+impl Keeper {
+    /// One organization as operators see it.
+    pub async fn show(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
+        self.shared.view(organization).await
+    }
+
+    /// Organizations in order of their ids, a page at a time.
+    pub async fn list(&self, filter: Filter, scope: Scope<'_>) -> Result<wire::OrganizationPage, KeeperError> {
+        let shared = &self.shared;
+        if !shared.is_loaded() {
+            return Err(KeeperError::Starting);
+        }
+        let limit = filter.limit.clamp(1, MAX_PAGE);
+        let sorter = Arc::clone(shared);
+        let sorted = tokio::task::spawn_blocking(move || sorter.index.sorted()).await;
+        let sorted = sorted.map_err(|_| KeeperError::Starting)?;
+        let start = filter.after.as_ref().map_or(0, |after| sorted.partition_point(|entry| entry.id <= *after));
+        let mut organizations = Vec::new();
+        let mut looked_at = 0_usize;
+        for entry in &sorted[start..] {
+            looked_at += 1;
+            if looked_at.is_multiple_of(1000) {
+                tokio::task::yield_now().await;
+            }
+            if !scope(&entry.id) || !shared.fits(entry, &filter) {
+                continue;
+            }
+            let Some(found) = shared.view_of(entry)? else { continue };
+            if !filter.labels.iter().all(|(key, value)| found.labels.get(key) == Some(value)) {
+                continue;
+            }
+            organizations.push(found);
+            if organizations.len() > limit {
+                break;
+            }
+        }
+        let more = organizations.len() > limit;
+        organizations.truncate(limit);
+        let next_cursor = organizations.last().filter(|_| more).map(|last| last.organization.to_string());
+        Ok(wire::OrganizationPage { organizations, next_cursor })
+    }
+
+    /// Forgets an organization, and its grant with the last one; `revoke` then revokes the refresh token first,
+    /// unless another living grant of the same subject would be harmed by that.
+    pub async fn remove(&self, organization: &OrganizationId, revoke: bool) -> Result<(), KeeperError> {
+        let shared = &self.shared;
+        let _admitted = shared.admit()?;
+        let left = shared.leave(organization, None).await?.ok_or(KeeperError::UnknownOrganization)?;
+        let last = left.grant.organizations.is_empty();
+        if revoke && last {
+            shared.revoke(&left.slot, &left.grant).await?;
+        }
+        let mut changes = vec![left.change(), Change::DeleteOrganization(organization.clone())];
+        if last {
+            changes.push(Change::DeleteIntent(left.grant.id));
+        }
+        let commit = shared.vault.commit(changes).await;
+        let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
+        shared.index.remove(organization);
+        if last {
+            shared.forget(&left.slot);
+        } else {
+            let intent = shared.vault.intent(left.grant.id).map_err(|error| shared.vault_failed(&error))?;
+            shared.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+        }
+        Ok(())
+    }
+
+    /// Pauses or resumes the organization's grant, for every organization that it serves.
+    pub async fn set_paused(
+        &self,
+        organization: &OrganizationId,
+        paused: bool,
+    ) -> Result<wire::Organization, KeeperError> {
+        let shared = &self.shared;
+        let _admitted = shared.admit()?;
+        let slot = Arc::clone(&shared.find(organization).await?.slot);
+        {
+            let _record = slot.record.lock().await;
+            let mut grant = shared.read(&slot)?.value;
+            if lifecycle::paused(&mut grant, paused) {
+                let commit = shared.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+                let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
+                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
+                shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
+            }
+        }
+        shared.view(organization).await
+    }
+
+    /// The net below the timers; gives back how many grants it had to catch.
+    pub fn sweep(&self) -> usize {
+        let caught = self.shared.sweep();
+        if caught > 0 {
+            tracing::warn!(caught, "the sweep found due grants without a timer");
+        }
+        caught
+    }
+}
+
+impl Shared {
+    fn fits(&self, entry: &Entry, filter: &Filter) -> bool {
+        let brief = entry.slot.brief();
+        let state = if brief.paused { "paused" } else { brief.state.word() };
+        let wall = self.now().wall;
+        filter.state.as_deref().is_none_or(|wanted| wanted == state)
+            && filter.provider.as_ref().is_none_or(|wanted| *wanted == self.lane(&entry.slot).name)
+            && filter.expires_within.is_none_or(|within| brief.consent_ends.is_some_and(|end| end <= wall + within))
+    }
+
+    /// Revokes a consent that nothing else needs.
+    async fn revoke(&self, slot: &Slot, grant: &crate::model::Grant) -> Result<(), KeeperError> {
+        if !matches!(grant.credential, Credential::RefreshToken(_)) || grant.state == State::Lost {
+            return Ok(());
+        }
+        let subject = grant.subject.as_deref().map(super::slot::subject_hash);
+        // Counted as living itself, since it is not forgotten yet.
+        if subject.is_some_and(|subject| self.index.living_grants_of(slot.provider, subject) > 1) {
+            tracing::warn!(
+                provider = grant.provider.as_str(),
+                "not revoked: another grant of the same person would end with it"
+            );
+            return Ok(());
+        }
+        let endpoint = &self.lane(slot).endpoint;
+        match endpoint.revoke(grant.credential.secret(), grant.client.as_ref()).await {
+            Ok(()) => Ok(()),
+            Err(ProviderError::NotOffered { provider, what }) => {
+                Err(KeeperError::BadRequest(format!("provider {provider} has no {what}; remove without revoke").into()))
+            }
+            Err(error) => {
+                tracing::warn!(provider = grant.provider.as_str(), error = %error, "a consent could not be revoked; nothing was removed");
+                Err(KeeperError::ProviderUnavailable {
+                    reason: "provider_unavailable",
+                    retry_after: Duration::from_secs(5),
+                })
+            }
+        }
+    }
+
+    /// The grant is gone from the vault: its slot follows.
+    pub(super) fn forget(&self, slot: &Arc<Slot>) {
+        let brief = slot.brief();
+        self.timers.set(slot, None);
+        {
+            let mut state = slot.lock();
+            state.removed = true;
+            self.cache.forget(&mut state);
+        }
+        self.recount_subject(slot.provider, Some(brief), None);
+        self.index.remove_slot(slot);
+    }
+}

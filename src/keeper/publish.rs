@@ -1,0 +1,150 @@
+//! After a commit: the grant's slot, timers, counts and cached token follow what was stored.
+
+use std::sync::Arc;
+
+use super::{
+    Shared,
+    slot::{Brief, CachedToken, Slot},
+    timers::boot_millis,
+};
+use crate::{
+    clock::Now,
+    lifecycle::{Fleet, Notice, due, refresh_after},
+    model::{Fingerprint, Grant, Intent, State},
+};
+
+impl Shared {
+    /// Makes what commit `sequence` stored visible. `before`: the fingerprints remembered until now.
+    pub(super) fn publish(
+        &self,
+        slot: &Arc<Slot>,
+        grant: &Grant,
+        sequence: u64,
+        intent: Option<&Intent>,
+        before: &[Fingerprint],
+    ) {
+        let now = self.now();
+        let brief = self.brief(slot.provider, grant, sequence, intent, now);
+        let token = grant
+            .access
+            .as_ref()
+            .map(|access| Arc::new(CachedToken { access: access.clone(), etag: self.vault.entity_tag(&access.token) }));
+        self.set_brief(slot, brief, now);
+        match token {
+            Some(token) => self.cache.put(slot, token),
+            None => self.cache.forget(&mut slot.lock()),
+        }
+        for old in before {
+            if *old != grant.fingerprint && !grant.spent.contains(old) {
+                self.index.forget_fingerprint(*old);
+            }
+        }
+        self.index.know_fingerprints(slot, grant);
+    }
+
+    /// What a slot is to remember of a grant.
+    pub(super) fn brief(
+        &self,
+        provider: u16,
+        grant: &Grant,
+        sequence: u64,
+        intent: Option<&Intent>,
+        now: Now,
+    ) -> Brief {
+        let lane = &self.lanes[usize::from(provider)];
+        let chance = self.chance();
+        let fleet = self.fleet(provider, grant);
+        let due = due(grant, intent, &lane.policy, fleet, now, self.clock.boot_id(), chance);
+        let refresh_after = grant.access.as_ref().map(|access| refresh_after(access, &lane.policy, chance));
+        Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now)
+    }
+
+    fn fleet(&self, provider: u16, grant: &Grant) -> Fleet {
+        let Some(subject) = &grant.subject else { return Fleet { shares_subject: true } };
+        let living = self.index.living_grants_of(provider, super::slot::subject_hash(subject));
+        Fleet { shares_subject: living > 1 }
+    }
+
+    /// Puts a brief in a slot and sets its timer.
+    pub(super) fn set_brief(&self, slot: &Arc<Slot>, mut brief: Brief, now: Now) {
+        let before = {
+            let mut state = slot.lock();
+            // The same access token keeps the end and the refresh moment that it was given on the boot-time clock.
+            if let (Some(new), Some(old)) = (&mut brief.access, &state.brief.access)
+                && new.issued_at == old.issued_at
+                && new.expires_at == old.expires_at
+            {
+                new.expires_boot = old.expires_boot;
+                new.refresh_after = old.refresh_after;
+                if brief.state == State::Active && state.brief.state == State::Active && brief.due.is_some() {
+                    brief.due = state.brief.due.or(brief.due);
+                }
+            }
+            std::mem::replace(&mut state.brief, brief)
+        };
+        self.recount_subject(slot.provider, Some(before), Some(brief));
+        self.set_timer(slot, brief, now);
+    }
+
+    /// Sets the slot's timer to its due moment: moved over to the boot-time clock, so that a change of wall time
+    /// afterwards neither hastens nor delays it.
+    pub(super) fn set_timer(&self, slot: &Arc<Slot>, brief: Brief, now: Now) {
+        let due = brief.due.map(|due| boot_millis(now.boot + due.since(now.wall)));
+        self.timers.set(slot, due);
+    }
+
+    /// Keeps the count of living grants by subject.
+    pub(super) fn recount_subject(&self, provider: u16, before: Option<Brief>, after: Option<Brief>) {
+        let (before, after) = [before, after].map(|brief| brief.map_or(0, |brief| brief.living_subject)).into();
+        if before != after {
+            self.index.count_subject(provider, before, false);
+            self.index.count_subject(provider, after, true);
+        }
+    }
+
+    /// Tells about a grant: one line in the log, correlated by organization.
+    pub(super) fn tell(&self, grant: &Grant, notice: Notice) {
+        let organization = grant.organizations.first().map_or("", |id| id.as_str());
+        let others = grant.organizations.len().saturating_sub(1);
+        let (provider, state) = (grant.provider.as_str(), grant.state.word());
+        let reason = grant.state.reason().unwrap_or("none");
+        match notice {
+            Notice::Recovered => {
+                tracing::info!(event = "consent.recovered", organization, others, provider, state, "works again");
+            }
+            Notice::Refused => {
+                tracing::warn!(
+                    event = "consent.refused",
+                    organization,
+                    others,
+                    provider,
+                    state,
+                    reason,
+                    "the issuer refused the credential; it is tried again before it is given up"
+                );
+            }
+            Notice::Lost => {
+                tracing::error!(
+                    event = "consent.lost",
+                    organization,
+                    others,
+                    provider,
+                    state,
+                    reason,
+                    "the issuer no longer accepts the credential: the customer has to give consent or a key anew"
+                );
+            }
+            Notice::InDoubt => {
+                tracing::error!(
+                    event = "consent.in_doubt",
+                    organization,
+                    others,
+                    provider,
+                    state,
+                    reason,
+                    "a one-time token was sent and its fate is unknown"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The loops: who is due, and one dispatcher for each provider.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Shared,
+    lane::{InFlight, Lane, Queued, Urgency},
+    load,
+    slot::Slot,
+};
+use crate::{
+    clock::Now,
+    lifecycle::warm,
+    model::{Credential, ExchangeOutcome, Secret, State},
+    provider::Exchange,
+};
+
+/// Due slots that are taken from the timers at once.
+const BATCH: usize = 1000;
+/// A change of wall time against the boot-time clock by more than this is a jump.
+const JUMP: Duration = Duration::from_secs(5);
+/// A grant fetched within this time has its turn before the idle ones.
+const FETCHED_LATELY: Duration = Duration::from_secs(3600);
+
+/// Starts every loop.
+pub(super) fn start(shared: &Arc<Shared>) {
+    let loader = Arc::clone(shared);
+    shared.tasks.spawn(load::load(loader));
+    supervise(shared, |shared| due_loop(shared));
+    for number in 0..shared.lanes.len() {
+        supervise(shared, move |shared| dispatch(shared, number));
+    }
+}
+
+/// Runs a loop until the keeper stops; should it ever panic, it begins anew and the log says so.
+fn supervise<F>(shared: &Arc<Shared>, make: impl Fn(Arc<Shared>) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    const REST: Duration = Duration::from_secs(1);
+    let shared = Arc::clone(shared);
+    shared.clone().tasks.spawn(async move {
+        loop {
+            let mut running = tokio::spawn(make(Arc::clone(&shared)));
+            tokio::select! {
+                ended = &mut running => match ended {
+                    Ok(()) => return,
+                    Err(_) => tracing::error!("a loop of the keeper died and is begun anew"),
+                },
+                () = shared.stopping.cancelled() => return running.abort(),
+            }
+            tokio::time::sleep(REST).await;
+        }
+    });
+}
+
+async fn due_loop(shared: Arc<Shared>) {
+    let mut before = shared.now();
+    loop {
+        let now = shared.now();
+        if jumped(before, now) {
+            tracing::warn!("the wall clock was changed; every due time is worked out anew");
+            shared.reschedule_all();
+        }
+        before = now;
+        let due = shared.timers.take_due(now, BATCH);
+        if due.is_empty() {
+            shared.timers.sleep(now).await;
+            continue;
+        }
+        for slot in due {
+            shared.fell_due(&slot);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether wall time moved against the boot-time clock between two looks.
+fn jumped(before: Now, now: Now) -> bool {
+    let boot = i128::from(u64::try_from(now.boot.saturating_sub(before.boot).as_millis()).unwrap_or(u64::MAX));
+    let wall = i128::from(now.wall.as_millis()) - i128::from(before.wall.as_millis());
+    (wall - boot).unsigned_abs() > JUMP.as_millis()
+}
+
+impl Shared {
+    /// A timer has fired: queue the grant, or leave an idle one alone until its idle limit nears.
+    fn fell_due(&self, slot: &Arc<Slot>) {
+        let now = self.now();
+        let brief = slot.brief();
+        let Some(_) = brief.due else { return };
+        let policy = &self.lane(slot).policy;
+        match warm(policy, brief.refreshed_at, slot.last_fetched(), now.wall) {
+            Ok(()) => {
+                let lately = slot.last_fetched().is_some_and(|at| now.wall.since(at) <= FETCHED_LATELY);
+                let urgency = if lately { Urgency::Fetched } else { Urgency::Idle };
+                self.lane(slot).enqueue(slot, urgency);
+            }
+            Err(later) => {
+                let idle = super::slot::Brief { due: later, ..brief };
+                self.set_timer(slot, idle, now);
+            }
+        }
+    }
+
+    /// After a change of wall time: what is due by the new wall time is brought forward; nothing is put off, since
+    /// an access token has lapsed when either clock says so.
+    fn reschedule_all(&self) {
+        let now = self.now();
+        for slot in self.index.slots() {
+            let brief = slot.brief();
+            let Some(due) = brief.due else { continue };
+            let by_wall = super::timers::boot_millis(now.boot + due.since(now.wall));
+            let timer = slot.lock().timer;
+            if timer.is_some_and(|timer| by_wall < timer) {
+                self.timers.set(&slot, Some(by_wall));
+            }
+        }
+    }
+
+    /// The net below the timers: whatever should have a timer, a place in a queue or a flight and has none gets
+    /// one. Gives back how many that were.
+    pub(super) fn sweep(&self) -> usize {
+        let now = self.now();
+        let mut found = 0;
+        for slot in self.index.slots() {
+            let (brief, timer, flying) = {
+                let state = slot.lock();
+                (state.brief, state.timer, state.flight.is_some())
+            };
+            let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
+            if timer.is_none() && !flying && !idle && brief.due.is_some() {
+                found += 1;
+                self.set_timer(&slot, brief, now);
+            }
+        }
+        found
+    }
+}
+
+/// Gives one provider's budget to those who wait, the most urgent first.
+async fn dispatch(shared: Arc<Shared>, number: usize) {
+    let lane = &shared.lanes[number];
+    let provider = u16::try_from(number).unwrap_or(u16::MAX);
+    loop {
+        lane.somebody_waits().await;
+        if lane.circuit.frozen().is_some() {
+            probe(&shared, lane, provider).await;
+            continue;
+        }
+        if let Err(wait) = lane.budget.take() {
+            tokio::time::sleep(wait.min(super::timers::LONGEST_SLEEP)).await;
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&lane.permits).acquire_owned().await else { return };
+        // The freeze may have come while this waited for its turn.
+        if lane.circuit.frozen().is_some() {
+            continue;
+        }
+        let Some(Queued { slot, in_flight }) = lane.take(|_| true) else { continue };
+        let exchange = Arc::clone(&shared).exchange(slot, in_flight);
+        shared.tasks.spawn(async move {
+            exchange.await;
+            drop(permit);
+        });
+    }
+}
+
+/// While a provider is frozen: one probe at a time with what cannot be harmed. An API key or a re-use token that
+/// waits anyway; else a made-up token, which a provider that is well refuses as such. Never a one-time token.
+async fn probe(shared: &Arc<Shared>, lane: &Lane, provider: u16) {
+    let wait = lane.circuit.until_probe(shared.now().boot);
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+        return;
+    }
+    if let Some(Queued { slot, in_flight }) = lane.take(harmless) {
+        run_probe(shared, slot, in_flight).await;
+        return;
+    }
+    let made_up = Credential::RefreshToken(Secret::new("consentry-probe"));
+    let outcome = lane.endpoint.exchange(Exchange { credential: &made_up, client: None, fresh_connection: true }).await;
+    let well = matches!(outcome, ExchangeOutcome::Refused { .. });
+    shared.circuit_changed(provider, lane.circuit.probed(well));
+}
+
+/// The probe is a task of its own like every exchange, so that nothing cancels it half-way.
+async fn run_probe(shared: &Arc<Shared>, slot: Arc<Slot>, in_flight: InFlight) {
+    let task = shared.tasks.spawn(Arc::clone(shared).exchange(slot, in_flight));
+    if task.await.is_err() {
+        tracing::error!("a probing exchange died");
+    }
+}
+
+fn harmless(slot: &Slot) -> bool {
+    let brief = slot.brief();
+    !brief.one_time && !brief.paused && brief.state != State::Lost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[test]
+    fn a_jump_is_a_difference_between_the_clocks_and_not_their_common_way() {
+        let at =
+            |wall: i64, boot: u64| Now { wall: Timestamp::from_millis(wall * 1000), boot: Duration::from_secs(boot) };
+        assert!(!jumped(at(1000, 10), at(90_000, 89_010)), "a suspended machine");
+        assert!(!jumped(at(1000, 10), at(1033, 40)));
+        assert!(jumped(at(1000, 10), at(4630, 40)));
+        assert!(jumped(at(10_000, 10), at(6430, 40)));
+    }
+}

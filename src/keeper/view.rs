@@ -1,0 +1,144 @@
+//! Organizations and the whole as operators see them.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
+use crate::{
+    model::{OrganizationId, Timestamp, Usage},
+    wire,
+};
+
+/// Weeks that a forecast reaches.
+const FORECAST_WEEKS: usize = 60;
+
+impl Keeper {
+    /// The state of the whole, counted over what `scope` allows; `None`: over everything.
+    pub fn status(&self, scope: Option<Scope<'_>>) -> wire::Status {
+        let shared = &self.shared;
+        let census = match scope {
+            None => self.census(),
+            Some(_) => Arc::new(shared.count(scope)),
+        };
+        let stats = shared.vault.stats();
+        let mut organizations = BTreeMap::new();
+        for counts in census.providers.values() {
+            for (state, count) in &counts.states {
+                *organizations.entry(Cow::Borrowed(*state)).or_default() += count;
+            }
+        }
+        let providers = census.providers.iter().map(|(name, counts)| wire::ProviderStatus {
+            name: name.clone(),
+            circuit: Cow::Borrowed(if counts.circuit_open { "open" } else { "closed" }),
+            organizations: counts.states.values().sum(),
+            overdue: counts.overdue,
+            budget_per_minute: counts.budget_per_minute,
+            needed_per_minute: counts.needed_per_minute,
+        });
+        wire::Status {
+            version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
+            uptime_seconds: shared.now().boot.saturating_sub(shared.started.boot).as_secs(),
+            organizations,
+            providers: providers.collect(),
+            forecast: shared.forecast(scope),
+            expired: census.providers.values().map(|counts| counts.expired).sum(),
+            webhooks: wire::WebhookStatus { pending: 0 },
+            vault: wire::VaultStatus {
+                records: stats.records,
+                bytes: stats.bytes,
+                data_key: stats.data_key,
+                rekey_progress: None,
+                last_backup_at: None,
+            },
+        }
+    }
+}
+
+impl Shared {
+    /// One organization as operators see it.
+    pub(super) async fn view(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
+        let entry = self.find(organization).await?;
+        self.view_of(&entry)?.ok_or(KeeperError::UnknownOrganization)
+    }
+
+    /// `None` where it was removed meanwhile.
+    pub(super) fn view_of(&self, entry: &Entry) -> Result<Option<wire::Organization>, KeeperError> {
+        let failed = |error| self.vault_failed(&error);
+        let Some(record) = self.vault.organization(&entry.id).map_err(failed)? else { return Ok(None) };
+        let Some(grant) = self.vault.grant(entry.slot.id).map_err(failed)? else { return Ok(None) };
+        let grant = grant.value;
+        let brief = entry.slot.brief();
+        let shown = shown_usage(&grant);
+        let consent = grant.consent.as_ref().map(|consent| wire::Consent {
+            granted_at: consent.granted_at,
+            expires_at: consent.expires_at,
+            assumed: consent.assumed,
+            usage: shown.unwrap_or(Usage::OneTime),
+            grace_seconds: consent.grace.as_secs(),
+            warned: consent.warned.iter().map(|before| humantime::format_duration(*before).to_string()).collect(),
+        });
+        Ok(Some(wire::Organization {
+            organization: entry.id.clone(),
+            provider: grant.provider.clone(),
+            kind: grant.kind(),
+            // The slot's state, which may know of a failing vault what no vault could store.
+            state: Cow::Borrowed(brief.state.word()),
+            reason: brief.state.reason().map(Cow::Borrowed),
+            since: brief.since,
+            paused: grant.paused,
+            subject: grant.subject.clone(),
+            shares_grant_with: grant.organizations.iter().filter(|other| **other != entry.id).cloned().collect(),
+            access_token_expires_at: brief.access.map(|access| access.expires_at),
+            refreshed_at: grant.refreshed_at,
+            next_refresh_at: brief.due,
+            failures: grant.failures,
+            consent,
+            last_fetched_at: entry.last_fetched(),
+            labels: record.value.labels,
+        }))
+    }
+
+    /// Consents that end, by week and provider, soonest first.
+    fn forecast(&self, scope: Option<Scope<'_>>) -> Vec<wire::ForecastWeek> {
+        let now = self.now().wall;
+        let mut weeks: BTreeMap<(String, u16), u64> = BTreeMap::new();
+        self.for_each_grant_once(scope, &mut |_, slot| {
+            let brief = slot.brief();
+            if let Some(end) = brief.consent_ends.filter(|end| *end > now) {
+                *weeks.entry((monday_of(end), slot.provider)).or_default() += 1;
+            }
+        });
+        let named = weeks.into_iter().take(FORECAST_WEEKS * self.lanes.len().max(1));
+        named
+            .map(|((week, provider), consents)| wire::ForecastWeek {
+                week,
+                provider: self.lanes[usize::from(provider)].name.clone(),
+                consents,
+            })
+            .collect()
+    }
+}
+
+/// The Monday of the week in UTC that holds `time`, as a date.
+fn monday_of(time: Timestamp) -> String {
+    let date =
+        jiff::Timestamp::from_second(time.as_seconds()).map(|time| time.to_zoned(jiff::tz::TimeZone::UTC).date());
+    let Ok(date) = date else { return "9999-12-27".into() };
+    let back = jiff::Span::new().days(date.weekday().to_monday_zero_offset());
+    date.checked_sub(back).unwrap_or(date).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_week_begins_on_monday() {
+        for (time, monday) in [
+            ("2026-11-22T23:59:59Z", "2026-11-16"),
+            ("2026-11-23T00:00:00Z", "2026-11-23"),
+            ("2027-01-01T12:00:00Z", "2026-12-28"),
+        ] {
+            assert_eq!(monday_of(time.parse().expect("valid")), monday, "{time}");
+        }
+    }
+}

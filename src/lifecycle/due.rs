@@ -1,0 +1,201 @@
+use std::time::Duration;
+
+use super::Policy;
+use crate::{
+    clock::Now,
+    config::{InDoubtPolicy, KeepWarm},
+    model::{AccessToken, DoubtReason, FailingReason, Grant, Intent, State, Timestamp},
+};
+
+/// How often a refused credential is tried again until it is lost or comes back: seldom, because integrations that
+/// keep sending requests which fail are contacted by the issuer and may lose access.
+pub const REFUSED_INTERVAL: Duration = Duration::from_secs(15 * 60);
+
+/// Taken off the grace on top of the time limit of an exchange, for the way to the issuer and its clock.
+const GRACE_MARGIN: Duration = Duration::from_secs(2);
+/// How far the refresh moment is moved at random, as a share of itself.
+const JITTER: f64 = 0.1;
+/// Share of an idle limit after which an idle grant is exchanged to keep it from ending.
+const IDLE_AT: f64 = 0.75;
+
+/// What a rule about one grant must know of the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fleet {
+    /// Another living grant of the provider has the same subject, or this one's subject is unknown.
+    pub shares_subject: bool,
+}
+
+/// When the grant is to be exchanged next by itself; `None`: not at all until something happens to it.
+///
+/// `intent` is the open intent of a grant in doubt, `last_fetched` the newest fetch of one of its organizations,
+/// `chance` uniform in `[0, 1)`. A moment in the past means at once.
+pub fn due(
+    grant: &Grant,
+    intent: Option<&Intent>,
+    policy: &Policy,
+    fleet: Fleet,
+    now: Now,
+    boot_id: u128,
+    chance: f64,
+) -> Option<Timestamp> {
+    if grant.paused || grant.organizations.is_empty() {
+        return None;
+    }
+    let not_before = |moment: Timestamp| Some(grant.retry_at.map_or(moment, |retry| retry.max(moment)));
+    match grant.state {
+        State::Lost | State::InDoubt(DoubtReason::Restored | DoubtReason::RolledBack) => None,
+        State::InDoubt(_) => {
+            if intent.is_some_and(|intent| retry_in_grace(grant, intent, policy, now, boot_id)) {
+                return not_before(now.wall);
+            }
+            let harmless = policy.in_doubt == InDoubtPolicy::RetryWhenHarmless && !fleet.shares_subject;
+            if !harmless {
+                return None;
+            }
+            not_before(grant.access.as_ref().map_or(now.wall, |access| access.expires_at))
+        }
+        State::Failing(FailingReason::Unverified) => not_before(now.wall),
+        State::Failing(_) => Some(grant.retry_at.unwrap_or(now.wall)),
+        State::Active => match &grant.access {
+            None => Some(now.wall),
+            Some(access) => not_before(access.issued_at + refresh_after(access, policy, chance)),
+        },
+    }
+}
+
+/// How long after it was given an access token is to be refreshed: the configured share of its life, moved by up
+/// to a tenth of that either way, and before its end in any case.
+pub fn refresh_after(access: &AccessToken, policy: &Policy, chance: f64) -> Duration {
+    let share = policy.refresh_at * (1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
+    access.lifetime().mul_f64(share.clamp(0.01, 0.98))
+}
+
+/// Whether a grant in doubt may be exchanged again at once, since its issuer still takes a spent token.
+///
+/// The grace counts from the first attempt, on the boot-time clock, and across a restart of the process only
+/// within the same boot of the machine (rule 6 of the design). 0 names no boot.
+pub fn retry_in_grace(grant: &Grant, intent: &Intent, policy: &Policy, now: Now, boot_id: u128) -> bool {
+    let Some(consent) = &grant.consent else { return false };
+    let usable = consent.grace.saturating_sub(policy.timeout).saturating_sub(GRACE_MARGIN);
+    intent.boot_id == boot_id
+        && boot_id != 0
+        && intent.fingerprint == grant.fingerprint
+        && now.boot.saturating_sub(intent.first_boot) < usable
+}
+
+/// Whether a due grant is to be refreshed ahead of time; where not, the moment from which it must be exchanged all
+/// the same, so that no idle limit ends it.
+pub fn warm(
+    policy: &Policy,
+    refreshed_at: Option<Timestamp>,
+    last_fetched: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), Option<Timestamp>> {
+    let KeepWarm::FetchedWithin(within) = policy.keep_warm else { return Ok(()) };
+    if last_fetched.is_some_and(|at| now.since(at) <= within) {
+        return Ok(());
+    }
+    // Never exchanged: its credential has yet to be proven, however idle it is.
+    let Some(refreshed_at) = refreshed_at else { return Ok(()) };
+    match policy.idle_lifetime.map(|idle| refreshed_at + idle.mul_f64(IDLE_AT)) {
+        Some(moment) if moment <= now => Ok(()),
+        later => Err(later),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::ended::tests::{consent_grant, key_grant, now, policy};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn due_in(grant: &Grant, intent: Option<&Intent>, policy: &Policy, fleet: Fleet) -> Option<Duration> {
+        due(grant, intent, policy, fleet, now(), 1, 0.5).map(|at| at.since(now().wall))
+    }
+
+    fn intent_of(grant: &Grant, age: Duration) -> Intent {
+        Intent {
+            grant: grant.id,
+            fingerprint: grant.fingerprint,
+            attempt: 1,
+            first_at: now().wall - age,
+            first_boot: now().boot - age,
+            boot_id: 1,
+        }
+    }
+
+    #[test]
+    fn an_active_grant_is_due_after_the_configured_share_of_its_tokens_life() {
+        let grant = key_grant();
+        assert_eq!(due_in(&grant, None, &policy(), Fleet::default()), Some(HOUR.mul_f64(0.75)));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth_and_before_the_end() {
+        let access = key_grant().access.expect("has one");
+        assert_eq!(refresh_after(&access, &policy(), 0.0), HOUR.mul_f64(0.675));
+        assert_eq!(refresh_after(&access, &policy(), 1.0), HOUR.mul_f64(0.825));
+        let late = Policy { refresh_at: 0.95, ..policy() };
+        assert!(refresh_after(&access, &late, 1.0) < HOUR);
+    }
+
+    #[test]
+    fn lost_paused_restored_and_unused_grants_are_never_due() {
+        let mut lost = key_grant();
+        lost.state = State::Lost;
+        let mut paused = key_grant();
+        paused.paused = true;
+        let mut restored = consent_grant();
+        restored.state = State::InDoubt(DoubtReason::Restored);
+        restored.access = None;
+        let mut unused = key_grant();
+        unused.organizations.clear();
+        for grant in [lost, paused, restored, unused] {
+            assert_eq!(due_in(&grant, None, &policy(), Fleet::default()), None, "{grant:?}");
+        }
+    }
+
+    #[test]
+    fn a_grant_in_doubt_is_tried_again_within_the_usable_grace_only() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::NoAnswer);
+        grant.consent.as_mut().expect("consent").grace = Duration::from_secs(30);
+        // 30 s grace − 10 s time limit − 2 s = 18 s.
+        let fleet = Fleet { shares_subject: true };
+        assert_eq!(
+            due_in(&grant, Some(&intent_of(&grant, Duration::from_secs(17))), &policy(), fleet),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(due_in(&grant, Some(&intent_of(&grant, Duration::from_secs(18))), &policy(), fleet), None);
+        let other_boot = Intent { boot_id: 2, ..intent_of(&grant, Duration::from_secs(1)) };
+        assert_eq!(due_in(&grant, Some(&other_boot), &policy(), fleet), None);
+    }
+
+    #[test]
+    fn outside_the_grace_it_waits_for_its_access_token_and_only_where_nobody_can_be_harmed() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::NoAnswer);
+        let intent = intent_of(&grant, HOUR);
+        assert_eq!(due_in(&grant, Some(&intent), &policy(), Fleet::default()), Some(HOUR));
+        assert_eq!(due_in(&grant, Some(&intent), &policy(), Fleet { shares_subject: true }), None);
+        let hold = Policy { in_doubt: InDoubtPolicy::Hold, ..policy() };
+        assert_eq!(due_in(&grant, Some(&intent), &hold, Fleet::default()), None);
+    }
+
+    #[test]
+    fn an_idle_grant_is_left_alone_until_its_idle_limit_nears() {
+        let policy = Policy {
+            keep_warm: KeepWarm::FetchedWithin(HOUR),
+            idle_lifetime: Some(Duration::from_secs(86_400)),
+            ..policy()
+        };
+        let now = now().wall;
+        assert_eq!(warm(&policy, Some(now), Some(now - HOUR), now), Ok(()));
+        assert_eq!(warm(&policy, Some(now), None, now), Err(Some(now + Duration::from_secs(64_800))));
+        assert_eq!(warm(&policy, Some(now - Duration::from_secs(64_800)), None, now), Ok(()));
+        assert_eq!(warm(&policy, None, None, now), Ok(()));
+        let never_idle = Policy { idle_lifetime: None, ..policy };
+        assert_eq!(warm(&never_idle, Some(now), None, now), Err(None));
+    }
+}

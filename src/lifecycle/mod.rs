@@ -1,0 +1,38 @@
+//! Pure rules: what becomes of a grant when something happens to it, and when it is due next.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: times, chance and facts about other grants are
+//! passed in, so that every rule can be tested by table and by property. The code around it only carries out what
+//! is decided here.
+
+mod backoff;
+mod due;
+mod ended;
+mod enrolment;
+#[cfg(test)]
+mod properties;
+mod serve;
+
+use std::time::Duration;
+
+pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
+pub use due::{Fleet, REFUSED_INTERVAL, due, refresh_after, retry_in_grace, warm};
+pub use ended::{Ended, LOST_AFTER, LOST_REFUSALS, Notice, Verdict, crashed, exchange_ended, out_of_date, paused};
+pub use enrolment::{Enrolling, EnrolmentError, FIRST_BACKOFF_AFTER_IMPORT, new_grant, valid_labels};
+pub use serve::{Standing, Verdict as ServeVerdict, serve};
+
+use crate::config::{InDoubtPolicy, KeepWarm};
+
+/// What the configuration says that the rules depend on; one for each provider.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Share of an access token's life after which it is refreshed.
+    pub refresh_at: f64,
+    /// Which organizations are refreshed ahead of time.
+    pub keep_warm: KeepWarm,
+    /// The longest an exchange may take.
+    pub timeout: Duration,
+    /// A refresh token unused for longer ends.
+    pub idle_lifetime: Option<Duration>,
+    /// What to do by itself with a grant in doubt.
+    pub in_doubt: InDoubtPolicy,
+}
