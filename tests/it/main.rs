@@ -1,1 +1,4 @@
-//! Integration tests.
+//! Integration tests: the real binary, started as an operator would, against issuers that answer over a real socket.
+
+mod harness;
+mod oidc;

@@ -1,0 +1,42 @@
+# Thin over cargo: every target is one or a few commands that can be typed by hand.
+
+CARGO ?= cargo
+FOR ?=
+OIDC := tests/peers/oidc
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test peers lint fmt clippy deny doc
+
+help:
+	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
+	@echo 'make test            every test, real peers included; fetches what they need'
+	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
+
+demo:
+	$(CARGO) run --locked -- demo $(if $(FOR),--for $(FOR))
+
+test: peers
+	$(CARGO) test --locked
+
+# What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
+peers: $(OIDC)/node_modules/.package-lock.json
+
+$(OIDC)/node_modules/.package-lock.json: $(OIDC)/package-lock.json $(OIDC)/package.json
+	tests/peers/need
+	npm ci --prefix $(OIDC) --no-audit --no-fund
+	touch $@
+
+lint: fmt clippy doc deny
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Every link in the documentation leads somewhere.
+doc:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+deny:
+	tests/peers/deny

@@ -1,0 +1,140 @@
+//! The least HTTP/1.1 that a test needs: one request a connection, over TCP or a Unix socket.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use serde_json::Value;
+use url::form_urlencoded;
+
+use super::PATIENCE;
+
+/// An answer, whole.
+#[derive(Debug)]
+pub(crate) struct Response {
+    /// The status code.
+    pub(crate) status: u16,
+    /// Names in lower case, in the order they came.
+    headers: Vec<(String, String)>,
+    /// The body, without its framing.
+    pub(crate) body: String,
+}
+
+impl Response {
+    /// The first header of this name, which must be in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Every header of this name, which must be in lower case.
+    pub(crate) fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as JSON; null where it is empty.
+    pub(crate) fn json(&self) -> Value {
+        if self.body.is_empty() {
+            return Value::Null;
+        }
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in the answer {self:?}"))
+    }
+}
+
+/// A request's headers.
+pub(crate) type Headers<'a> = &'a [(&'a str, &'a str)];
+
+/// Sends a request to `address` (`127.0.0.1:80`) and reads the answer.
+pub(crate) fn over_tcp(address: &str, method: &str, path: &str, headers: Headers<'_>, body: &str) -> Response {
+    let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit that is not zero");
+    converse(stream, address, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
+/// Sends a request to the Unix socket at `socket` and reads the answer; an error where nobody listens.
+pub(crate) fn over_unix(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> std::io::Result<Response> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    converse(stream, "localhost", method, path, headers, body)
+}
+
+/// A form body (`application/x-www-form-urlencoded`).
+pub(crate) fn form(fields: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish()
+}
+
+fn converse(
+    mut stream: impl Read + Write,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> std::io::Result<Response> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        request.extend([name, ": ", value, "\r\n"]);
+    }
+    if !body.is_empty() || matches!(method, "POST" | "PUT") {
+        request.extend(["content-length: ", &body.len().to_string(), "\r\n"]);
+    }
+    request.push_str("\r\n");
+    request.push_str(body);
+    stream.write_all(request.as_bytes())?;
+
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(parse(&answer))
+}
+
+fn parse(answer: &[u8]) -> Response {
+    let answer = std::str::from_utf8(answer).expect("answers are text");
+    let (head, rest) =
+        answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("an answer without an end of its head: {answer:?}"));
+    let mut lines = head.lines();
+    let status = lines
+        .next()
+        .and_then(|line| line.split(' ').nth(1))
+        .and_then(|status| status.parse().ok())
+        .unwrap_or_else(|| panic!("no status in {head:?}"));
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut response = Response { status, headers, body: String::new() };
+    response.body =
+        if response.header("transfer-encoding") == Some("chunked") { dechunk(rest) } else { rest.to_owned() };
+    if let Some(length) = response.header("content-length") {
+        assert_eq!(length, response.body.len().to_string(), "the answer was cut short: {response:?}");
+    }
+    response
+}
+
+/// Undoes the chunked transfer coding (RFC 9112 section 7.1).
+fn dechunk(mut rest: &str) -> String {
+    let mut body = String::new();
+    loop {
+        let (size, chunk) = rest.split_once("\r\n").expect("a chunk begins with its size");
+        let size = usize::from_str_radix(size.split(';').next().unwrap_or(size), 16).expect("a chunk's size is hex");
+        if size == 0 {
+            return body;
+        }
+        body.push_str(&chunk[..size]);
+        rest = &chunk[size + 2..];
+    }
+}
+
+#[test]
+fn a_chunked_answer_is_put_together() {
+    let answer =
+        parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "abc0123456789"));
+}
