@@ -3,14 +3,22 @@
 
 mod access;
 mod load;
+mod problem;
 mod provider;
 mod raw;
+mod remarks;
+mod sections;
 mod suggest;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod values;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use access::{AccessRule, Globs, Role};
 pub use load::{ConfigError, Located, locate};
+pub use problem::Problem;
 pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig};
 use url::Url;
 
@@ -158,5 +166,16 @@ impl Config {
     /// Reads the file and the environment (`CONSENTRY__SECTION__KEY`), and checks every value.
     pub fn load(located: &Located) -> Result<Self, ConfigError> {
         load::load(located)
+    }
+
+    /// Reads `text` alone, with no file and no environment: for the demo and for tests, which then need not spell out
+    /// every default.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        load::read("configuration", text, [])
+    }
+
+    /// What is allowed and yet deserves a second look; one sentence each.
+    pub fn remarks(&self) -> Vec<String> {
+        remarks::remarks(self)
     }
 }
