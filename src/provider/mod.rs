@@ -1,6 +1,30 @@
 //! The wire: token endpoints and what their answers mean.
+//!
+//! [`TokenEndpoint`] is the seam that the keeper sees; [`Provider`] is the one implementation that uses a network.
+//! A call goes through these files from top to bottom: `client` carries it out with what `discovery`, `profile` and
+//! `client_secrets` know, `request` writes it, `transport` sends it, `verdict` decides what the reply proves (rule 5
+//! of the design), and `answer` reads a granted token. `detail` cleans every text of an issuer before it may be seen.
 
-use std::{future::Future, pin::Pin};
+mod answer;
+mod client;
+mod client_secrets;
+mod detail;
+mod discovery;
+mod findings;
+mod organizations;
+mod profile;
+mod request;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod verdict;
+
+use std::{future::Future, path::PathBuf, pin::Pin};
+
+pub use client::Provider;
+pub use client_secrets::SecretFileProblem;
+pub use findings::{Finding, Severity};
+pub use transport::{install_tls_provider, is_safe_endpoint};
 
 use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
 
@@ -70,5 +94,41 @@ pub enum ProviderError {
         provider: String,
         /// What is missing, e.g. `revocation endpoint`.
         what: &'static str,
+    },
+}
+
+/// Why a provider cannot be set up; each is the configuration's or the machine's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The file with the client secrets cannot be used.
+    #[error("provider {provider}: client_secret_file {}: {problem}", path.display())]
+    SecretFile {
+        /// The provider's name.
+        provider: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: SecretFileProblem,
+    },
+    /// An endpoint to which no secret may be sent.
+    #[error(
+        "provider {provider}: {key} must be an https URL without user name and password (plain http only on \
+         loopback), not {url}"
+    )]
+    UnsafeEndpoint {
+        /// The provider's name.
+        provider: String,
+        /// The configuration key.
+        key: &'static str,
+        /// The URL without user name, password, query and fragment.
+        url: String,
+    },
+    /// TLS or the HTTP client could not be made.
+    #[error("provider {provider}: the HTTPS client cannot be made: {detail}")]
+    Https {
+        /// The provider's name.
+        provider: String,
+        /// What went wrong.
+        detail: String,
     },
 }
