@@ -6,7 +6,7 @@ use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
     lane::{InFlight, Lane},
-    slot::{BriefAccess, CachedToken, Slot, subject_hash},
+    slot::{BriefAccess, Slot, subject_hash},
 };
 use crate::{
     lifecycle::{self, Ended, Fleet, exchange_ended},
@@ -258,8 +258,7 @@ impl Shared {
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         });
         self.set_brief(slot, brief, now);
-        let etag = self.vault.entity_tag(&access.token);
-        self.cache.put(slot, Arc::new(CachedToken { access, etag }));
+        self.cache.put(slot, Arc::new(self.cacheable(access)));
     }
 
     async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock::Now,
     lifecycle::{MAX_RETRY_AFTER, ServeVerdict, serve},
-    model::{OrganizationId, State},
+    model::{AccessToken, OrganizationId, State},
     wire,
 };
 
@@ -144,13 +144,18 @@ impl Shared {
         let stored = stored.filter(|stored| stored.sequence >= sequence);
         let access = stored.and_then(|stored| stored.value.access);
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
-        let etag = self.vault.entity_tag(&access.token);
-        let cached = Arc::new(CachedToken { access, etag });
+        let cached = Arc::new(self.cacheable(access));
         // Another task may have stored a newer one since; that one stays.
         if slot.brief().sequence == sequence {
             self.cache.put(slot, Arc::clone(&cached));
         }
         Ok(cached)
+    }
+
+    /// An access token ready to be handed out, with the entity tag that names it.
+    pub(super) fn cacheable(&self, access: AccessToken) -> CachedToken {
+        let etag = format!("\"{}\"", self.vault.entity_tag(&access.token));
+        CachedToken { access, etag }
     }
 
     /// A grant that was left to idle and is fetched again past its refresh moment is refreshed behind the answer.
@@ -198,13 +203,13 @@ impl Shared {
         if flying {
             return Ok(());
         }
-        if let Some(wait) = brief.retry_at.map(|at| at.since(now.wall)).filter(|wait| !wait.is_zero()) {
-            let reason = brief.state.reason().unwrap_or("provider_unavailable");
-            return Err(KeeperError::ProviderUnavailable { reason, retry_after: wait.min(MAX_RETRY_AFTER) });
-        }
         if let State::InDoubt(reason) = brief.state {
             let reason = State::InDoubt(reason).reason().unwrap_or("no_answer");
             return Err(KeeperError::InDoubt { reason, since: brief.since });
+        }
+        if let Some(wait) = brief.retry_at.map(|at| at.since(now.wall)).filter(|wait| !wait.is_zero()) {
+            let reason = brief.state.reason().unwrap_or("provider_unavailable");
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: wait.min(MAX_RETRY_AFTER) });
         }
         slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
         self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })

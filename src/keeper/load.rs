@@ -55,8 +55,8 @@ impl Shared {
     /// Makes a slot of every grant that is as it should be, and gives back those that must be written first.
     fn load_everything(&self) -> Result<Vec<Stored<Grant>>, VaultError> {
         let mut intents: HashMap<GrantId, Intent> = HashMap::new();
-        self.vault.for_each_intent(&mut |intent| {
-            intents.insert(intent.grant, intent);
+        self.vault.for_each_intent(&mut |stored| {
+            intents.insert(stored.value.grant, stored.value);
             Ok(())
         })?;
         let mut doubtful = Vec::new();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Shared,
-    slot::{Brief, CachedToken, Slot},
+    slot::{Brief, Slot},
     timers::boot_millis,
 };
 use crate::{
@@ -25,10 +25,7 @@ impl Shared {
     ) {
         let now = self.now();
         let brief = self.brief(slot.provider, grant, sequence, intent, now);
-        let token = grant
-            .access
-            .as_ref()
-            .map(|access| Arc::new(CachedToken { access: access.clone(), etag: self.vault.entity_tag(&access.token) }));
+        let token = grant.access.clone().map(|access| Arc::new(self.cacheable(access)));
         self.set_brief(slot, brief, now);
         match token {
             Some(token) => self.cache.put(slot, token),

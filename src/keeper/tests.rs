@@ -16,11 +16,12 @@ use crate::{
     clock::ManualClock,
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, VaultConfig},
     model::{
-        Answer, ClientCredentials, Credential, ExchangeOutcome, Labels, NoAnswer, OrganizationId, Secret, Timestamp, Usage,
+        Answer, ClientCredentials, Credential, ExchangeOutcome, Labels, NoAnswer, OrganizationId, Secret, Timestamp,
+        Usage,
     },
     provider::{BoxFuture, Exchange, ProviderError},
     vault::Identity,
-    wire::{Code, Enrolment},
+    wire::{self, Code, Enrolment},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -127,7 +128,11 @@ impl TokenEndpoint for Issuer {
         Box::pin(async { Ok(self.reach.lock().expect("whole").clone()) })
     }
 
-    fn revoke<'a>(&'a self, token: &'a Secret, _: Option<&'a ClientCredentials>) -> BoxFuture<'a, Result<(), ProviderError>> {
+    fn revoke<'a>(
+        &'a self,
+        token: &'a Secret,
+        _: Option<&'a ClientCredentials>,
+    ) -> BoxFuture<'a, Result<(), ProviderError>> {
         Box::pin(async {
             self.revoked.lock().expect("whole").push(token.expose().to_owned());
             Ok(())
@@ -328,10 +333,14 @@ async fn silence_after_a_one_time_token_is_doubt_and_its_living_token_is_served(
     world.issuer.next_is(silence());
     world.advance(HOUR.mul_f64(0.85));
     world.until(|world| world.issuer.count() == 2).await;
-    world.until(|world| world.keeper.census().providers.values().next().expect("one").states["in_doubt"] == 1 || {
-        world.clock.advance(Duration::from_millis(50));
-        false
-    }).await;
+    world
+        .until(|world| {
+            world.keeper.census().providers.values().next().expect("one").states["in_doubt"] == 1 || {
+                world.clock.advance(Duration::from_millis(50));
+                false
+            }
+        })
+        .await;
     assert_eq!(world.state("a").await, "in_doubt/no_answer");
     let served = world.fetch("a").await.expect("it still lives");
     assert_eq!(served.token.degraded.as_deref(), Some("no_answer"));
@@ -521,17 +530,21 @@ async fn a_refused_client_freezes_the_provider_and_only_harmless_probes_are_sent
     world.enrol("b", "one-b").await.expect("enrolled");
     world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::ProviderUnavailable);
-    assert!(world.keeper.census().providers.values().next().expect("one").circuit_open || {
-        world.clock.advance(Duration::from_secs(2));
-        world.keeper.census().providers.values().next().expect("one").circuit_open
-    });
+    assert!(
+        world.keeper.census().providers.values().next().expect("one").circuit_open || {
+            world.clock.advance(Duration::from_secs(2));
+            world.keeper.census().providers.values().next().expect("one").circuit_open
+        }
+    );
     let sent = world.issuer.sent.lock().expect("whole").len();
     world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "still".into() });
     world.advance(HOUR.mul_f64(0.84));
-    world.until(|world| {
-        world.clock.advance(Duration::from_millis(20));
-        world.issuer.sent.lock().expect("whole").len() >= sent + 2
-    }).await;
+    world
+        .until(|world| {
+            world.clock.advance(Duration::from_millis(20));
+            world.issuer.sent.lock().expect("whole").len() >= sent + 2
+        })
+        .await;
     let probes = world.issuer.sent.lock().expect("whole")[sent..sent + 2].to_vec();
     assert_eq!(probes, ["consentry-probe", "consentry-probe"], "never a one-time token");
     world.until(|world| world.issuer.sent.lock().expect("whole").len() >= sent + 4).await;
