@@ -1,34 +1,316 @@
 //! The composition root: the one function that builds a worker, for production, demo and tests alike.
+//!
+//! The order of things: configuration, sockets, vault, keeper, listeners. The socket is there before the vault is
+//! open, and answers `starting` until then. At the end the same way back: callers first, then exchanges, then the
+//! vault.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::config::{Config, Located};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{self, Access, Api, ApiServer},
+    clock::{SharedClock, SystemClock},
+    config::{Config, ConfigError, Located},
+    cron::{Cron, CronError},
+    http::{self, Inside, VaultFigures},
+    keeper::{Current, Keeper, Parts},
+    metrics::Metrics,
+    model::ProviderName,
+    provider::{Provider, SetupError, TokenEndpoint},
+    shutdown::{Request, Signals},
+    vault::{Identity, Vault, VaultError},
+};
+
+/// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why a worker could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A provider cannot be set up.
+    #[error(transparent)]
+    Provider(#[from] SetupError),
+    /// The vault cannot be opened or closed.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The Unix socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] api::BindError),
+    /// The HTTP listener cannot be made.
+    #[error(transparent)]
+    Http(#[from] http::BindError),
+    /// The sweep's schedule makes no sense.
+    #[error(transparent)]
+    Cron(#[from] CronError),
+    /// The process cannot take its signals.
+    #[error("cannot take over the process's signals: {0}")]
+    Signals(std::io::Error),
+    /// A task that opened or closed the vault died.
+    #[error("opening or closing the vault died; this is a fault of the worker")]
+    Died,
+}
 
 /// A worker that runs in this process.
 #[derive(Debug)]
 pub struct Running {
     /// Where metrics and health are served, with the port that was really bound.
     pub http: Option<SocketAddr>,
+    current: Current,
+    vault: Vault,
+    api: Api,
+    metrics: Metrics,
+    clock: SharedClock,
+    config: Mutex<Config>,
+    cron: Cron,
+    serving: TaskTracker,
+    stop_serving: CancellationToken,
 }
 
-/// Why a worker could not start or had to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {}
-
-/// Opens the vault, binds the sockets and starts every task; returns when requests are accepted.
-#[expect(clippy::unused_async, unused_variables, reason = "stub")]
+/// Opens the vault, binds the sockets and starts every task; returns when requests are accepted. The vault is
+/// loaded in the background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
-    Ok(Running { http: None })
+    let clock: SharedClock = Arc::new(SystemClock::new());
+    let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
+    let metrics = Metrics::new(&names);
+    metrics.configure(&names, &config.consent.warn_before);
+    let providers = providers(&config, &clock)?;
+
+    let socket = ApiServer::bind(&config.socket)?;
+    let listener = match config.http_listen {
+        Some(addr) => Some(http::bind(addr).await?),
+        None => None,
+    };
+    let http = listener.as_ref().map(http::Bound::addr);
+
+    let current = Current::default();
+    let api = Api::new(current.clone(), access(&config), metrics.clone(), clock.clone());
+    let (serving, stop_serving) = (TaskTracker::new(), CancellationToken::new());
+    serving.spawn(socket.serve(api.clone(), stop_serving.clone()));
+    let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
+    if let Some(listener) = listener {
+        let figures = Arc::clone(&opened);
+        let inside = Inside {
+            keeper: current.clone(),
+            metrics: metrics.clone(),
+            vault: Arc::new(move || figures_of(figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?)),
+        };
+        serving.spawn(listener.serve(inside, stop_serving.clone()));
+    }
+    serving.close();
+
+    match begin(&config, providers, &current, &metrics, &clock).await {
+        Ok((vault, cron)) => {
+            *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
+            let config = Mutex::new(config);
+            Ok(Running { http, current, vault, api, metrics, clock, config, cron, serving, stop_serving })
+        }
+        Err(error) => {
+            stop_serving.cancel();
+            serving.wait().await;
+            Err(error)
+        }
+    }
+}
+
+/// What comes after the sockets: vault, keeper, cron.
+async fn begin(
+    config: &Config,
+    providers: Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>,
+    current: &Current,
+    metrics: &Metrics,
+    clock: &SharedClock,
+) -> Result<(Vault, Cron), DaemonError> {
+    let (vault_config, vault_metrics) = (config.vault.clone(), metrics.clone());
+    let open = tokio::task::spawn_blocking(move || {
+        let identity = Identity::read(&vault_config.identity_file)?;
+        if identity.permissions_too_open() {
+            tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
+        }
+        Vault::open(&vault_config, &identity, vault_metrics)
+    });
+    let vault = open.await.map_err(|_| DaemonError::Died)??;
+    let swept = current.clone();
+    let upkeep = metrics.clone();
+    let sweep = move || {
+        if let Some(keeper) = swept.get() {
+            keeper.sweep();
+        }
+        upkeep.upkeep();
+    };
+    let cron = match Cron::start(&config.schedule.sweep, sweep).await {
+        Ok(cron) => cron,
+        Err(error) => {
+            close(vault).await?;
+            return Err(error.into());
+        }
+    };
+    current.set(Some(keep(config, providers, &vault, metrics, clock)));
+    Ok((vault, cron))
+}
+
+fn keep(
+    config: &Config,
+    providers: Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>,
+    vault: &Vault,
+    metrics: &Metrics,
+    clock: &SharedClock,
+) -> Keeper {
+    let parts = Parts {
+        vault: vault.clone(),
+        providers,
+        refresh: config.refresh.clone(),
+        warn_before: config.consent.warn_before.clone(),
+        organization_series: config.organization_series,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        seed: fastrand::u64(..),
+    };
+    Keeper::start(parts, CancellationToken::new(), TaskTracker::new())
+}
+
+fn providers(
+    config: &Config,
+    clock: &SharedClock,
+) -> Result<Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>, SetupError> {
+    let make = |provider: &crate::config::ProviderConfig| {
+        let endpoint = Provider::new(provider.clone(), config.refresh.timeout, clock.clone())?;
+        Ok((provider.clone(), Arc::new(endpoint) as Arc<dyn TokenEndpoint>))
+    };
+    config.providers.values().map(make).collect()
+}
+
+fn access(config: &Config) -> Access {
+    Access::new(config.access.clone(), rustix::process::geteuid().as_raw())
+}
+
+fn figures_of(vault: &Vault) -> Option<VaultFigures> {
+    let stats = vault.stats();
+    Some(VaultFigures { bytes: stats.bytes, records: stats.records, strays: stats.strays })
+}
+
+async fn close(vault: Vault) -> Result<(), DaemonError> {
+    let closed = tokio::task::spawn_blocking(move || vault.close()).await;
+    Ok(closed.map_err(|_| DaemonError::Died)??)
 }
 
 impl Running {
-    /// Stops softly: no new work, exchanges under way finish, the vault is closed; hard after 30 s.
-    #[expect(clippy::unused_async, reason = "stub")]
-    pub async fn stop(self) {}
+    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, the vault is
+    /// closed. What does not end within its time limit is left: the vault's journal holds what it needs.
+    pub async fn stop(self) -> Result<(), DaemonError> {
+        self.cron.stop().await;
+        self.stop_serving.cancel();
+        self.serving.wait().await;
+        if let Some(keeper) = self.current.get() {
+            let patience = self.config.lock().unwrap_or_else(PoisonError::into_inner).refresh.timeout + DRAIN;
+            if tokio::time::timeout(patience, keeper.drain()).await.is_err() {
+                tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
+            }
+        }
+        self.current.set(None);
+        close(self.vault).await
+    }
+
+    /// Puts another configuration in force: access rules at once; providers and refresh settings by a new keeper on
+    /// the same vault, after the old one's exchanges have ended. Callers are told `starting` for that moment.
+    ///
+    /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
+    pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
+        let providers = providers(&config, &self.clock)?;
+        let before = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for key in needs_restart(&before, &config) {
+            tracing::warn!(key, "changed, but only a restart puts it in force");
+        }
+        self.api.set_access(access(&config));
+        if let Some(keeper) = self.current.take() {
+            keeper.drain().await;
+        }
+        let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
+        self.metrics.configure(&names, &config.consent.warn_before);
+        self.current.set(Some(keep(&config, providers, &self.vault, &self.metrics, &self.clock)));
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// Whether the vault is open and loaded.
+    pub fn is_ready(&self) -> bool {
+        self.current.get().is_some_and(|keeper| keeper.is_ready())
+    }
+}
+
+fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
+    let pairs = [
+        ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
+        ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
+        ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
+        ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
+        ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),
+    ];
+    pairs.into_iter().filter(|(_, before, after)| before != after).map(|(key, _, _)| key).collect()
 }
 
 /// `consentry run`: a worker in the foreground until SIGTERM or SIGINT; SIGHUP re-reads configuration and secrets.
-#[expect(clippy::unused_async, unused_variables, reason = "stub")]
 pub async fn run(located: Located) -> Result<(), DaemonError> {
-    Ok(())
+    let mut signals = Signals::take().map_err(DaemonError::Signals)?;
+    harden();
+    let config = Config::load(&located)?;
+    for remark in config.remarks() {
+        tracing::warn!("{remark}");
+    }
+    let socket: PathBuf = config.socket.path.clone();
+    let running = start(config).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        socket = %socket.display(),
+        http = running.http.map(|addr| addr.to_string()).unwrap_or_default(),
+        "consentry is running"
+    );
+    notify(&[sd_notify::NotifyState::Ready]);
+    while signals.next().await == Request::Reload {
+        let reloaded = match Config::load(&located) {
+            Ok(config) => running.reload(config).await,
+            Err(error) => Err(error.into()),
+        };
+        match reloaded {
+            Ok(()) => tracing::info!("configuration and secrets were read again"),
+            Err(error) => tracing::error!(%error, "the new configuration is not used; the old one stays in force"),
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping: exchanges under way are finished first; a second signal stops at once");
+    tokio::select! {
+        stopped = running.stop() => {
+            tracing::info!("stopped");
+            stopped
+        }
+        _ = signals.next() => {
+            tracing::warn!("stopped at once; the journal holds what the vault needs");
+            Ok(())
+        }
+    }
+}
+
+/// No core dump may hold a secret, and nothing that is made may be read by others unless a mode says so.
+fn harden() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = undumpable {
+        tracing::warn!(%error, "core dumps could not be switched off");
+    }
+}
+
+/// Tells systemd, where it listens.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
 }

@@ -90,6 +90,27 @@ pub struct Keeper {
     shared: Arc<Shared>,
 }
 
+/// The keeper in force: none while the worker starts or takes another configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Current(Arc<ArcSwapOption<Keeper>>);
+
+impl Current {
+    /// The keeper in force.
+    pub fn get(&self) -> Option<Arc<Keeper>> {
+        self.0.load_full()
+    }
+
+    /// Puts a keeper in force.
+    pub fn set(&self, keeper: Option<Keeper>) {
+        self.0.store(keeper.map(Arc::new));
+    }
+
+    /// Takes the keeper out of force.
+    pub fn take(&self) -> Option<Arc<Keeper>> {
+        self.0.swap(None)
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
