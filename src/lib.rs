@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod model;
 pub mod provider;
 pub mod sandbox;
+mod serve;
 pub mod telemetry;
 pub mod vault;
 pub mod wire;
