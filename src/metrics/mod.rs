@@ -69,7 +69,7 @@ impl Metrics {
         describe_all(&recorder);
         FAMILIES.build_info.gauge(&recorder, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         for result in ["ok", "error"] {
-            FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]);
+            FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]).increment(0);
         }
         let outcome = |word| FAMILIES.fetch_requests.counter(&recorder, &[("outcome", word)]);
         let metrics = Self(Arc::new(Inner {
@@ -99,7 +99,7 @@ impl Metrics {
         for provider in providers {
             let series = self.0.providers.get(&self.0.recorder, provider);
             for warning in warn_before {
-                series.expiring_within(&self.0.recorder, provider, *warning);
+                series.expiring_within(&self.0.recorder, provider, *warning).increment(0.0);
             }
         }
     }

@@ -91,7 +91,7 @@ impl ProviderSeries {
         let gauge = expiring.entry(warning).or_insert_with(|| {
             let within = within(warning);
             let labels = [("provider", provider.as_str()), ("within", within.as_str())];
-            FAMILIES.consent_warnings.counter(recorder, &labels);
+            FAMILIES.consent_warnings.counter(recorder, &labels).increment(0);
             FAMILIES.consents_expiring.gauge(recorder, &labels)
         });
         gauge.clone()
