@@ -34,7 +34,7 @@ impl Access {
     }
 
     /// Every organization to which `peer` may do what needs `role`.
-    pub fn reach(&self, peer: &Peer, role: Role) -> Reach<'_> {
+    pub fn scope(&self, peer: &Peer, role: Role) -> Reach<'_> {
         if self.is_trusted(peer) {
             return Reach::All;
         }
@@ -140,21 +140,21 @@ mod tests {
     #[case::overflow_among_the_groups_takes_nothing(peer(1001, 1, &[OVERFLOW]), Role::Fetch, "x", true)]
     fn permissions(#[case] peer: Peer, #[case] role: Role, #[case] organization: &str, #[case] allowed: bool) {
         assert_eq!(access().may(&peer, role, &id(organization)), allowed);
-        assert_eq!(access().reach(&peer, role).covers(&id(organization)), allowed);
+        assert_eq!(access().scope(&peer, role).covers(&id(organization)), allowed);
     }
 
     #[test]
     fn without_rules_only_root_and_the_own_user_reach_anything() {
         let access = Access::new(Vec::new(), OWN);
-        assert!(matches!(access.reach(&peer(0, 0, &[]), Role::Admin), Reach::All));
-        assert!(matches!(access.reach(&peer(1001, 0, &[0]), Role::Fetch), Reach::None));
+        assert!(matches!(access.scope(&peer(0, 0, &[]), Role::Admin), Reach::All));
+        assert!(matches!(access.scope(&peer(1001, 0, &[0]), Role::Fetch), Reach::None));
     }
 
     #[test]
     fn a_rule_for_everything_needs_no_look_at_the_others() {
-        assert!(matches!(access().reach(&peer(1001, 2000, &[]), Role::Fetch), Reach::All));
+        assert!(matches!(access().scope(&peer(1001, 2000, &[]), Role::Fetch), Reach::All));
         let access = access();
-        let Reach::Some(globs) = access.reach(&peer(1001, 2000, &[]), Role::Operate) else { panic!("some") };
+        let Reach::Some(globs) = access.scope(&peer(1001, 2000, &[]), Role::Operate) else { panic!("some") };
         assert_eq!(globs.len(), 2);
     }
 

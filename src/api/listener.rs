@@ -122,8 +122,8 @@ pub(super) struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(socket.path = %self.path.display(), %error, "cannot remove the socket's file");
         }
@@ -218,10 +218,7 @@ mod tests {
     #[tokio::test]
     async fn the_socket_has_its_mode_and_answers_and_goes_with_its_owner() {
         let folder = folder();
-        let config = SocketConfig {
-            group: Some(rustix::process::getegid().as_raw()),
-            ..at(folder.path().join("s"))
-        };
+        let config = SocketConfig { group: Some(rustix::process::getegid().as_raw()), ..at(folder.path().join("s")) };
         let listening = listen(&config).expect("free");
         let found = fs::symlink_metadata(&config.path).expect("there");
         assert!(is_ours(&found));

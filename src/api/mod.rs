@@ -6,6 +6,8 @@
 
 mod access;
 mod audit;
+#[cfg(test)]
+mod description;
 mod listener;
 mod peer;
 mod problems;
@@ -66,7 +68,9 @@ impl Bound {
 /// Who is at the other end.
 fn met(stream: &UnixStream) -> Option<Peer> {
     Peer::of(stream)
-        .inspect_err(|error| tracing::warn!(%error, "a connection is closed, since the kernel does not tell whose it is"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "a connection is closed, since the kernel does not tell whose it is"),
+        )
         .ok()
 }
 

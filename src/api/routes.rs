@@ -71,12 +71,7 @@ async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
     api.counted(served).await
 }
 
-async fn refresh(
-    State(api): State<Api>,
-    Extension(peer): Extension<Peer>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response {
+async fn refresh(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, headers: HeaderMap) -> Response {
     let served = async {
         let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Refresh)?;
         request::no_query(&uri)?;
@@ -88,12 +83,13 @@ async fn refresh(
 
 async fn list(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
     let access = api.access();
-    let reach = reach_to_operate(access.reach(&peer, Role::Operate), &peer)?;
+    let reach = reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
     let filter = request::filter(&uri)?;
     let mut page = api.keeper()?.list(filter, &|organization| reach.covers(organization)).await?;
-    if page.next_cursor.is_some() {
-        page.next_cursor = page.organizations.last().map(|last| request::to_cursor(&last.organization));
-    }
+    page.next_cursor = page.next_cursor.and_then(|next| {
+        let last = page.organizations.last().map(|last| last.organization.clone());
+        last.or_else(|| next.parse().ok()).map(|last| request::to_cursor(&last))
+    });
     Ok(json(StatusCode::OK, &page))
 }
 
@@ -103,12 +99,7 @@ async fn show(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri
     Ok(json(StatusCode::OK, &api.keeper()?.show(&organization).await?))
 }
 
-async fn enrol(
-    State(api): State<Api>,
-    Extension(peer): Extension<Peer>,
-    uri: Uri,
-    body: Body,
-) -> Answer {
+async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, body: Body) -> Answer {
     let organization = api.permitted(&uri, &peer, Role::Operate, Action::Enrol)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?.clone();
@@ -174,11 +165,11 @@ async fn set_paused(api: Api, peer: Peer, uri: Uri, paused: bool) -> Answer {
 
 async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
     let access = api.access();
-    reach_to_operate(access.reach(&peer, Role::Operate), &peer)?;
+    reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?.clone();
     // It counts over every organization, which takes too long for a thread that serves connections.
-    let counted = tokio::task::spawn_blocking(move || match access.reach(&peer, Role::Operate) {
+    let counted = tokio::task::spawn_blocking(move || match access.scope(&peer, Role::Operate) {
         Reach::All => keeper.status(None),
         reach => keeper.status(Some(&|organization| reach.covers(organization))),
     });
@@ -251,7 +242,10 @@ impl Api {
     }
 
     /// Runs a change to its end, also if its caller goes away meanwhile.
-    pub(super) async fn change<T, E>(&self, change: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Refusal>
+    pub(super) async fn change<T, E>(
+        &self,
+        change: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Refusal>
     where
         T: Send + 'static,
         E: Into<Refusal> + Send + 'static,

@@ -63,7 +63,9 @@ async fn a_starting_worker_is_alive_but_gives_nothing() {
 #[tokio::test]
 async fn what_does_not_exist_is_said_in_problem_documents() {
     let starting = starting(own_uid());
-    for path in ["/", "/v1", "/v1/organizations/", "/v1/organizations/1/resolve", "/v1/events", "/v1/organizations/1/token/"] {
+    for path in
+        ["/", "/v1", "/v1/organizations/", "/v1/organizations/1/resolve", "/v1/events", "/v1/organizations/1/token/"]
+    {
         let answer = starting.ask(&format!("GET {path}")).await;
         assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("\"code\":\"not_found\""), "{path}: {answer}");
     }
@@ -92,7 +94,7 @@ async fn a_shutdown_ends_idle_connections_and_removes_the_socket() {
 #[tokio::test]
 async fn a_change_goes_on_without_its_caller_and_is_waited_for() {
     let starting = starting(own_uid());
-    let (begin, began) = tokio::sync::oneshot::channel();
+    let (begin, under_way) = tokio::sync::oneshot::channel();
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let api = starting.api.clone();
     let (done, ended) = tokio::sync::oneshot::channel();
@@ -105,7 +107,7 @@ async fn a_change_goes_on_without_its_caller_and_is_waited_for() {
         })
         .await
     });
-    began.await.expect("begun");
+    under_way.await.expect("begun");
     caller.abort();
     starting.shutdown.cancel();
     tokio::task::yield_now().await;

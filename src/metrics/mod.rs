@@ -174,11 +174,8 @@ impl Metrics {
         let _ = writeln!(text, "# HELP {} {}\n# TYPE {} gauge", family.name, family.help, family.name);
         for ExpiringSeries { provider, organization, expires_at } in &*expiring {
             let seconds = expires_at.as_seconds();
-            let _ = writeln!(
-                text,
-                "{}{{provider=\"{provider}\",organization=\"{organization}\"}} {seconds}",
-                family.name
-            );
+            let _ =
+                writeln!(text, "{}{{provider=\"{provider}\",organization=\"{organization}\"}} {seconds}", family.name);
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     model::{ExchangeOutcome, Timestamp},
 };
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 
 fn provider(name: &str) -> ProviderName {
     name.parse().expect("a name")
@@ -64,8 +64,7 @@ fn every_label_value_is_there_from_the_start_at_zero() {
     }
     for reason in ExchangeOutcome::LABELS {
         let result = if reason == "none" { "ok" } else { "error" };
-        let series =
-            format!("consentry_token_refresh_total{{provider=\"p\",result=\"{result}\",reason=\"{reason}\"}}");
+        let series = format!("consentry_token_refresh_total{{provider=\"p\",result=\"{result}\",reason=\"{reason}\"}}");
         assert_eq!(sample(&text, &series), "0");
     }
     for outcome in Code::ALL.iter().map(|code| code.word()).chain(["ok", "degraded"]) {
@@ -150,6 +149,6 @@ fn two_workers_of_one_process_do_not_mix() {
 #[test]
 fn a_warning_is_named_in_days_where_it_is_whole_days() {
     assert_eq!(within(30 * DAY), "30d");
-    assert_eq!(within(Duration::from_secs(90 * 60)), "90m");
-    assert_eq!(within(Duration::from_secs(36 * 60 * 60)), "36h");
+    assert_eq!(within(Duration::from_mins(90)), "90m");
+    assert_eq!(within(Duration::from_hours(36)), "36h");
 }

@@ -36,7 +36,7 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// From the first byte of a request's head to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the beginning of one request on a connection to the next.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long a caller may take none of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests under way may take once the worker stops.

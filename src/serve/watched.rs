@@ -78,11 +78,7 @@ impl<S> Watched<S> {
         self.read_limit.as_mut().poll(context)
     }
 
-    fn watch_write(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn watch_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
             let limit = self.write_limit.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
             ready!(limit.as_mut().poll(context));
