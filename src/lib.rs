@@ -18,6 +18,7 @@ pub mod model;
 pub mod provider;
 pub mod sandbox;
 pub mod shutdown;
+mod serve;
 pub mod telemetry;
 pub mod vault;
 pub mod wire;

@@ -259,11 +259,13 @@ pub enum Code {
     Starting,
     /// 503
     VaultUnavailable,
+    /// 500: a fault of the worker's own.
+    Internal,
 }
 
 impl Code {
     /// Every code, for making metric series at start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadRequest,
         Self::MinTtlTooLong,
         Self::Forbidden,
@@ -281,6 +283,7 @@ impl Code {
         Self::ProviderUnavailable,
         Self::Starting,
         Self::VaultUnavailable,
+        Self::Internal,
     ];
 
     /// Its word.
@@ -303,6 +306,7 @@ impl Code {
             Self::ProviderUnavailable => "provider_unavailable",
             Self::Starting => "starting",
             Self::VaultUnavailable => "vault_unavailable",
+            Self::Internal => "internal",
         }
     }
 
@@ -318,6 +322,7 @@ impl Code {
             Self::Refused | Self::WrongOrganization => 422,
             Self::TooManyRequests => 429,
             Self::ProviderUnavailable | Self::Starting | Self::VaultUnavailable => 503,
+            Self::Internal => 500,
         }
     }
 }

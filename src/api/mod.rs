@@ -1,1 +1,109 @@
-//! The Unix socket.
+//! The Unix socket: who calls is known from the kernel, what they may do from the access rules, and every answer is
+//! JSON, a problem document where something is wrong.
+//!
+//! A caller who may not act on an organization is told so before anything is looked up, so that nobody learns which
+//! organizations exist. `docs/openapi.yaml` describes every route.
+
+mod access;
+mod audit;
+#[cfg(test)]
+mod description;
+mod listener;
+mod peer;
+mod problems;
+mod request;
+mod routes;
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+};
+
+pub use access::{Access, Reach};
+use arc_swap::ArcSwap;
+pub use listener::BindError;
+pub use peer::{OVERFLOW_ID, Peer};
+use tokio::{net::UnixStream, time::timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{clock::SharedClock, config::SocketConfig, keeper::Keeper, metrics::Metrics, serve};
+
+/// The server of the Unix socket.
+#[derive(Debug)]
+pub struct ApiServer;
+
+impl ApiServer {
+    /// Makes the socket, so that connections wait from now on. Has to be called within a Tokio runtime.
+    pub fn bind(config: &SocketConfig) -> Result<Bound, BindError> {
+        Ok(Bound(listener::listen(config)?))
+    }
+}
+
+/// A socket that is ready to be served. Its file goes when this, or the future of [`Bound::serve`], is dropped.
+#[derive(Debug)]
+pub struct Bound(listener::Listening);
+
+impl Bound {
+    /// Serves until `shutdown`. Then nothing new is accepted, idle connections are closed, requests under way finish
+    /// within 25 s, and at last the socket's file is removed, if it is still this one's.
+    pub fn serve(self, app: Api, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let listener::Listening { listener, file } = self.0;
+        async move {
+            let router = routes::router(app.clone());
+            let greet = move |stream: &UnixStream| {
+                let peer = met(stream)?;
+                let router = router.clone();
+                Some(move |request| routes::answer(router.clone(), peer.clone(), request))
+            };
+            let deadline = serve::serve(listener, shutdown, greet).await;
+            app.0.changes.close();
+            if timeout_at(deadline, app.0.changes.wait()).await.is_err() {
+                tracing::warn!(changes = app.0.changes.len(), "changes did not finish in time");
+            }
+            drop(file);
+        }
+    }
+}
+
+/// Who is at the other end.
+fn met(stream: &UnixStream) -> Option<Peer> {
+    Peer::of(stream)
+        .inspect_err(
+            |error| tracing::warn!(%error, "a connection is closed, since the kernel does not tell whose it is"),
+        )
+        .ok()
+}
+
+/// What the routes work with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Api(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    keeper: Arc<OnceLock<Keeper>>,
+    access: ArcSwap<Access>,
+    metrics: Metrics,
+    clock: SharedClock,
+    /// Changes under way: they finish, and are told to the audit log, also if their caller goes away.
+    changes: TaskTracker,
+}
+
+impl Api {
+    /// Requests are answered `starting` until `keeper` is set.
+    pub fn new(keeper: Arc<OnceLock<Keeper>>, access: Access, metrics: Metrics, clock: SharedClock) -> Self {
+        let access = ArcSwap::from_pointee(access);
+        Self(Arc::new(Inner { keeper, access, metrics, clock, changes: TaskTracker::new() }))
+    }
+
+    /// Puts other rules in force, from the next request on.
+    pub fn set_access(&self, access: Access) {
+        self.0.access.store(Arc::new(access));
+    }
+
+    fn access(&self) -> Arc<Access> {
+        self.0.access.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,194 @@
-//! The inside HTTP listener: metrics and health.
+//! The inside HTTP listener: metrics and health, and nothing else. It has no access rules, so that nothing here may
+//! tell or change more than counts.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{keeper::Keeper, metrics::Metrics, serve};
+
+/// The listener cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} for metrics and health: {source}; choose another [http] listen")]
+pub struct BindError {
+    /// Where.
+    pub addr: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Binds the listener, so that connections wait from now on.
+pub async fn bind(addr: SocketAddr) -> Result<Bound, BindError> {
+    let failed = |source| BindError { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok(Bound { listener, addr })
+}
+
+/// A listener that is ready to be served.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Bound {
+    /// Where it listens, with the port that was really bound.
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `shutdown`; then requests under way finish within 25 s.
+    pub fn serve(self, inside: Inside, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let routes = routes(inside);
+        async move {
+            serve::serve(self.listener, shutdown, move |_| {
+                let routes = routes.clone();
+                Some(move |request| answer(routes.clone(), request))
+            })
+            .await;
+        }
+    }
+}
+
+/// The vault's figures for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VaultFigures {
+    /// Bytes on disk, journal included.
+    pub bytes: u64,
+    /// Records in it.
+    pub records: u64,
+    /// Answers kept that could not take their place.
+    pub strays: u64,
+}
+
+/// Asks the vault for its figures; `None` until it is open. It may block.
+pub type AskVault = Arc<dyn Fn() -> Option<VaultFigures> + Send + Sync>;
+
+/// What is shown inside. Cheap to clone.
+#[derive(Clone)]
+pub struct Inside {
+    /// Set once the vault is open.
+    pub keeper: Arc<OnceLock<Keeper>>,
+    /// The metrics that are rendered.
+    pub metrics: Metrics,
+    /// The vault's figures.
+    pub vault: AskVault,
+}
+
+impl fmt::Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inside").field("keeper", &self.keeper).finish_non_exhaustive()
+    }
+}
+
+type Routes = TowerToHyperService<Router>;
+
+fn routes(inside: Inside) -> Routes {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(inside);
+    TowerToHyperService::new(router)
+}
+
+async fn answer(routes: Routes, request: Request<Incoming>) -> Response {
+    let answered = async { routes.call(request).await.unwrap_or_else(|never| match never {}) };
+    let mut response = serve::catching_panics(answered, || {
+        tracing::error!("a request handler panicked; this is a fault of the worker");
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    })
+    .await;
+    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn metrics(State(inside): State<Inside>) -> Response {
+    // Counting over every organization takes too long for a thread that serves connections.
+    let rendered = tokio::task::spawn_blocking(move || {
+        if let Some(keeper) = inside.keeper.get() {
+            inside.metrics.set_census(&keeper.census());
+        }
+        if let Some(VaultFigures { bytes, records, strays }) = (inside.vault)() {
+            inside.metrics.set_vault(bytes, records, strays);
+        }
+        inside.metrics.render()
+    });
+    match rendered.await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(inside): State<Inside>) -> Response {
+    if inside.keeper.get().is_some_and(Keeper::is_ready) {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn get(addr: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.expect("listening");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("open");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("text");
+        text
+    }
+
+    #[tokio::test]
+    async fn metrics_and_health_are_served_before_the_vault_is_open_and_nothing_else_is() {
+        let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("free");
+        let addr = bound.addr();
+        let inside = Inside {
+            keeper: Arc::default(),
+            metrics: Metrics::new(&[]),
+            vault: Arc::new(|| Some(VaultFigures { bytes: 7, records: 2, strays: 1 })),
+        };
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(bound.serve(inside, shutdown.clone()));
+
+        let metrics = get(addr, "/metrics").await;
+        assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4\r\n"), "{metrics}");
+        assert!(metrics.contains("\nconsentry_vault_size_bytes 7\n"), "{metrics}");
+        assert!(get(addr, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 503"));
+        assert!(get(addr, "/v1/status").await.starts_with("HTTP/1.1 404"));
+
+        shutdown.cancel();
+        served.await.expect("no panic");
+        assert!(TcpStream::connect(addr).await.is_err());
+    }
+}

@@ -1,0 +1,283 @@
+use std::future::Future;
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+
+use super::{
+    Api, Peer, Reach,
+    audit::{self, Action},
+    problems::Refusal,
+    request,
+};
+use crate::{
+    config::Role,
+    keeper::{Keeper, Served},
+    model::OrganizationId,
+    serve::catching_panics,
+    wire::Code,
+};
+
+/// The router, ready to be called by a connection.
+pub(super) type Routes = TowerToHyperService<Router>;
+
+/// Every route of the API.
+pub(super) fn router(api: Api) -> Routes {
+    let router = Router::new()
+        .route("/v1/organizations/{org}/token", get(token))
+        .route("/v1/organizations/{org}/token/refresh", post(refresh))
+        .route("/v1/organizations", get(list))
+        .route("/v1/organizations/{org}", get(show).put(enrol).delete(remove))
+        .route("/v1/organizations/{org}/pause", post(pause))
+        .route("/v1/organizations/{org}/resume", post(resume))
+        .route("/v1/status", get(status))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(api);
+    TowerToHyperService::new(router)
+}
+
+/// Answers one request of `peer`, whatever happens while it does.
+pub(super) async fn answer(routes: Routes, peer: Peer, mut request: Request<Incoming>) -> Response {
+    request.extensions_mut().insert(peer);
+    let answered = async { routes.call(request).await.unwrap_or_else(|never| match never {}) };
+    let mut response = catching_panics(answered, || {
+        tracing::error!("a request handler panicked; this is a fault of the worker");
+        Refusal::internal().into_response()
+    })
+    .await;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+type Answer = Result<Response, Refusal>;
+
+async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Response {
+    let served = async {
+        let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Fetch)?;
+        let min_ttl = request::min_ttl(&uri)?;
+        Ok(api.keeper()?.token(&organization, min_ttl).await?)
+    };
+    api.counted(served).await
+}
+
+async fn refresh(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, headers: HeaderMap) -> Response {
+    let served = async {
+        let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Refresh)?;
+        request::no_query(&uri)?;
+        let rejected = request::rejected(&headers)?;
+        Ok(api.keeper()?.refresh(&organization, rejected.as_deref()).await?)
+    };
+    api.counted(served).await
+}
+
+async fn list(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    let access = api.access();
+    let reach = reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
+    let filter = request::filter(&uri)?;
+    let mut page = api.keeper()?.list(filter, &|organization| reach.covers(organization)).await?;
+    page.next_cursor = page.next_cursor.and_then(|next| {
+        let last = page.organizations.last().map(|last| last.organization.clone());
+        last.or_else(|| next.parse().ok()).map(|last| request::to_cursor(&last))
+    });
+    Ok(json(StatusCode::OK, &page))
+}
+
+async fn show(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    let organization = api.permitted(&uri, &peer, Role::Operate, Action::Show)?;
+    request::no_query(&uri)?;
+    Ok(json(StatusCode::OK, &api.keeper()?.show(&organization).await?))
+}
+
+async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, body: Body) -> Answer {
+    let organization = api.permitted(&uri, &peer, Role::Operate, Action::Enrol)?;
+    request::no_query(&uri)?;
+    let keeper = api.keeper()?.clone();
+    let enrolment = request::enrolment(&request::body(body).await?)?;
+    let enrolled = api
+        .change(async move {
+            let result = keeper.enrol(organization.clone(), enrolment).await;
+            let outcome = match &result {
+                Ok(enrolled) if enrolled.created => "created",
+                Ok(enrolled) if enrolled.changed => "replaced",
+                Ok(_) => "unchanged",
+                Err(error) => error.code().word(),
+            };
+            audit::record(&peer, Action::Enrol, &organization, outcome);
+            result
+        })
+        .await?;
+    let status = if enrolled.created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(json(status, &enrolled.organization))
+}
+
+async fn remove(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    let organization = api.permitted(&uri, &peer, Role::Admin, Action::Remove)?;
+    let revoke = request::revoke(&uri)?;
+    let keeper = api.keeper()?.clone();
+    api.change(async move {
+        let result = keeper.remove(&organization, revoke).await;
+        let outcome = match &result {
+            Ok(()) if revoke => "removed, with revocation",
+            Ok(()) => "removed",
+            Err(error) => error.code().word(),
+        };
+        audit::record(&peer, Action::Remove, &organization, outcome);
+        result
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn pause(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    set_paused(api, peer, uri, true).await
+}
+
+async fn resume(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    set_paused(api, peer, uri, false).await
+}
+
+async fn set_paused(api: Api, peer: Peer, uri: Uri, paused: bool) -> Answer {
+    let action = if paused { Action::Pause } else { Action::Resume };
+    let organization = api.permitted(&uri, &peer, Role::Operate, action)?;
+    request::no_query(&uri)?;
+    let keeper = api.keeper()?.clone();
+    let organization = api
+        .change(async move {
+            let result = keeper.set_paused(&organization, paused).await;
+            let outcome = result.as_ref().map_or_else(|error| error.code().word(), |_| "done");
+            audit::record(&peer, action, &organization, outcome);
+            result
+        })
+        .await?;
+    Ok(json(StatusCode::OK, &organization))
+}
+
+async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    let access = api.access();
+    reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
+    request::no_query(&uri)?;
+    let keeper = api.keeper()?.clone();
+    // It counts over every organization, which takes too long for a thread that serves connections.
+    let counted = tokio::task::spawn_blocking(move || match access.scope(&peer, Role::Operate) {
+        Reach::All => keeper.status(None),
+        reach => keeper.status(Some(&|organization| reach.covers(organization))),
+    });
+    let status = counted.await.map_err(|_| Refusal::internal())?;
+    Ok(json(StatusCode::OK, &status))
+}
+
+async fn healthz() -> Response {
+    json(StatusCode::OK, &Health { status: "ok" })
+}
+
+async fn readyz(State(api): State<Api>) -> Answer {
+    if api.keeper()?.is_ready() {
+        Ok(json(StatusCode::OK, &Health { status: "ready" }))
+    } else {
+        Err(Refusal::new(Code::Starting, "the index is still being loaded; try again soon"))
+    }
+}
+
+async fn not_found() -> Refusal {
+    Refusal::new(Code::NotFound, "there is no such path; docs/openapi.yaml lists those that there are")
+}
+
+async fn method_not_allowed() -> Refusal {
+    Refusal::new(Code::MethodNotAllowed, "this path has no such method; the Allow header lists those that it has")
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+impl Api {
+    /// The organization in the path, if `peer` may do what needs `role` to it. Asked before anything is looked up, so
+    /// that the answer is the same whether it exists or not.
+    fn permitted(&self, uri: &Uri, peer: &Peer, role: Role, action: Action) -> Result<OrganizationId, Refusal> {
+        let organization = request::organization(uri)?;
+        if self.0.access.load().may(peer, role, &organization) {
+            return Ok(organization);
+        }
+        audit::record(peer, action, &organization, "denied");
+        let detail = format!(
+            "user {} may not {} this organization; that takes an [[access]] rule with role {} or higher",
+            peer.uid,
+            action.word(),
+            word(role)
+        );
+        Err(Refusal::new(Code::Forbidden, detail))
+    }
+
+    /// Answers a fetch or forced refresh, and counts it whatever came of it.
+    async fn counted(&self, served: impl Future<Output = Result<Served, Refusal>>) -> Response {
+        let start = self.0.clock.now().boot;
+        let result = served.await;
+        let took = self.0.clock.now().boot.saturating_sub(start);
+        match result {
+            Ok(served) => {
+                self.0.metrics.fetched(served.token.degraded.is_some(), took);
+                let mut response = json(StatusCode::OK, &served.token);
+                if let Ok(etag) = HeaderValue::from_str(&served.etag) {
+                    response.headers_mut().insert(header::ETAG, etag);
+                }
+                response
+            }
+            Err(refusal) => {
+                self.0.metrics.fetch_refused(refusal.code, took);
+                refusal.into_response()
+            }
+        }
+    }
+
+    /// Runs a change to its end, also if its caller goes away meanwhile.
+    pub(super) async fn change<T, E>(
+        &self,
+        change: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        E: Into<Refusal> + Send + 'static,
+    {
+        self.0.changes.spawn(change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
+    }
+
+    fn keeper(&self) -> Result<&Keeper, Refusal> {
+        self.0.keeper.get().ok_or_else(|| Refusal::new(Code::Starting, "the vault is not open yet; try again soon"))
+    }
+}
+
+/// Refuses a caller who may not operate on anything at all.
+fn reach_to_operate<'a>(reach: Reach<'a>, peer: &Peer) -> Result<Reach<'a>, Refusal> {
+    if matches!(reach, Reach::None) {
+        let detail = format!("user {} may not do this; that takes an [[access]] rule with role operate", peer.uid);
+        return Err(Refusal::new(Code::Forbidden, detail));
+    }
+    Ok(reach)
+}
+
+const fn word(role: Role) -> &'static str {
+    match role {
+        Role::Fetch => "fetch",
+        Role::Operate => "operate",
+        Role::Admin => "admin",
+    }
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let Ok(bytes) = serde_json::to_vec(body) else { return Refusal::internal().into_response() };
+    let mut response = (status, Body::from(bytes)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,214 @@
+//! Every metric of the worker, in one struct. Names and labels are the contract's; the help text of each is the doc
+//! comment of its field in `families.rs`.
+//!
+//! Every series exists from the start, zero included, so that an alert on a rate sees the first increase. Labels are
+//! bounded: providers and warnings come from the configuration, reasons and outcomes from fixed lists. The one metric
+//! that names organizations is written from the latest census alone, so that what is no longer reported is gone.
+
+mod families;
+mod series;
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use self::{
+    families::{FAMILIES, describe_all},
+    series::ProviderTable,
+};
+use crate::{
+    keeper::{Census, ExpiringSeries},
+    model::ProviderName,
+    wire::Code,
+};
+
+/// Fetches: in memory as a rule, a vault read at times, an exchange now and then.
+const FETCH_BUCKETS: [f64; 14] =
+    [50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0];
+/// Exchanges: a call to another continent, up to the longest timeout that makes sense.
+const REFRESH_BUCKETS: [f64; 11] = [10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Commits: one sync of the journal, on anything from flash to a tired network disk.
+const VAULT_BUCKETS: [f64; 14] =
+    [100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 5.0];
+
+/// The worker's metrics. Cheap to clone; each has a recorder of its own, so that several workers of one process do
+/// not mix.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    providers: ProviderTable,
+    fetched_ok: Counter,
+    fetched_degraded: Counter,
+    /// In the order of [`Code::ALL`].
+    fetch_refused: Vec<Counter>,
+    fetch_duration: Histogram,
+    organization_series_dropped: Gauge,
+    webhook_pending: Gauge,
+    vault_write_duration: Histogram,
+    vault_errors: Counter,
+    vault_size: Gauge,
+    vault_records: Gauge,
+    vault_strays: Gauge,
+    /// What the latest census named by organization; the keeper bounds it.
+    expiring: Mutex<Vec<ExpiringSeries>>,
+}
+
+impl Metrics {
+    /// Makes every series that is known from the start, at zero.
+    pub fn new(providers: &[ProviderName]) -> Self {
+        let recorder = recorder();
+        describe_all(&recorder);
+        FAMILIES.build_info.gauge(&recorder, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        for result in ["ok", "error"] {
+            FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]).increment(0);
+        }
+        let outcome = |word| FAMILIES.fetch_requests.counter(&recorder, &[("outcome", word)]);
+        let metrics = Self(Arc::new(Inner {
+            handle: recorder.handle(),
+            providers: ProviderTable::default(),
+            fetched_ok: outcome("ok"),
+            fetched_degraded: outcome("degraded"),
+            fetch_refused: Code::ALL.iter().map(|code| outcome(code.word())).collect(),
+            fetch_duration: FAMILIES.fetch_duration.histogram(&recorder, &[]),
+            organization_series_dropped: FAMILIES.organization_series_dropped.gauge(&recorder, &[]),
+            webhook_pending: FAMILIES.webhook_pending.gauge(&recorder, &[]),
+            vault_write_duration: FAMILIES.vault_write_duration.histogram(&recorder, &[]),
+            vault_errors: FAMILIES.vault_errors.counter(&recorder, &[]),
+            vault_size: FAMILIES.vault_size.gauge(&recorder, &[]),
+            vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
+            vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
+            expiring: Mutex::default(),
+            recorder,
+        }));
+        metrics.configure(providers, &[]);
+        metrics
+    }
+
+    /// Makes the series of these providers, and of each of them with these warnings, at zero where they are new; at
+    /// start and whenever the configuration is read again.
+    pub fn configure(&self, providers: &[ProviderName], warn_before: &[Duration]) {
+        for provider in providers {
+            let series = self.0.providers.get(&self.0.recorder, provider);
+            for warning in warn_before {
+                series.expiring_within(&self.0.recorder, provider, *warning).increment(0.0);
+            }
+        }
+    }
+
+    /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one.
+    pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Duration) {
+        self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
+    }
+
+    /// A fetch or forced refresh was answered with a living token, marked `degraded` or not.
+    pub fn fetched(&self, degraded: bool, took: Duration) {
+        if degraded { &self.0.fetched_degraded } else { &self.0.fetched_ok }.increment(1);
+        self.0.fetch_duration.record(took);
+    }
+
+    /// A fetch or forced refresh was refused.
+    pub fn fetch_refused(&self, code: Code, took: Duration) {
+        if let Some(index) = Code::ALL.iter().position(|known| *known == code) {
+            self.0.fetch_refused[index].increment(1);
+        }
+        self.0.fetch_duration.record(took);
+    }
+
+    /// The vault made a batch of commits durable.
+    pub fn vault_written(&self, took: Duration) {
+        self.0.vault_write_duration.record(took);
+    }
+
+    /// The vault failed to read or write.
+    pub fn vault_failed(&self) {
+        self.0.vault_errors.increment(1);
+    }
+
+    /// Sets every gauge that is counted over the grants. A provider that the census does not know goes back to zero.
+    pub fn set_census(&self, census: &Census) {
+        self.0.providers.set_census(&self.0.recorder, census);
+        self.0.organization_series_dropped.set(float(census.expiring_dropped));
+        self.0.expiring.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&census.expiring);
+    }
+
+    /// Sets the vault's gauges.
+    pub fn set_vault(&self, bytes: u64, records: u64, strays: u64) {
+        self.0.vault_size.set(float(bytes));
+        self.0.vault_records.set(float(records));
+        self.0.vault_strays.set(float(strays));
+    }
+
+    /// Sets how many deliveries to webhooks are still to be made.
+    pub fn set_webhook_pending(&self, pending: u64) {
+        self.0.webhook_pending.set(float(pending));
+    }
+
+    /// Folds recorded durations into their buckets. They are kept one by one until then, so this has to be called
+    /// every few minutes also where nobody scrapes.
+    pub fn upkeep(&self) {
+        self.0.handle.run_upkeep();
+    }
+
+    /// The text exposition format of Prometheus, version 0.0.4.
+    pub fn render(&self) -> String {
+        self.upkeep();
+        let mut text = self.0.handle.render();
+        self.write_expiring(&mut text);
+        text
+    }
+
+    /// Writes the series that are named by organization. Their label values need no escaping: neither a provider's
+    /// name nor an organization's id can hold a quote, a backslash or a line break.
+    fn write_expiring(&self, text: &mut String) {
+        let family = FAMILIES.consent_expiration;
+        let expiring = self.0.expiring.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(text, "# HELP {} {}\n# TYPE {} gauge", family.name, family.help, family.name);
+        for ExpiringSeries { provider, organization, expires_at } in &*expiring {
+            let seconds = expires_at.as_seconds();
+            let _ =
+                writeln!(text, "{}{{provider=\"{provider}\",organization=\"{organization}\"}} {seconds}", family.name);
+        }
+    }
+}
+
+/// A recorder with the buckets of every histogram set.
+fn recorder() -> PrometheusRecorder {
+    let buckets: [(&str, &[f64]); 3] = [
+        (FAMILIES.fetch_duration.name, &FETCH_BUCKETS),
+        (FAMILIES.token_refresh_duration.name, &REFRESH_BUCKETS),
+        (FAMILIES.vault_write_duration.name, &VAULT_BUCKETS),
+    ];
+    buckets
+        .into_iter()
+        .fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets).expect("no list is empty")
+        })
+        .build_recorder()
+}
+
+/// A count as a sample; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "samples are 64-bit floats by definition")]
+const fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// A duration as the `within` label has it: a whole number of the largest unit that fits, such as `30d` or `36h`.
+pub fn within(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')]
+        .into_iter()
+        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit))
+        .map_or_else(|| format!("{seconds}s"), |(unit, letter)| format!("{}{letter}", seconds / unit))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! The accept loop and the connections of both listeners: HTTP/1.1, every wait and every size bounded, and a drain
+//! that lets requests under way finish.
+//!
+//! hyper's own header timeout is not used: it runs on an idle keep-alive connection too, so that a short one would cut
+//! callers who fetch twice a minute. [`Watched`] tells the two apart.
+
+mod watched;
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{http::Request, response::Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::watched::{Activity, Watched};
+
+/// The most connections at once of one listener; further ones wait in the kernel's queue.
+pub(crate) const MAX_CONNECTIONS: usize = 1024;
+/// The largest head of a request, and the largest read buffer, in bytes. hyper allows 100 header fields.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// From the first byte of a request's head to its last.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the beginning of one request on a connection to the next.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long a caller may take none of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long requests under way may take once the worker stops.
+const DRAIN: Duration = Duration::from_secs(25);
+/// How long no connection is accepted after the first failure to; doubled each time, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What connections are accepted from.
+pub(crate) trait Listener: Send + 'static {
+    /// One connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection. Nothing is lost if the future is dropped.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn next(&self) -> io::Result<Self::Stream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn next(&self) -> io::Result<Self::Stream> {
+        let stream = self.accept().await?.0;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+/// Serves until `shutdown`, then drains: nothing new is accepted, idle connections are closed at once, requests under
+/// way get [`DRAIN`], and what is left then is cut. Returns the moment by which the caller should be done too.
+///
+/// `greet` looks at a new connection and gives what answers its requests, or `None` to close it.
+pub(crate) async fn serve<L, G, A, F>(listener: L, shutdown: CancellationToken, greet: G) -> Instant
+where
+    L: Listener,
+    G: Fn(&L::Stream) -> Option<A>,
+    A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.next(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok(stream) => {
+                    pause = FIRST_PAUSE;
+                    if let Some(answer) = greet(&stream) {
+                        connections.spawn(connection(stream, answer, shutdown.clone()));
+                    }
+                }
+                Err(error) if is_the_callers(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, pause.ms = pause.as_millis(), "cannot accept connections; waiting");
+                    tokio::select! { () = sleep(pause) => {} () = shutdown.cancelled() => break }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            },
+        }
+    }
+    drop(listener);
+    let deadline = Instant::now() + DRAIN;
+    if timeout_at(deadline, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(connections = connections.len(), "requests did not finish in time and are cut");
+        connections.shutdown().await;
+    }
+    deadline
+}
+
+/// Whether only that one connection failed, before it was accepted.
+fn is_the_callers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// Answers one connection's requests until either side closes it or a limit is passed.
+pub(crate) async fn connection<S, A, F>(stream: S, answer: A, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response> + Send,
+{
+    let activity = Arc::new(Activity::default());
+    let service = service_fn(|request| {
+        activity.request_began();
+        let answered = answer(request);
+        let activity = &activity;
+        async move {
+            let response = answered.await;
+            activity.request_ended();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&activity))), service)
+    );
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Runs `answer`; if it panics, `otherwise` makes the answer, so that the connection and all others go on.
+pub(crate) async fn catching_panics(
+    answer: impl Future<Output = Response>,
+    otherwise: impl FnOnce() -> Response,
+) -> Response {
+    let mut answer = pin!(answer);
+    // Nothing of the future is looked at after a panic, so that no broken state can be seen.
+    let outcome = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => std::task::Poll::Ready(None),
+    });
+    outcome.await.unwrap_or_else(otherwise)
+}
+
+#[cfg(test)]
+mod tests;

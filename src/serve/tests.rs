@@ -1,0 +1,168 @@
+use std::sync::Mutex;
+
+use axum::{body::Body, response::IntoResponse};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    sync::{Semaphore, mpsc},
+};
+
+use super::*;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// A connection whose requests are all answered with `fine`, and this side of it.
+fn connected(shutdown: &CancellationToken) -> DuplexStream {
+    let (ours, theirs) = duplex(4096);
+    tokio::spawn(connection(theirs, |_| async { "fine".into_response() }, shutdown.clone()));
+    ours
+}
+
+async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        let mut bytes = [0; 512];
+        let count = stream.read(&mut bytes).await.expect("readable");
+        assert_ne!(count, 0, "closed after {text:?}");
+        text.push_str(std::str::from_utf8(&bytes[..count]).expect("text"));
+    }
+    text
+}
+
+/// How long the other side keeps the connection open if nothing more is sent.
+async fn closed_after(stream: &mut DuplexStream) -> Duration {
+    let start = Instant::now();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.expect("readable");
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_in_is_cut() {
+    let mut stream = connected(&CancellationToken::new());
+    let start = Instant::now();
+    for byte in GET.iter().cycle() {
+        if stream.write_all(&[if *byte == b'\r' { b'x' } else { *byte }]).await.is_err() {
+            break;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(start.elapsed() <= HEAD_TIMEOUT + Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_outlives_the_head_timeout_and_is_closed_in_the_end() {
+    let mut stream = connected(&CancellationToken::new());
+    for _ in 0..3 {
+        stream.write_all(GET).await.expect("open");
+        assert!(read_until(&mut stream, "fine").await.starts_with("HTTP/1.1 200"));
+        sleep(HEAD_TIMEOUT * 10).await;
+    }
+    let open = HEAD_TIMEOUT * 10 + closed_after(&mut stream).await;
+    assert_eq!(open.as_secs(), IDLE_TIMEOUT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_head_that_stops_half_way_is_cut() {
+    let mut stream = connected(&CancellationToken::new());
+    stream.write_all(GET).await.expect("open");
+    read_until(&mut stream, "fine").await;
+    stream.write_all(&GET[..10]).await.expect("open");
+    assert_eq!(closed_after(&mut stream).await.as_secs(), HEAD_TIMEOUT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_never_reads_the_answer_is_cut() {
+    let (mut ours, theirs) = duplex(64);
+    let large = || async { Body::from(vec![b'x'; 1 << 20]).into_response() };
+    let served = tokio::spawn(connection(theirs, move |_| large(), CancellationToken::new()));
+    let start = Instant::now();
+    ours.write_all(GET).await.expect("open");
+    served.await.expect("no panic");
+    assert_eq!(start.elapsed().as_secs(), WRITE_TIMEOUT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_closes_idle_connections_at_once() {
+    let shutdown = CancellationToken::new();
+    let (mut fresh, mut used) = (connected(&shutdown), connected(&shutdown));
+    used.write_all(GET).await.expect("open");
+    read_until(&mut used, "fine").await;
+    shutdown.cancel();
+    assert_eq!(closed_after(&mut fresh).await, Duration::ZERO);
+    assert_eq!(closed_after(&mut used).await, Duration::ZERO);
+}
+
+/// Hands out the far ends of connections that a test makes.
+struct Given(tokio::sync::Mutex<mpsc::UnboundedReceiver<DuplexStream>>);
+
+impl Listener for Given {
+    type Stream = DuplexStream;
+
+    async fn next(&self) -> io::Result<DuplexStream> {
+        self.0.lock().await.recv().await.ok_or(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+fn given() -> (mpsc::UnboundedSender<DuplexStream>, Given) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (sender, Given(tokio::sync::Mutex::new(receiver)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_under_way_is_answered_after_shutdown_and_one_that_hangs_is_cut() {
+    let (sender, listener) = given();
+    let (gate, shutdown) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
+    let answer = {
+        let gate = Arc::clone(&gate);
+        move |_| {
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await.expect("open").forget();
+                "fine".into_response()
+            }
+        }
+    };
+    let served = tokio::spawn(serve(listener, shutdown.clone(), move |_| Some(answer.clone())));
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let (mut ours, theirs) = duplex(4096);
+        sender.send(theirs).expect("accepting");
+        ours.write_all(GET).await.expect("open");
+        streams.push(ours);
+    }
+    sleep(Duration::from_secs(1)).await;
+    shutdown.cancel();
+    sleep(Duration::from_secs(1)).await;
+    gate.add_permits(1);
+    assert!(read_until(&mut streams[0], "fine").await.contains("connection: close"));
+    let end = served.await.expect("no panic");
+    assert_eq!(Instant::now().duration_since(end).as_millis() / 100, 0, "the second request got the whole drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_connections_than_allowed_are_served_at_once() {
+    let (sender, listener) = given();
+    let greeted = Arc::new(Mutex::new(0_usize));
+    let counter = Arc::clone(&greeted);
+    tokio::spawn(serve(listener, CancellationToken::new(), move |_| {
+        *counter.lock().expect("no panic") += 1;
+        Some(|_| async { "fine".into_response() })
+    }));
+    let mut streams = Vec::new();
+    for _ in 0..=MAX_CONNECTIONS {
+        let (ours, theirs) = duplex(64);
+        sender.send(theirs).expect("accepting");
+        streams.push(ours);
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(*greeted.lock().expect("no panic"), MAX_CONNECTIONS);
+    drop(streams.swap_remove(0));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(*greeted.lock().expect("no panic"), MAX_CONNECTIONS + 1, "a place that is free again is taken");
+}
+
+#[tokio::test]
+async fn a_panic_becomes_an_answer() {
+    let response = catching_panics(async { panic!("on purpose") }, || "otherwise".into_response()).await;
+    assert_eq!(response.status(), 200);
+}

@@ -1,0 +1,137 @@
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::{HEAD_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT};
+
+/// What a connection's requests are up to, told by the side that answers them.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    began: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity {
+    /// A request's head is complete.
+    pub(super) fn request_began(&self) {
+        self.began.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request's answer is ready to be written.
+    pub(super) fn request_ended(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests have begun, and whether the last of them is still being answered.
+    fn now(&self) -> (u64, bool) {
+        let began = self.began.load(Ordering::Relaxed);
+        (began, self.ended.load(Ordering::Relaxed) != began)
+    }
+}
+
+/// A stream that fails with `TimedOut` when a request's head, the next request, or the caller's taking of an answer is
+/// awaited too long. While a request is answered there is no limit here: whoever answers it has one.
+pub(super) struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    /// How many requests had begun when the first byte of the next came.
+    head_after: Option<u64>,
+    /// What `read_limit` is set for: how many requests had begun, and whether the first byte of the next had come.
+    set_for: (u64, bool),
+    read_limit: Pin<Box<Sleep>>,
+    write_limit: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        let read_limit = Box::pin(sleep(IDLE_TIMEOUT));
+        Self { stream, activity, head_after: None, set_for: (0, false), read_limit, write_limit: None }
+    }
+
+    /// Whether what is read has been awaited too long; arranges to be woken when it has.
+    ///
+    /// The limit is set while a request is still answered too, since hyper does not always read again once it is.
+    fn poll_read_limit(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (began, busy) = self.activity.now();
+        let head = !busy && self.head_after == Some(began);
+        if self.set_for != (began, head) {
+            self.set_for = (began, head);
+            let limit = if head { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
+            self.read_limit.as_mut().reset(Instant::now() + limit);
+        }
+        ready!(self.read_limit.as_mut().poll(context));
+        if !busy {
+            return Poll::Ready(());
+        }
+        self.read_limit.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+        self.read_limit.as_mut().poll(context)
+    }
+
+    fn watch_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            let limit = self.write_limit.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+            ready!(limit.as_mut().poll(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.write_limit = None;
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, buffer) {
+            if buffer.filled().len() > before {
+                let (began, busy) = self.activity.now();
+                self.head_after = (!busy).then_some(began);
+            }
+            return Poll::Ready(read);
+        }
+        ready!(self.poll_read_limit(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch_write(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.watch_write(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
