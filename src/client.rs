@@ -1,1 +1,0 @@
-//! HTTP over the Unix socket, for the command line and for any Rust program.

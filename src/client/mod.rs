@@ -1,0 +1,382 @@
+//! HTTP over the Unix socket, for the command line and for any Rust program.
+//!
+//! [`Client`] speaks the API of a running worker in the types of [`crate::wire`]. It never sends a byte before it
+//! knows who listens: [`Trust`] says whose sockets are believed. It keeps a few idle connections, opens another when
+//! all are busy, and sends a request a second time only where that can change nothing: when no byte of it had been
+//! taken, or when the call is one that may be repeated and the connection had gone stale.
+
+mod answer;
+mod connection;
+mod error;
+mod trust;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{Method, Request, StatusCode, header};
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::{answer::Answer, connection::Connections};
+pub use self::{error::ClientError, trust::Trust};
+use crate::{
+    model::{Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage},
+    wire,
+};
+
+/// The longest answer that is read, in bytes.
+pub const MAX_ANSWER: usize = 1 << 20;
+/// The longest page of a list that is read, in bytes: [`PAGE`] organizations with all the labels they may carry.
+pub const MAX_PAGE: usize = 8 << 20;
+/// How many organizations a page holds where the filter sets no limit.
+pub const PAGE: usize = 500;
+
+/// How long an answer that needs no exchange may take.
+const QUICK: Duration = Duration::from_secs(30);
+/// How long an answer may take that may wait for the provider: above twice the longest configurable exchange.
+const EXCHANGE: Duration = Duration::from_mins(5);
+
+/// A worker's API. Every method takes `&self`: calls made at the same time each get a connection of their own.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use consentry::client::Client;
+///
+/// # async fn call_the_api(_: &str) -> u16 { 200 }
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::new("/run/consentry/consentry.sock");
+/// let organization = "123456".parse()?;
+/// let mut fetched = client.token(&organization, Duration::from_secs(60)).await?;
+/// if call_the_api(&fetched.token.access_token).await == 401 {
+///     // The entity tag says which token was rejected, so that many callers cause one exchange.
+///     fetched = client.refresh(&organization, Some(&fetched.etag)).await?;
+///     call_the_api(&fetched.token.access_token).await;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    connections: Connections,
+}
+
+/// An access token and the entity tag that names it without revealing it.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The answer.
+    pub token: wire::Token,
+    /// Hand it to [`Client::refresh`] when the API rejects the token; empty where the worker sent none.
+    pub etag: String,
+}
+
+/// What an enrolment did.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Whether the organization is new (status 201).
+    pub created: bool,
+    /// Whether anything was changed; `None` where the worker did not say.
+    pub changed: Option<bool>,
+    /// The organization as it is now.
+    pub organization: wire::Organization,
+}
+
+/// Which organizations a list is about; every field that is set must fit.
+#[derive(Debug, Default, Clone)]
+pub struct ListFilter {
+    /// `active`, `failing`, `in_doubt`, `lost` or `paused`.
+    pub state: Option<String>,
+    /// The provider.
+    pub provider: Option<ProviderName>,
+    /// The consent ends within this time, or has ended.
+    pub expires_within: Option<Duration>,
+    /// Labels it carries.
+    pub labels: Labels,
+    /// How many a page holds at most; [`PAGE`] where it is `None`.
+    pub page: Option<usize>,
+}
+
+impl Client {
+    /// A client of the worker that listens at `socket`. Nothing is opened before the first call.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self::with_trust(socket, Trust::default())
+    }
+
+    /// A client that also believes the users whom `trust` names.
+    pub fn with_trust(socket: impl Into<PathBuf>, trust: Trust) -> Self {
+        Self { connections: Connections::new(socket.into(), trust) }
+    }
+
+    /// The socket it was made for.
+    pub fn socket(&self) -> &Path {
+        self.connections.path()
+    }
+
+    /// An access token with at least `min_ttl` left; whole seconds count.
+    pub async fn token(&self, organization: &OrganizationId, min_ttl: Duration) -> Result<Fetched, ClientError> {
+        let path = format!("/v1/organizations/{organization}/token?min_ttl={}", min_ttl.as_secs());
+        fetched(&self.call(Call::get(path).slow()).await?)
+    }
+
+    /// The API refused the token that `rejected` names (an [`etag`](Fetched::etag)): exchanges, unless a newer one is
+    /// there already. Without `rejected` it exchanges in any case.
+    pub async fn refresh(&self, organization: &OrganizationId, rejected: Option<&str>) -> Result<Fetched, ClientError> {
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/token/refresh")).slow();
+        call.if_match = rejected.filter(|tag| !tag.is_empty()).map(ToOwned::to_owned);
+        fetched(&self.call(call).await?)
+    }
+
+    /// All organizations that fit, page by page, in order of their ids.
+    pub fn list(&self, filter: ListFilter) -> Pages<'_> {
+        Pages { client: self, filter, cursor: None, ended: false }
+    }
+
+    /// One organization.
+    pub async fn show(&self, organization: &OrganizationId) -> Result<wire::Organization, ClientError> {
+        self.call(Call::get(format!("/v1/organizations/{organization}"))).await?.json()
+    }
+
+    /// Enrols an organization or replaces its credential.
+    pub async fn put(
+        &self,
+        organization: &OrganizationId,
+        enrolment: &wire::Enrolment,
+    ) -> Result<Enrolled, ClientError> {
+        let body = serde_json::to_vec(&EnrolmentBody::from(enrolment))
+            .map_err(|_| ClientError::Protocol("the enrolment cannot be written as JSON".into()))?;
+        self.put_json(organization, body.into()).await
+    }
+
+    /// As [`put`](Self::put), with the body's JSON as it is: what an import has read from a line.
+    pub async fn put_json(&self, organization: &OrganizationId, body: Bytes) -> Result<Enrolled, ClientError> {
+        let mut call = Call::new(Method::PUT, format!("/v1/organizations/{organization}")).slow().repeatable();
+        call.body = body;
+        let answer = self.call(call).await?;
+        let changed = answer.header(CHANGED).and_then(|word| match word {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        });
+        Ok(Enrolled { created: answer.status() == StatusCode::CREATED, changed, organization: answer.json()? })
+    }
+
+    /// Forgets an organization, and its grant with the last one; `revoke` then revokes the refresh token first.
+    pub async fn delete(&self, organization: &OrganizationId, revoke: bool) -> Result<(), ClientError> {
+        let query = if revoke { "?revoke=true" } else { "" };
+        self.call(Call::new(Method::DELETE, format!("/v1/organizations/{organization}{query}")).slow()).await?;
+        Ok(())
+    }
+
+    /// Pauses the organization's grant: it is neither exchanged nor handed out.
+    pub async fn pause(&self, organization: &OrganizationId) -> Result<wire::Organization, ClientError> {
+        let path = format!("/v1/organizations/{organization}/pause");
+        self.call(Call::new(Method::POST, path).repeatable()).await?.json()
+    }
+
+    /// Lifts a pause.
+    pub async fn resume(&self, organization: &OrganizationId) -> Result<wire::Organization, ClientError> {
+        let path = format!("/v1/organizations/{organization}/resume");
+        self.call(Call::new(Method::POST, path).repeatable()).await?.json()
+    }
+
+    /// The state of the whole.
+    pub async fn status(&self) -> Result<wire::Status, ClientError> {
+        self.call(Call::get("/v1/status".into())).await?.json()
+    }
+
+    /// `/healthz`: whether the worker says that it lives.
+    pub async fn is_live(&self) -> Result<bool, ClientError> {
+        self.probe("/healthz").await
+    }
+
+    /// `/readyz`: whether its vault is open and its index loaded.
+    pub async fn is_ready(&self) -> Result<bool, ClientError> {
+        self.probe("/readyz").await
+    }
+
+    async fn probe(&self, path: &str) -> Result<bool, ClientError> {
+        let answer = self.send(Call::get(path.into())).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::SERVICE_UNAVAILABLE => Ok(false),
+            _ => Err(answer.problem()),
+        }
+    }
+
+    /// Sends a call; an answer that is no success is an error.
+    async fn call(&self, call: Call) -> Result<Answer, ClientError> {
+        let answer = self.send(call).await?;
+        if answer.status().is_success() { Ok(answer) } else { Err(answer.problem()) }
+    }
+
+    async fn send(&self, call: Call) -> Result<Answer, ClientError> {
+        let limit = call.limit;
+        let seconds = limit.as_secs();
+        match tokio::time::timeout(limit, self.connections.send(&call)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Timeout { path: self.socket().to_owned(), seconds }),
+        }
+    }
+}
+
+/// The answer header that tells whether an enrolment changed anything.
+const CHANGED: &str = "consentry-changed";
+
+/// Pages of a list, from [`Client::list`].
+#[derive(Debug)]
+pub struct Pages<'a> {
+    client: &'a Client,
+    filter: ListFilter,
+    cursor: Option<String>,
+    ended: bool,
+}
+
+impl Pages<'_> {
+    /// The next page; `None` after the last one.
+    pub async fn next(&mut self) -> Result<Option<Vec<wire::Organization>>, ClientError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut call = Call::get(format!("/v1/organizations?{}", self.query()));
+        call.max_answer = MAX_PAGE;
+        let page: wire::OrganizationPage = self.client.call(call).await?.json()?;
+        if page.next_cursor.is_some() && page.next_cursor == self.cursor {
+            return Err(ClientError::Protocol("the list does not move on: the same cursor came twice".into()));
+        }
+        self.ended = page.next_cursor.is_none();
+        self.cursor = page.next_cursor;
+        Ok(Some(page.organizations))
+    }
+
+    fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("limit", &self.filter.page.unwrap_or(PAGE).to_string());
+        if let Some(state) = &self.filter.state {
+            query.append_pair("state", state);
+        }
+        if let Some(provider) = &self.filter.provider {
+            query.append_pair("provider", provider.as_str());
+        }
+        if let Some(within) = self.filter.expires_within {
+            query.append_pair("expires_within", &format!("{}s", within.as_secs()));
+        }
+        for (key, value) in &self.filter.labels {
+            query.append_pair("label", &format!("{key}={value}"));
+        }
+        if let Some(cursor) = &self.cursor {
+            query.append_pair("cursor", cursor);
+        }
+        query.finish()
+    }
+}
+
+/// One request, kept so that it can be sent again.
+#[derive(Debug)]
+struct Call {
+    method: Method,
+    path: String,
+    body: Bytes,
+    if_match: Option<String>,
+    /// Whether it may be sent twice although its first sending may have been carried out.
+    repeatable: bool,
+    limit: Duration,
+    max_answer: usize,
+}
+
+impl Call {
+    const fn new(method: Method, path: String) -> Self {
+        let body = Bytes::new();
+        Self { method, path, body, if_match: None, repeatable: false, limit: QUICK, max_answer: MAX_ANSWER }
+    }
+
+    const fn get(path: String) -> Self {
+        Self::new(Method::GET, path).repeatable()
+    }
+
+    const fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
+    }
+
+    const fn slow(mut self) -> Self {
+        self.limit = EXCHANGE;
+        self
+    }
+
+    fn request(&self) -> Result<Request<connection::Body>, ClientError> {
+        let mut request = Request::builder().method(&self.method).uri(&self.path).header(header::HOST, "localhost");
+        if !self.body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(tag) = &self.if_match {
+            request = request.header(header::IF_MATCH, tag);
+        }
+        request
+            .body(connection::Body::new(self.body.clone()))
+            .map_err(|_| ClientError::Protocol(format!("{} {} is not a request", self.method, self.path)))
+    }
+}
+
+fn fetched(answer: &Answer) -> Result<Fetched, ClientError> {
+    let etag = answer.header(header::ETAG.as_str()).unwrap_or_default().to_owned();
+    Ok(Fetched { token: answer.json::<wire::Token>()?, etag })
+}
+
+/// [`wire::Enrolment`] as it is sent. The type itself cannot be serialized, so that a secret leaves it here alone.
+#[derive(Serialize)]
+struct EnrolmentBody<'a> {
+    provider: &'a ProviderName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    granted_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<&'a Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify: Option<bool>,
+}
+
+impl<'a> From<&'a wire::Enrolment> for EnrolmentBody<'a> {
+    fn from(enrolment: &'a wire::Enrolment) -> Self {
+        Self {
+            provider: &enrolment.provider,
+            refresh_token: enrolment.refresh_token.as_ref().map(Secret::expose),
+            api_key: enrolment.api_key.as_ref().map(Secret::expose),
+            client_id: enrolment.client_id.as_deref(),
+            client_secret: enrolment.client_secret.as_ref().map(Secret::expose),
+            granted_at: enrolment.granted_at,
+            expires_at: enrolment.expires_at,
+            usage: enrolment.usage,
+            grace: enrolment.grace.as_deref(),
+            labels: enrolment.labels.as_ref(),
+            verify: enrolment.verify,
+        }
+    }
+}
+
+/// Reads JSON without ever quoting it: an answer may hold an access token.
+fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        ClientError::Protocol(format!(
+            "the answer is not what this version of consentry expects (line {}, column {})",
+            error.line(),
+            error.column()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;
