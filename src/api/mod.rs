@@ -14,10 +14,7 @@ mod problems;
 mod request;
 mod routes;
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-};
+use std::{future::Future, sync::Arc};
 
 pub use access::{Access, Reach};
 use arc_swap::ArcSwap;
@@ -26,7 +23,7 @@ pub use peer::{OVERFLOW_ID, Peer};
 use tokio::{net::UnixStream, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{clock::SharedClock, config::SocketConfig, keeper::Keeper, metrics::Metrics, serve};
+use crate::{clock::SharedClock, config::SocketConfig, keeper::Current, metrics::Metrics, serve};
 
 /// The server of the Unix socket.
 #[derive(Debug)]
@@ -80,7 +77,7 @@ pub struct Api(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    keeper: Arc<OnceLock<Keeper>>,
+    keeper: Current,
     access: ArcSwap<Access>,
     metrics: Metrics,
     clock: SharedClock,
@@ -90,7 +87,7 @@ struct Inner {
 
 impl Api {
     /// Requests are answered `starting` until `keeper` is set.
-    pub fn new(keeper: Arc<OnceLock<Keeper>>, access: Access, metrics: Metrics, clock: SharedClock) -> Self {
+    pub fn new(keeper: Current, access: Access, metrics: Metrics, clock: SharedClock) -> Self {
         let access = ArcSwap::from_pointee(access);
         Self(Arc::new(Inner { keeper, access, metrics, clock, changes: TaskTracker::new() }))
     }

@@ -1,4 +1,4 @@
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use axum::{
     Extension, Router,
@@ -102,7 +102,7 @@ async fn show(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri
 async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, body: Body) -> Answer {
     let organization = api.permitted(&uri, &peer, Role::Operate, Action::Enrol)?;
     request::no_query(&uri)?;
-    let keeper = api.keeper()?.clone();
+    let keeper = api.keeper()?;
     let enrolment = request::enrolment(&request::body(body).await?)?;
     let enrolled = api
         .change(async move {
@@ -124,7 +124,7 @@ async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
 async fn remove(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
     let organization = api.permitted(&uri, &peer, Role::Admin, Action::Remove)?;
     let revoke = request::revoke(&uri)?;
-    let keeper = api.keeper()?.clone();
+    let keeper = api.keeper()?;
     api.change(async move {
         let result = keeper.remove(&organization, revoke).await;
         let outcome = match &result {
@@ -151,7 +151,7 @@ async fn set_paused(api: Api, peer: Peer, uri: Uri, paused: bool) -> Answer {
     let action = if paused { Action::Pause } else { Action::Resume };
     let organization = api.permitted(&uri, &peer, Role::Operate, action)?;
     request::no_query(&uri)?;
-    let keeper = api.keeper()?.clone();
+    let keeper = api.keeper()?;
     let organization = api
         .change(async move {
             let result = keeper.set_paused(&organization, paused).await;
@@ -167,7 +167,7 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
     let access = api.access();
     reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
     request::no_query(&uri)?;
-    let keeper = api.keeper()?.clone();
+    let keeper = api.keeper()?;
     // It counts over every organization, which takes too long for a thread that serves connections.
     let counted = tokio::task::spawn_blocking(move || match access.scope(&peer, Role::Operate) {
         Reach::All => keeper.status(None),
@@ -253,7 +253,7 @@ impl Api {
         self.0.changes.spawn(change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
     }
 
-    fn keeper(&self) -> Result<&Keeper, Refusal> {
+    fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {
         self.0.keeper.get().ok_or_else(|| Refusal::new(Code::Starting, "the vault is not open yet; try again soon"))
     }
 }

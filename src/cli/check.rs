@@ -108,7 +108,7 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
 
 fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
     let path = config.vault.path.display();
-    if !Vault::exists(&config.vault) {
+    if !Vault::exists(&config.vault.path) {
         findings.error(format!("there is no vault in {path}"), "make it with consentry init");
         return;
     }

@@ -45,7 +45,8 @@ impl From<Code> for Exit {
             | Code::AlreadySpent
             | Code::TooLarge
             | Code::Refused
-            | Code::WrongOrganization => Self::Failed,
+            | Code::WrongOrganization
+            | Code::Internal => Self::Failed,
         }
     }
 }

@@ -1,13 +1,7 @@
 //! The inside HTTP listener: metrics and health, and nothing else. It has no access rules, so that nothing here may
 //! tell or change more than counts.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-};
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -21,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{keeper::Keeper, metrics::Metrics, serve};
+use crate::{keeper::Current, metrics::Metrics, serve};
 
 /// The listener cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +79,7 @@ pub type AskVault = Arc<dyn Fn() -> Option<VaultFigures> + Send + Sync>;
 #[derive(Clone)]
 pub struct Inside {
     /// Set once the vault is open.
-    pub keeper: Arc<OnceLock<Keeper>>,
+    pub keeper: Current,
     /// The metrics that are rendered.
     pub metrics: Metrics,
     /// The vault's figures.
@@ -142,7 +136,7 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(inside): State<Inside>) -> Response {
-    if inside.keeper.get().is_some_and(Keeper::is_ready) {
+    if inside.keeper.get().is_some_and(|keeper| keeper.is_ready()) {
         "ready\n".into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
@@ -172,7 +166,7 @@ mod tests {
         let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("free");
         let addr = bound.addr();
         let inside = Inside {
-            keeper: Arc::default(),
+            keeper: Current::default(),
             metrics: Metrics::new(&[]),
             vault: Arc::new(|| Some(VaultFigures { bytes: 7, records: 2, strays: 1 })),
         };

@@ -37,6 +37,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 pub use census::{Census, ExpiringSeries, ProviderCensus};
 pub use error::KeeperError;
 pub use fetch::Served;

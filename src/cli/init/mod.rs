@@ -91,7 +91,7 @@ fn make(file: &Path, places: impl FnOnce() -> Result<Places, Failure>, report: &
 /// Makes the identity and the vault that it opens.
 fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
     let file = &vault.identity_file;
-    let there = Vault::exists(vault);
+    let there = Vault::exists(&vault.path);
     let failed = |error: crate::vault::VaultError| Failure::failed(error.to_string());
     let identity = if file.try_exists().unwrap_or(true) {
         report.kept("identity", file);
