@@ -1,0 +1,240 @@
+use std::{path::Path, sync::Arc};
+
+use clap::Args;
+use serde::Serialize;
+use url::Host;
+
+use super::{
+    Exit, Failure, Global, parse,
+    print::{Out, Tone},
+    status,
+};
+use crate::{
+    client::{Client, ClientError},
+    clock::{SharedClock, SystemClock},
+    config::Config,
+    provider::{Finding, Provider, Severity},
+    vault::{Identity, Vault, VaultError},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 with nothing worse than warnings, 1 with an error, 78 with a bad configuration.")]
+pub(super) struct CheckArgs {
+    /// Also ask each provider's discovery and token endpoint, without any customer's credential
+    #[arg(long)]
+    online: bool,
+}
+
+/// `consentry check`
+pub(super) async fn check(global: &Global, args: CheckArgs, out: &mut Out) -> Result<Exit, Failure> {
+    let located = global.locate()?;
+    let mut findings = Findings::default();
+    let config = match Config::load(&located) {
+        Ok(config) => config,
+        Err(error) => {
+            for line in error.to_string().lines() {
+                findings.error(line, "");
+            }
+            findings.tell(global.json, out)?;
+            return Ok(Exit::Configuration);
+        }
+    };
+    findings.ok(format!("configuration {} is read", located.file.display()));
+    for remark in config.remarks() {
+        findings.warn(remark, "");
+    }
+    check_consent_pages(&config, &mut findings);
+    check_identity(&config, &mut findings);
+    let socket = global.socket.clone().unwrap_or_else(|| config.socket.path.clone());
+    check_vault(&config, &global.client_of(socket), &mut findings).await;
+    check_providers(&config, args.online, &mut findings).await;
+    findings.tell(global.json, out)?;
+    Ok(if findings.has_errors() { Exit::Failed } else { Exit::Done })
+}
+
+fn check_identity(config: &Config, findings: &mut Findings) {
+    match Identity::read(&config.vault.identity_file) {
+        Ok(identity) => {
+            let file = config.vault.identity_file.display();
+            findings.ok(format!("identity {file} opens what is encrypted to {}", identity.recipient()));
+            if identity.permissions_too_open() {
+                findings
+                    .warn(format!("identity {file} can be read by others than its owner"), format!("chmod 600 {file}"));
+            }
+            if config.vault.recipients.is_empty() {
+                findings.warn(
+                    "no recovery key: if the identity is lost, so is the vault",
+                    "add the age recipient of a key that is kept offline to vault.recipients, or keep a copy of the identity",
+                );
+            }
+        }
+        Err(error) => findings.error(error.to_string(), ""),
+    }
+}
+
+/// Asks the worker that has the vault open; where none runs, looks at the files.
+async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) {
+    match client.status().await {
+        Ok(status) => {
+            findings.ok(format!(
+                "the worker at {} is up, version {}, with {} records in its vault",
+                client.socket().display(),
+                status.version,
+                status.vault.records
+            ));
+            if status.version != env!("CARGO_PKG_VERSION") {
+                findings.warn(
+                    format!("the worker is version {} and this is {}", status.version, env!("CARGO_PKG_VERSION")),
+                    "restart the worker after an upgrade",
+                );
+            }
+            for provider in status.providers.iter().filter(|provider| status::is_short(provider)) {
+                findings.warn(status::budget_warning(provider), "");
+            }
+            for provider in status.providers.iter().filter(|provider| provider.circuit != "closed") {
+                findings.warn(
+                    format!(
+                        "{}: its circuit is {}; no consent's state changes until it recovers",
+                        provider.name, provider.circuit
+                    ),
+                    "look at the worker's log for the reason",
+                );
+            }
+        }
+        Err(ClientError::NotRunning { .. }) => check_vault_at_rest(config, findings),
+        Err(error) => findings.warn(format!("the worker was not asked: {error}"), ""),
+    }
+}
+
+fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
+    let path = config.vault.path.display();
+    if !Vault::exists(&config.vault.path) {
+        findings.error(format!("there is no vault in {path}"), "make it with consentry init");
+        return;
+    }
+    // Why it cannot be read has been told already.
+    let Ok(identity) = Identity::read(&config.vault.identity_file) else { return };
+    match Vault::inspect(&config.vault, &identity) {
+        Ok(found) => {
+            findings.ok(format!("the vault in {path} opens, and all of its {} records; no worker runs", found.records));
+        }
+        Err(error @ VaultError::InUse { .. }) => findings.warn(
+            format!("{error}, and no worker answers at the socket"),
+            "it may still be starting; if it listens elsewhere, name its socket with --socket",
+        ),
+        Err(error) => findings.error(error.to_string(), ""),
+    }
+}
+
+async fn check_providers(config: &Config, online: bool, findings: &mut Findings) {
+    let clock: SharedClock = Arc::new(SystemClock::new());
+    for provider in config.providers.values() {
+        findings.add(&provider.name, Provider::offline_findings(provider));
+        if let Some(file) = &provider.client_secret_file {
+            check_secret_file(file, findings);
+        }
+        match Provider::new(provider.clone(), config.refresh.timeout, Arc::clone(&clock)) {
+            Ok(endpoint) if online => findings.add(&provider.name, endpoint.findings().await),
+            Ok(_) => {}
+            Err(error) => findings.error(error.to_string(), ""),
+        }
+    }
+    for webhook in &config.webhooks {
+        check_secret_file(&webhook.secret_file, findings);
+    }
+}
+
+fn check_secret_file(file: &Path, findings: &mut Findings) {
+    if parse::is_open_to_others(file) {
+        findings.warn(
+            format!("{} can be read by every user of this machine", file.display()),
+            format!("chmod 640 {}", file.display()),
+        );
+    }
+}
+
+/// A redirect URI on the operator's own machine works for nobody else, and the issuer's portal may refuse it.
+fn check_consent_pages(config: &Config, findings: &mut Findings) {
+    let Some(url) = &config.consent.public_url else { return };
+    let local = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
+        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
+        None => false,
+    };
+    if local {
+        findings.warn(
+            format!("consent.public_url {url} is on this machine: customers cannot reach it"),
+            "set it to the address at which the world reaches consent.listen",
+        );
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Findings {
+    findings: Vec<Finding>,
+}
+
+impl Findings {
+    fn push(&mut self, severity: Severity, what: impl Into<String>, hint: impl Into<String>) {
+        self.findings.push(Finding { severity, what: what.into(), hint: hint.into() });
+    }
+
+    fn ok(&mut self, what: impl Into<String>) {
+        self.push(Severity::Ok, what, "");
+    }
+
+    fn warn(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.push(Severity::Warn, what, hint);
+    }
+
+    fn error(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.push(Severity::Error, what, hint);
+    }
+
+    /// A provider's findings, each with its name unless it is there already.
+    fn add(&mut self, provider: &impl ToString, more: Vec<Finding>) {
+        let provider = provider.to_string();
+        self.findings.extend(more.into_iter().map(|finding| {
+            let named = finding.what.contains(&provider);
+            let what = if named { finding.what } else { format!("{provider}: {}", finding.what) };
+            Finding { what, ..finding }
+        }));
+    }
+
+    fn has_errors(&self) -> bool {
+        self.findings.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    fn tell(&self, json: bool, out: &mut Out) -> Result<(), Failure> {
+        if json {
+            return out.json(&self.findings);
+        }
+        let style = out.style();
+        for Finding { severity, what, hint } in &self.findings {
+            let (tone, mark) = match severity {
+                Severity::Ok => (Tone::Good, "✓ "),
+                Severity::Warn => (Tone::Warning, "! "),
+                Severity::Error => (Tone::Bad, "✗ "),
+            };
+            let hint = if hint.is_empty() { String::new() } else { format!(" — {hint}") };
+            out.line(format_args!("{}{what}{}", style.paint(tone, mark), style.paint(Tone::Quiet, hint)))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_providers_findings_carry_its_name_once() {
+        let mut findings = Findings::default();
+        let finding = |what: &str| Finding { severity: Severity::Warn, what: what.into(), hint: String::new() };
+        findings.add(&"visma", vec![finding("no offline_access"), finding("providers.visma: odd client id")]);
+        let said: Vec<_> = findings.findings.iter().map(|finding| finding.what.as_str()).collect();
+        assert_eq!(said, ["visma: no offline_access", "providers.visma: odd client id"]);
+        assert!(!findings.has_errors());
+    }
+}

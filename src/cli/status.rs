@@ -1,0 +1,127 @@
+use super::{
+    Exit, Failure, Global,
+    print::{self, Out, Tone},
+};
+use crate::wire::{ForecastWeek, ProviderStatus, Status};
+
+/// The longest bar of the forecast, in characters.
+const BAR: u64 = 40;
+
+/// `consentry status`
+pub(super) async fn status(global: &Global, out: &mut Out) -> Result<Exit, Failure> {
+    let status = global.client()?.status().await?;
+    if global.json {
+        out.json(&status)?;
+    } else {
+        show(&status, out)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(status: &Status, out: &mut Out) -> Result<(), Failure> {
+    out.line(format_args!("consentry {}, up {}\n", status.version, print::span(status.uptime_seconds)))?;
+    show_states(status, out)?;
+    show_providers(&status.providers, out)?;
+    show_forecast(status, out)?;
+    let vault = &status.vault;
+    let backup = vault.last_backup_at.map_or_else(|| "never".to_owned(), |at| print::time(Some(at)));
+    out.line(format_args!(
+        "vault: {} records, {}, data key {}, last backup {backup}",
+        vault.records,
+        print::bytes(vault.bytes),
+        vault.data_key
+    ))?;
+    if let Some(progress) = vault.rekey_progress {
+        out.line(format_args!("re-sealing under a new data key: {:.0} %", progress * 100.0))?;
+    }
+    if status.webhooks.pending > 0 {
+        out.line(format_args!("webhooks: {} deliveries pending", status.webhooks.pending))?;
+    }
+    Ok(())
+}
+
+fn show_states(status: &Status, out: &mut Out) -> Result<(), Failure> {
+    let total: u64 = status.organizations.values().sum();
+    let style = out.style();
+    let counts = status.organizations.iter().map(|(state, count)| {
+        let tone = if *count == 0 { Tone::Quiet } else { print::tone_of_state(state) };
+        style.paint(tone, format_args!("{count} {state}"))
+    });
+    let counts = counts.collect::<Vec<_>>().join(", ");
+    out.line(format_args!("organizations: {total} ({counts})"))
+}
+
+fn show_providers(providers: &[ProviderStatus], out: &mut Out) -> Result<(), Failure> {
+    if providers.is_empty() {
+        return out.line("providers: none is configured; add one below [providers]\n");
+    }
+    out.line("")?;
+    let mut table =
+        out.table(["provider", "circuit", "organizations", "overdue", "needed a minute", "allowed a minute"]);
+    let style = out.style();
+    for provider in providers {
+        let circuit = if provider.circuit == "closed" { Tone::Good } else { Tone::Bad };
+        let overdue = if provider.overdue == 0 { Tone::Quiet } else { Tone::Warning };
+        let needed = if is_short(provider) { Tone::Bad } else { Tone::Quiet };
+        table.add_row(vec![
+            style.cell(Tone::Strong, &provider.name),
+            style.cell(circuit, &provider.circuit),
+            comfy_table::Cell::new(provider.organizations),
+            style.cell(overdue, provider.overdue),
+            style.cell(needed, provider.needed_per_minute),
+            comfy_table::Cell::new(provider.budget_per_minute),
+        ]);
+    }
+    out.show(&table)?;
+    for provider in providers.iter().filter(|provider| is_short(provider)) {
+        out.line(style.paint(Tone::Warning, budget_warning(provider)))?;
+    }
+    out.line("")
+}
+
+/// Whether a provider's budget cannot keep its organizations warm.
+pub(super) const fn is_short(provider: &ProviderStatus) -> bool {
+    provider.needed_per_minute > provider.budget_per_minute
+}
+
+/// What to do about [`is_short`].
+pub(super) fn budget_warning(provider: &ProviderStatus) -> String {
+    format!(
+        "{}: {} exchanges a minute are allowed and {} are needed; raise max_per_minute, or set keep_warm = \"fetched-within 24h\"",
+        provider.name, provider.budget_per_minute, provider.needed_per_minute
+    )
+}
+
+fn show_forecast(status: &Status, out: &mut Out) -> Result<(), Failure> {
+    let style = out.style();
+    if status.expired > 0 {
+        out.line(style.paint(Tone::Bad, format_args!("consents past their end: {}", status.expired)))?;
+    }
+    if status.forecast.is_empty() {
+        return out.line("no consent ends in the weeks ahead\n");
+    }
+    out.line("consents that end, by week:")?;
+    let most = status.forecast.iter().map(|week| week.consents).max().unwrap_or(1);
+    for ForecastWeek { week, provider, consents } in &status.forecast {
+        let bar = "█".repeat(usize::try_from(bar_length(*consents, most)).unwrap_or(0));
+        out.line(format_args!("  {week}  {provider}  {bar} {consents}"))?;
+    }
+    out.line("")
+}
+
+/// The bar of `count` where the longest stands for `most`: never empty for what is not zero.
+fn bar_length(count: u64, most: u64) -> u64 {
+    let share = u128::from(count) * u128::from(BAR) / u128::from(most.max(1));
+    u64::try_from(share).unwrap_or(BAR).max(u64::from(count > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_in_proportion_and_never_vanish() {
+        assert_eq!([bar_length(0, 9), bar_length(1, 1000), bar_length(500, 1000), bar_length(7, 7)], [0, 1, 20, 40]);
+        assert_eq!(bar_length(u64::MAX, u64::MAX), 40);
+    }
+}
