@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{GrantKind, Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage};
 
+/// Header of an enrolment's answer: `true`, or `false` where the same secret was enrolled again and nothing changed.
+pub const ENROLMENT_CHANGED: &str = "consentry-changed";
+
 /// `PUT /v1/organizations/{org}`; also a line of an import, which has `organization` besides.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -23,7 +23,7 @@ use crate::{
     keeper::{Keeper, Served},
     model::OrganizationId,
     serve::catching_panics,
-    wire::Code,
+    wire::{Code, ENROLMENT_CHANGED},
 };
 
 /// The router, ready to be called by a connection.
@@ -118,7 +118,10 @@ async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
         })
         .await?;
     let status = if enrolled.created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(json(status, &enrolled.organization))
+    let mut response = json(status, &enrolled.organization);
+    let changed = HeaderValue::from_static(if enrolled.changed { "true" } else { "false" });
+    response.headers_mut().insert(ENROLMENT_CHANGED, changed);
+    Ok(response)
 }
 
 async fn remove(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {

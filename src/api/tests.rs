@@ -26,7 +26,7 @@ fn starting(own_uid: u32) -> Starting {
     let bound = ApiServer::bind(&SocketConfig { path: path.clone(), mode: 0o600, group: None }).expect("free");
     let metrics = Metrics::new(&[]);
     let access = Access::new(Vec::new(), own_uid);
-    let api = Api::new(crate::keeper::Current::default(), access, metrics.clone(), Arc::new(SystemClock::new()));
+    let api = Api::new(Current::default(), access, metrics.clone(), Arc::new(SystemClock::new()));
     let shutdown = CancellationToken::new();
     let served = tokio::spawn(bound.serve(api.clone(), shutdown.clone()));
     Starting { path, metrics, api, shutdown, served, _folder: folder }

@@ -14,7 +14,7 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::Config,
     provider::{Finding, Provider, Severity},
-    vault::{Identity, Vault},
+    vault::{Identity, Vault, VaultError},
 };
 
 #[derive(Debug, Args)]
@@ -115,7 +115,13 @@ fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
     // Why it cannot be read has been told already.
     let Ok(identity) = Identity::read(&config.vault.identity_file) else { return };
     match Vault::inspect(&config.vault, &identity) {
-        Ok(_) => findings.ok(format!("the vault in {path} opens; no worker runs")),
+        Ok(found) => {
+            findings.ok(format!("the vault in {path} opens, and all of its {} records; no worker runs", found.records));
+        }
+        Err(error @ VaultError::InUse { .. }) => findings.warn(
+            format!("{error}, and no worker answers at the socket"),
+            "it may still be starting; if it listens elsewhere, name its socket with --socket",
+        ),
         Err(error) => findings.error(error.to_string(), ""),
     }
 }

@@ -184,6 +184,11 @@ pub(super) fn bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
+/// Text that others may have chosen, without what a terminal would take for a command.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// A TOML basic string. Every escape that JSON uses is one of TOML's too, but JSON leaves DEL as it is.
 pub(super) fn toml_text(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007F")
@@ -223,6 +228,11 @@ mod tests {
         assert_eq!(csv("a \"b\", c"), "\"a \"\"b\"\", c\"");
         assert_eq!(csv("-id"), "-id");
         assert_eq!(csv_text("=cmd(1,2)"), "\"'=cmd(1,2)\"");
+    }
+
+    #[test]
+    fn text_of_others_cannot_command_a_terminal() {
+        assert_eq!(plain("a\u{1b}[2Jæ\n"), "a\u{fffd}[2Jæ\u{fffd}");
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(super) fn budget_warning(provider: &ProviderStatus) -> String {
 fn show_forecast(status: &Status, out: &mut Out) -> Result<(), Failure> {
     let style = out.style();
     if status.expired > 0 {
-        out.line(style.paint(Tone::Bad, format_args!("{} consents are past their end", status.expired)))?;
+        out.line(style.paint(Tone::Bad, format_args!("consents past their end: {}", status.expired)))?;
     }
     if status.forecast.is_empty() {
         return out.line("no consent ends in the weeks ahead\n");

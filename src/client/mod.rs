@@ -153,7 +153,7 @@ impl Client {
         let mut call = Call::new(Method::PUT, format!("/v1/organizations/{organization}")).slow().repeatable();
         call.body = body;
         let answer = self.call(call).await?;
-        let changed = answer.header(CHANGED).and_then(|word| match word {
+        let changed = answer.header(wire::ENROLMENT_CHANGED).and_then(|word| match word {
             "true" => Some(true),
             "false" => Some(false),
             _ => None,
@@ -219,9 +219,6 @@ impl Client {
         }
     }
 }
-
-/// The answer header that tells whether an enrolment changed anything.
-const CHANGED: &str = "consentry-changed";
 
 /// Pages of a list, from [`Client::list`].
 #[derive(Debug)]

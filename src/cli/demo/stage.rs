@@ -154,7 +154,9 @@ impl Stage {
 
     /// Stops everything and leaves nothing behind.
     pub(super) async fn strike(self) {
-        self.running.stop().await;
+        if let Err(error) = self.running.stop().await {
+            tracing::warn!(%error, "the worker did not stop as it should");
+        }
         self.sandbox.stop().await;
         drop(self.folder);
     }

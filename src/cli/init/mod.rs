@@ -78,10 +78,7 @@ fn make(file: &Path, places: impl FnOnce() -> Result<Places, Failure>, report: &
     }
     let config = Config::load(&parse::located(file.to_owned()))?;
     make_keys(&config.vault, report)?;
-    if let Some(folder) = config.socket.path.parent()
-        && !folder.as_os_str().is_empty()
-        && !folder.exists()
-    {
+    if let Some(folder) = missing_folder_of(&config.socket.path) {
         make_folder(folder, SOCKET_FOLDER_MODE).map_err(cannot_make("folder of the socket", folder))?;
         report.made("folder of the socket", folder);
     }
@@ -105,8 +102,8 @@ fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
         ))
         .with_hint("put the identity file back from its copy; a new one cannot open the vault"));
     } else {
-        if let Some(folder) = file.parent().filter(|folder| !folder.exists()) {
-            make_folder(folder, 0o700).map_err(cannot_make("folder of the identity", folder))?;
+        if let Some(folder) = missing_folder_of(file) {
+            make_folder(folder, folder_mode()).map_err(cannot_make("folder of the identity", folder))?;
         }
         let identity = Identity::create(file).map_err(failed)?;
         report.made("identity", file);
@@ -116,13 +113,24 @@ fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
     if there {
         report.kept("vault", &vault.path);
     } else {
-        if let Some(folder) = vault.path.parent().filter(|folder| !folder.exists()) {
-            make_folder(folder, 0o700).map_err(cannot_make("folder of the vault", folder))?;
+        if let Some(folder) = missing_folder_of(&vault.path) {
+            make_folder(folder, folder_mode()).map_err(cannot_make("folder of the vault", folder))?;
         }
         Vault::create(vault, &identity).map_err(failed)?;
         report.made("vault", &vault.path);
     }
     Ok(())
+}
+
+/// The folder that `path` is in, where it still has to be made.
+fn missing_folder_of(path: &Path) -> Option<&Path> {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+}
+
+/// For the folders around vault and identity, which guard themselves by their own modes: the system's are passed by
+/// others, who read the configuration there; a user's are the user's.
+fn folder_mode() -> u32 {
+    if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 }
 }
 
 impl Report {
@@ -175,10 +183,7 @@ fn write_new(file: &Path, text: &str) -> io::Result<()> {
 
 /// Makes a folder and what is missing above it, durably. The mode holds whatever the umask says.
 fn make_folder(folder: &Path, mode: u32) -> io::Result<()> {
-    if let Some(above) = folder.parent()
-        && !above.as_os_str().is_empty()
-        && !above.exists()
-    {
+    if let Some(above) = missing_folder_of(folder) {
         make_folder(above, mode)?;
     }
     DirBuilder::new().mode(0o700).create(folder)?;

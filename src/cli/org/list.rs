@@ -140,7 +140,7 @@ fn row(organization: &Organization, now: Timestamp, out: &Out) -> Vec<Cell> {
         style.cell(print::tone_of_state(shown_state(organization)), state_in_full(organization)),
         Cell::new(print::relative(organization.access_token_expires_at, now)),
         ends,
-        style.cell(Tone::Quiet, labels(organization)),
+        style.cell(Tone::Quiet, print::plain(&labels(organization))),
     ]
 }
 

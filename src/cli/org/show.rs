@@ -43,14 +43,14 @@ pub(super) fn card(organization: &Organization, out: &mut Out) -> Result<(), Fai
         lines.extend(consent_lines(consent, &at));
     }
     if let Some(subject) = &organization.subject {
-        lines.push(("given by", subject.clone()));
+        lines.push(("given by", print::plain(subject)));
     }
     if !organization.shares_grant_with.is_empty() {
         let others = organization.shares_grant_with.iter().map(ToString::to_string).collect::<Vec<_>>();
         lines.push(("shared with", others.join(", ")));
     }
     if !organization.labels.is_empty() {
-        lines.push(("labels", list::labels(organization)));
+        lines.push(("labels", print::plain(&list::labels(organization))));
     }
     for (name, value) in lines {
         out.line(format_args!("{name:>18}  {value}"))?;
