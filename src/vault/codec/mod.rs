@@ -1,0 +1,120 @@
+//! Records as bytes: one version byte, then postcard's encoding of the forms in [`forms`].
+//!
+//! The model's types cannot be serialized by accident; here, and nowhere else, secrets leave their type to be sealed.
+//! Encoding goes into a buffer that does not grow and is wiped; decoding borrows from the wiped plaintext, so that no
+//! copy of a secret is made but the [`Secret`](crate::model::Secret) itself.
+//!
+//! A form is never changed once it was released: a new one is added under a new version, and the old one stays so that
+//! older records are read and upgraded when they are next written.
+
+mod forms;
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use self::forms::{GrantForm, IntentForm, MetaForm, OrganizationForm, StrayForm};
+use super::{MAX_RECORD_BYTES, Stray, error::VaultError, name::Kind};
+use crate::model::{Grant, Intent, Organization};
+
+/// The version this program writes, of every kind.
+const VERSION: u8 = 1;
+
+/// What the vault keeps about itself, sealed like any record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Meta {
+    /// How often the vault's contents went back to an earlier state, plus one.
+    pub(super) epoch: u32,
+}
+
+/// Encodes records, one after the other, into one buffer.
+pub(super) struct Encoder {
+    buffer: Zeroizing<Box<[u8]>>,
+}
+
+impl Encoder {
+    pub(super) fn new() -> Self {
+        Self { buffer: Zeroizing::new(vec![0; MAX_RECORD_BYTES].into_boxed_slice()) }
+    }
+
+    /// Lends `record`'s bytes to `seal`, and wipes them.
+    pub(super) fn encode<R: Record, T>(
+        &mut self,
+        record: &R,
+        seal: impl FnOnce(&[u8]) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        let length = match record.write(&mut self.buffer) {
+            Ok(length) => length,
+            Err(_) => {
+                self.buffer.zeroize();
+                return Err(VaultError::TooLarge {
+                    what: R::KIND.word(),
+                    bytes: MAX_RECORD_BYTES + 1,
+                    limit: MAX_RECORD_BYTES,
+                });
+            }
+        };
+        let sealed = seal(&self.buffer[..length]);
+        self.buffer[..length].zeroize();
+        sealed
+    }
+}
+
+/// A type with a form at rest.
+pub(super) trait Record: Sized {
+    /// What kind of record it is.
+    const KIND: Kind;
+
+    /// Writes version and form, and gives their length.
+    fn write(&self, buffer: &mut [u8]) -> postcard::Result<usize>;
+
+    /// Reads a record of this or an older version. Errors name what is wrong and nothing of the contents.
+    fn read(bytes: &[u8]) -> Result<Self, VaultError>;
+}
+
+macro_rules! record {
+    ($type:ty, $kind:ident, $form:ty) => {
+        impl Record for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn write(&self, buffer: &mut [u8]) -> postcard::Result<usize> {
+                write_form(&<$form>::from(self), buffer)
+            }
+
+            fn read(bytes: &[u8]) -> Result<Self, VaultError> {
+                let damaged =
+                    |detail: &str| VaultError::Damaged { what: Kind::$kind.word(), detail: detail.to_owned() };
+                match read_form::<$form>(bytes) {
+                    Ok(form) => form.try_into().map_err(|_| damaged("a value in it is out of bounds")),
+                    Err(why) => Err(damaged(why)),
+                }
+            }
+        }
+    };
+}
+
+record!(Grant, Grant, GrantForm<'_>);
+record!(Organization, Organization, OrganizationForm<'_>);
+record!(Intent, Intent, IntentForm);
+record!(Stray, Stray, StrayForm<'_>);
+record!(Meta, Meta, MetaForm);
+
+fn write_form(form: &impl Serialize, buffer: &mut [u8]) -> postcard::Result<usize> {
+    let (version, rest) = buffer.split_first_mut().ok_or(postcard::Error::SerializeBufferFull)?;
+    *version = VERSION;
+    Ok(1 + postcard::to_slice(form, rest)?.len())
+}
+
+fn read_form<'a, F: Deserialize<'a>>(bytes: &'a [u8]) -> Result<F, &'static str> {
+    match bytes.split_first() {
+        Some((&VERSION, form)) => match postcard::take_from_bytes(form) {
+            Ok((form, [])) => Ok(form),
+            Ok(_) => Err("bytes follow its end"),
+            Err(_) => Err("its contents make no sense"),
+        },
+        Some(_) => Err("its version is unknown; a newer version of consentry may have written it"),
+        None => Err("it is empty"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

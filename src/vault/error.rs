@@ -1,0 +1,190 @@
+use std::{io, path::Path, path::PathBuf};
+
+/// Why the vault could not do what it was asked. The texts are for operators and hold no secret.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum VaultError {
+    /// No vault is there.
+    #[error("no vault in {}; make one with `consentry init`", path.display())]
+    Missing {
+        /// Where one was looked for.
+        path: PathBuf,
+    },
+    /// A vault is there already, and none is ever overwritten.
+    #[error("a vault is already in {}", path.display())]
+    AlreadyThere {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Some of a vault's files are there, and its `format` is not.
+    #[error(
+        "{} holds {found} but no `format` file: an initialisation was interrupted, or files were lost; \
+         if nothing was ever stored there, remove {found} and start again, else put a backup back with `consentry restore`",
+        path.display()
+    )]
+    Unfinished {
+        /// The vault's folder.
+        path: PathBuf,
+        /// One of the files that are there.
+        found: &'static str,
+    },
+    /// Another process has it open.
+    #[error("vault {} is in use by {}", path.display(), holder(*pid))]
+    InUse {
+        /// The vault's folder.
+        path: PathBuf,
+        /// The process that holds it, where its lock file tells.
+        pid: Option<u32>,
+    },
+    /// The identity file cannot be used.
+    #[error("identity file {}: {why}", path.display())]
+    Identity {
+        /// The identity file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// A configured recipient is not one.
+    #[error("{recipient:?} under vault.recipients is not an age recipient ({why}); it should start with `age1`")]
+    Recipient {
+        /// As it was configured.
+        recipient: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The identity is not one that the vault was made for.
+    #[error(
+        "the identity {identity} does not open the vault in {}; it opens with the identity of {}",
+        path.display(),
+        if recipients.is_empty() { "a recipient that is not on record".to_owned() } else { recipients.join(" or ") }
+    )]
+    WrongIdentity {
+        /// The vault's folder.
+        path: PathBuf,
+        /// The public key of the identity that was tried.
+        identity: String,
+        /// The public keys that the vault is encrypted to, as its folder says.
+        recipients: Vec<String>,
+    },
+    /// A newer version of this program made or upgraded it.
+    #[error(
+        "the vault in {} has format {found}, and this version of consentry knows formats up to {known}; use the newer version",
+        path.display()
+    )]
+    NewerFormat {
+        /// The vault's folder.
+        path: PathBuf,
+        /// The format it has.
+        found: u64,
+        /// The newest format this program knows.
+        known: u64,
+    },
+    /// Bytes in it are not what was written.
+    #[error("the vault is damaged: {what}: {detail}; put a backup back with `consentry restore`")]
+    Damaged {
+        /// The part that is damaged.
+        what: &'static str,
+        /// What does not add up.
+        detail: String,
+    },
+    /// Parts of it are of different times: files were cut short or replaced by older copies.
+    #[error("the vault's files are not of one time: {detail}; put a backup back with `consentry restore`")]
+    Behind {
+        /// Which part lags behind which.
+        detail: String,
+    },
+    /// This user may not use it, or it is on a read-only file system.
+    #[error("{} cannot be used ({why}); the vault must belong to the worker's user and be writable", path.display())]
+    ReadOnly {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// The disk or quota is full.
+    #[error("no space left for {}; free some and try again", path.display())]
+    Full {
+        /// The file that could not grow.
+        path: PathBuf,
+    },
+    /// Reading or writing failed otherwise.
+    #[error("{}: {why}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// The engine failed at something that should work.
+    #[error("the vault's database failed: {detail}")]
+    Engine {
+        /// What it said.
+        detail: String,
+    },
+    /// A write has failed before; nothing more is written until the process is started anew.
+    #[error("the vault takes no more writes since one failed ({reason}); restart the worker once the cause is gone")]
+    Poisoned {
+        /// The first failure.
+        reason: String,
+    },
+    /// More than the vault takes at once.
+    #[error("{what} of {bytes} bytes is more than the vault takes ({limit} bytes)")]
+    TooLarge {
+        /// A record or a batch.
+        what: &'static str,
+        /// How large it is, at least.
+        bytes: usize,
+        /// How large it may be.
+        limit: usize,
+    },
+    /// It has been closed.
+    #[error("the vault is closed")]
+    Closed,
+}
+
+impl VaultError {
+    /// Sorts a failed system call on `path`.
+    pub(super) fn io(path: &Path, error: &io::Error) -> Self {
+        let path = path.to_owned();
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::ReadOnly { path, why: error.to_string() }
+            }
+            _ => Self::Io { path, why: error.to_string() },
+        }
+    }
+
+    /// Whether space on the disk is all that is missing.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+
+    /// Whether records in the vault are lost or wrong, so that only a backup helps.
+    pub const fn is_damaged(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Behind { .. })
+    }
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_read_only_one_are_told_apart() {
+        let path = Path::new("/vault/journal");
+        assert!(VaultError::io(path, &io::Error::from(io::ErrorKind::StorageFull)).is_full());
+        let read_only = VaultError::io(path, &io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
+        assert!(matches!(read_only, VaultError::ReadOnly { .. }), "{read_only}");
+        assert!(!VaultError::io(path, &io::Error::from(io::ErrorKind::NotFound)).is_full());
+    }
+
+    #[test]
+    fn who_holds_the_vault_is_said() {
+        let error = VaultError::InUse { path: "/v".into(), pid: Some(123) };
+        assert_eq!(error.to_string(), "vault /v is in use by process 123");
+    }
+}

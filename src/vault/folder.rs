@@ -1,0 +1,280 @@
+//! The vault's folder: what its files are called, who holds it, and writing to it durably.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use ring::digest;
+use serde::{Deserialize, Serialize};
+
+use super::error::VaultError;
+
+/// The number of the layout that this version writes and knows.
+pub(super) const FORMAT: u64 = 1;
+/// The largest of the small files that is read, in bytes.
+const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
+/// How deep the engine nests its folders.
+const MAX_DEPTH: usize = 4;
+
+/// Where the parts of one vault are.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+/// What the `format` file says.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub(super) struct Plate {
+    /// The number of the layout.
+    pub(super) format: u64,
+    /// The vault's id in hexadecimal digits; also in the keyring, which is authenticated.
+    pub(super) vault: String,
+}
+
+/// The lock on a vault; it ends with this value, or with the process.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Folder {
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn format(&self) -> PathBuf {
+        self.path.join("format")
+    }
+
+    pub(super) fn keyring(&self) -> PathBuf {
+        self.path.join("keyring.age")
+    }
+
+    pub(super) fn recipients(&self) -> PathBuf {
+        self.path.join("recipients.txt")
+    }
+
+    pub(super) fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    pub(super) fn db(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    /// Where a copy of the engine's files is tried out; removed afterwards.
+    pub(super) fn trial(&self) -> PathBuf {
+        self.path.join("db.trial")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.path.join("LOCK")
+    }
+
+    /// One of the files that only a vault has, if any is there.
+    pub(super) fn remains(&self) -> Option<&'static str> {
+        ["keyring.age", "recipients.txt", "journal", "db"].into_iter().find(|name| self.path.join(name).exists())
+    }
+
+    /// Makes the folder, for its owner only, unless it is there.
+    pub(super) fn make(&self) -> Result<(), VaultError> {
+        let parent = parent(&self.path);
+        std::fs::create_dir_all(parent).map_err(|error| VaultError::io(parent, &error))?;
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.path.is_dir() => Ok(()),
+            made => made.and_then(|()| sync_folder(parent)).map_err(|error| VaultError::io(&self.path, &error)),
+        }
+    }
+
+    /// Reads the `format` file: which layout this is, before anything else is looked at.
+    pub(super) fn plate(&self) -> Result<Plate, VaultError> {
+        /// What every layout, older or newer, has in common.
+        #[derive(Deserialize)]
+        struct Number {
+            format: u64,
+        }
+        let bytes = match read_small(&self.format()) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(match self.remains() {
+                    Some(found) => VaultError::Unfinished { path: self.path.clone(), found },
+                    None => VaultError::Missing { path: self.path.clone() },
+                });
+            }
+            Err(error) => return Err(VaultError::io(&self.format(), &error)),
+        };
+        let damaged = |why: &str| VaultError::Damaged { what: "its format file", detail: why.to_owned() };
+        let number: Number = serde_json::from_slice(&bytes).map_err(|_| damaged("it names no format"))?;
+        if number.format > FORMAT {
+            return Err(VaultError::NewerFormat { path: self.path.clone(), found: number.format, known: FORMAT });
+        }
+        if number.format < FORMAT {
+            return Err(damaged("it names a format that never was"));
+        }
+        serde_json::from_slice(&bytes).map_err(|_| damaged("it does not name the vault"))
+    }
+
+    /// Takes the lock and writes this process's id into it, or says who holds it.
+    pub(super) fn lock(&self) -> Result<Lock, VaultError> {
+        let path = self.lock_file();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| VaultError::io(&path, &error))?;
+        self.take(&file, &path)?;
+        // The id only helps people: what holds the vault is the lock.
+        let pid = format!("{}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
+            .map_err(|error| VaultError::io(&path, &error))?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Takes the lock without writing anything; `None` if there is no lock file, so that nobody can hold it.
+    pub(super) fn lock_quietly(&self) -> Result<Option<Lock>, VaultError> {
+        let path = self.lock_file();
+        match File::open(&path) {
+            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { _file: file })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(VaultError::io(&path, &error)),
+        }
+    }
+
+    fn take(&self, file: &File, path: &Path) -> Result<(), VaultError> {
+        match file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => {
+                let pid = read_small(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
+                Err(VaultError::InUse { path: self.path.clone(), pid })
+            }
+            Err(TryLockError::Error(error)) => Err(VaultError::io(path, &error)),
+        }
+    }
+
+    /// Removes what is left of a trial.
+    pub(super) fn remove_trial(&self) -> Result<(), VaultError> {
+        match std::fs::remove_dir_all(self.trial()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VaultError::io(&self.trial(), &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The folder that `path` is in.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes new and removed names in a folder durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Writes a new file for its owner only, and durably; one that is there is an error.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VaultError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| VaultError::io(path, &error))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| sync_folder(parent(path)))
+        .map_err(|error| VaultError::io(path, &error))
+}
+
+/// Reads a file that is known to be small.
+pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_SMALL_FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Every file below `path`, in order of their names, and every folder, `path` itself included.
+pub(super) fn walk(path: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut files, mut folders) = (Vec::new(), Vec::new());
+    let mut open = vec![(path.to_owned(), 0)];
+    while let Some((folder, depth)) = open.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                files.push(entry.path());
+            } else if depth < MAX_DEPTH {
+                open.push((entry.path(), depth + 1));
+            }
+        }
+        folders.push(folder);
+    }
+    files.sort();
+    Ok((files, folders))
+}
+
+/// Makes everything below `path` durable, and takes it from everybody but the owner.
+pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
+    let (files, folders) = walk(path)?;
+    for (path, mode) in files.iter().map(|file| (file, 0o600)).chain(folders.iter().map(|folder| (folder, 0o700))) {
+        match File::open(path) {
+            Ok(file) => {
+                if file.metadata()?.permissions().mode() & 0o077 != 0 {
+                    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+                }
+                file.sync_all()?;
+            }
+            // The engine removes files of its own accord.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Copies the folder `from` to the new folder `to`, for its owner only. The copies are not synced.
+pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<(), VaultError> {
+    let (files, mut folders) = walk(from).map_err(|error| VaultError::io(from, &error))?;
+    folders.sort();
+    let place = |path: &Path| path.strip_prefix(from).map_or_else(|_| to.to_owned(), |below| to.join(below));
+    for folder in &folders {
+        let made = DirBuilder::new().mode(0o700).create(place(folder));
+        made.map_err(|error| VaultError::io(&place(folder), &error))?;
+    }
+    for file in &files {
+        // Which of the two failed is told by trying to read.
+        std::fs::copy(file, place(file)).map_err(|error| match File::open(file) {
+            Ok(_) => VaultError::io(&place(file), &error),
+            Err(_) => VaultError::Io { path: file.clone(), why: error.to_string() },
+        })?;
+    }
+    Ok(())
+}
+
+/// A hash over names, lengths and times of change of all files below `path`: while it is the same, nobody has touched
+/// them.
+pub(super) fn fingerprint(path: &Path) -> io::Result<[u8; 16]> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for file in walk(path)?.0 {
+        let name = file.strip_prefix(path).unwrap_or(&file).as_os_str().as_encoded_bytes();
+        let about = std::fs::metadata(&file)?;
+        hash.update(&name.len().to_le_bytes());
+        hash.update(name);
+        hash.update(&about.len().to_le_bytes());
+        hash.update(&about.mtime().to_le_bytes());
+        hash.update(&about.mtime_nsec().to_le_bytes());
+    }
+    let hash = hash.finish();
+    Ok(hash.as_ref()[..16].try_into().expect("SHA-256 is longer"))
+}

@@ -1,0 +1,349 @@
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use arc_swap::ArcSwapOption;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use ring::{
+    hkdf::{HKDF_SHA256, Salt},
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{
+    Change, Stored, Stray, VaultError,
+    cipher::Cipher,
+    codec::Record,
+    engine::{Engine, Mark},
+    folder::Lock,
+    keyring::Keyring,
+    name::{Kind, Name, Namer},
+    writer::{Commit, Request},
+};
+use crate::{
+    metrics::Metrics,
+    model::{Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, Secret},
+};
+
+/// How many commits may be under way or wait; more wait for a place.
+pub(super) const MAX_WAITING: usize = 4096;
+/// How many bytes of the hash an entity tag shows.
+const ENTITY_TAG_BYTES: usize = 12;
+
+/// An open vault. Cheap to clone.
+///
+/// Reads may be made from any thread and block it, for microseconds as a rule and for a disk access at worst. When the
+/// last clone is dropped without [`close`](Self::close), the writer finishes the commits it was given and the lock is
+/// released; the next opening then replays the journal, as after a crash.
+#[derive(Clone)]
+pub struct Vault(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    /// `None` only while it is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    places: Arc<Semaphore>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// The vault's figures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VaultStats {
+    /// Records in it.
+    pub records: u64,
+    /// Bytes on disk, journal included.
+    pub bytes: u64,
+    /// Strays among the records.
+    pub strays: u64,
+    /// The number of the data key that seals.
+    pub data_key: u32,
+}
+
+impl Vault {
+    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::Sender<Request>, writer: JoinHandle<()>) -> Self {
+        let places = Arc::new(Semaphore::new(MAX_WAITING));
+        Self(Arc::new(Handle { shared, requests: Some(requests), places, writer: Some(writer) }))
+    }
+
+    /// A grant; `None` if there is none of that id.
+    pub fn grant(&self, id: GrantId) -> Result<Option<Stored<Grant>>, VaultError> {
+        self.0.shared.record(id.as_bytes())
+    }
+
+    /// An organization; `None` if there is none of that id.
+    pub fn organization(&self, id: &OrganizationId) -> Result<Option<Stored<Organization>>, VaultError> {
+        self.0.shared.record(id.as_str().as_bytes())
+    }
+
+    /// The exchange under way for a grant, if there is one.
+    pub fn intent(&self, id: GrantId) -> Result<Option<Intent>, VaultError> {
+        Ok(self.0.shared.record::<Intent>(id.as_bytes())?.map(|stored| stored.value))
+    }
+
+    /// Hands over every grant, in no useful order, while commits go on: one that is written meanwhile is seen before or
+    /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
+    /// it is the error.
+    pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_organization(
+        &self,
+        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_intent(
+        &self,
+        f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
+    /// read sees them. Commits take effect in the order in which they were given a place in the queue.
+    ///
+    /// A future that is dropped while it waits for a place (there are 4096) has done nothing; later, the commit goes on
+    /// without it. After [`VaultError::TooLarge`] nothing was changed. After any other error nothing can be seen until the
+    /// vault is opened anew, and then all of it or nothing.
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
+        let handle = &*self.0;
+        let place = Arc::clone(&handle.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
+        let (done, answer) = oneshot::channel();
+        handle.send(Request::Commit(Commit { changes, done, _place: place }))?;
+        answer.await.map_err(|_| handle.shared.gone())?
+    }
+
+    /// The secret's keyed hash: HMAC-SHA256, cut to 128 bits. It is the same for the vault's whole life, backups included.
+    pub fn fingerprint(&self, secret: &Secret) -> Fingerprint {
+        let tag = hmac::sign(&self.0.shared.fingerprints, secret.expose().as_bytes());
+        Fingerprint(*tag.as_ref().first_chunk().expect("SHA-256 is longer"))
+    }
+
+    /// Another keyed hash of the secret, for an entity tag: 16 characters of URL-safe base64, without quotes.
+    pub fn entity_tag(&self, secret: &Secret) -> String {
+        let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
+        BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+    }
+
+    /// How often the vault's contents went back to an earlier state, plus one.
+    pub fn epoch(&self) -> u32 {
+        self.0.shared.epoch
+    }
+
+    /// The vault's figures, without a scan.
+    pub fn stats(&self) -> VaultStats {
+        let shared = &*self.0.shared;
+        VaultStats {
+            records: shared.records.load(Ordering::Relaxed),
+            bytes: shared.journal_bytes + shared.opened.load().as_ref().map_or(0, |opened| opened.engine.bytes()),
+            strays: shared.strays.load(Ordering::Relaxed),
+            data_key: shared.cipher.current(),
+        }
+    }
+
+    /// An id for a new grant.
+    pub fn random_grant_id(&self) -> GrantId {
+        let mut id = [0; 16];
+        SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
+        GrantId::from_bytes(id)
+    }
+
+    /// Why the vault takes no more writes, if that is so. Reads go on.
+    pub fn poisoned(&self) -> Option<String> {
+        self.0.shared.poison.get().cloned()
+    }
+
+    /// Brings the engine to the disk and starts the journal over. Done by itself when the journal runs full. Blocks.
+    pub fn checkpoint(&self) -> Result<(), VaultError> {
+        self.ask(Request::Checkpoint)
+    }
+
+    /// Ends the vault: commits that were given are finished, the engine is brought to the disk, the journal is marked as
+    /// closed cleanly, and the lock is released. Other clones then answer [`VaultError::Closed`]. Blocks.
+    pub fn close(self) -> Result<(), VaultError> {
+        self.ask(Request::Close)
+    }
+
+    fn ask(&self, request: fn(mpsc::SyncSender<Result<(), VaultError>>) -> Request) -> Result<(), VaultError> {
+        let (done, answer) = mpsc::sync_channel(1);
+        self.0.send(request(done))?;
+        answer.recv().map_err(|_| self.0.shared.gone())?
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    fn send(&self, request: Request) -> Result<(), VaultError> {
+        let requests = self.requests.as_ref().ok_or(VaultError::Closed)?;
+        requests.send(request).map_err(|_| self.shared.gone())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(writer) = self.writer.take() {
+            // It ends once it has nothing left to write. Its panics are caught where they happen.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// What readers and the writer have in common.
+pub(super) struct Shared {
+    /// `None` once the vault is closed.
+    pub(super) opened: ArcSwapOption<Opened>,
+    pub(super) cipher: Cipher,
+    pub(super) namer: Namer,
+    pub(super) metrics: Metrics,
+    pub(super) epoch: u32,
+    /// Why nothing more is written.
+    pub(super) poison: OnceLock<String>,
+    /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
+    /// the vault is poisoned with it.
+    pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    records: AtomicU64,
+    strays: AtomicU64,
+    journal_bytes: u64,
+    fingerprints: hmac::Key,
+    entity_tags: hmac::Key,
+}
+
+/// The engine, and the lock that must not be released before it.
+pub(super) struct Opened {
+    pub(super) engine: Box<dyn Engine>,
+    pub(super) lock: Option<Lock>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        opened: Opened,
+        keyring: Keyring,
+        epoch: u32,
+        mark: &Mark,
+        journal_bytes: u64,
+        metrics: Metrics,
+    ) -> Self {
+        let derive = |label: &[u8]| {
+            let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
+            hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"))
+        };
+        let shared = Self {
+            opened: ArcSwapOption::from_pointee(opened),
+            fingerprints: derive(b"consentry/v1/fingerprint"),
+            entity_tags: derive(b"consentry/v1/entity-tag"),
+            namer: Namer::new(&keyring.name_key),
+            cipher: Cipher::new(keyring.vault, keyring.data_keys, keyring.current),
+            metrics,
+            epoch,
+            poison: OnceLock::new(),
+            stranded: OnceLock::new(),
+            records: AtomicU64::new(0),
+            strays: AtomicU64::new(0),
+            journal_bytes,
+        };
+        shared.count(mark);
+        shared
+    }
+
+    /// Takes over the counts of the engine's last batch.
+    pub(super) fn count(&self, mark: &Mark) {
+        self.records.store(mark.records(), Ordering::Relaxed);
+        self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
+    }
+
+    /// Ends all writing; the first reason stays.
+    pub(super) fn poison(&self, error: &VaultError) {
+        self.metrics.vault_failed();
+        if self.poison.set(error.to_string()).is_ok() {
+            tracing::error!(error = %error, "the vault takes no more writes until the worker is restarted");
+        }
+    }
+
+    /// The error of everything that comes after [`poison`](Self::poison).
+    pub(super) fn poisoned(&self) -> Option<VaultError> {
+        self.poison.get().map(|reason| VaultError::Poisoned { reason: reason.clone() })
+    }
+
+    /// Why there is no writer any more.
+    fn gone(&self) -> VaultError {
+        self.poisoned().unwrap_or(VaultError::Closed)
+    }
+
+    fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
+        let name = self.namer.name(R::KIND, id);
+        let stranded = self.stranded.get().and_then(|stranded| stranded.get(&name));
+        let sealed = match stranded {
+            Some(sealed) => sealed.clone(),
+            None => {
+                let opened = self.opened.load();
+                let opened = opened.as_ref().ok_or(VaultError::Closed)?;
+                opened.engine.get(&name).inspect_err(|error| self.poison(error))?
+            }
+        };
+        sealed.map(|sealed| self.open(&name, sealed)).transpose()
+    }
+
+    fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+        let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
+        let stranded = self.stranded.get();
+        let (mut unreadable, mut stopped) = (None, false);
+        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open(name, sealed) {
+            Ok(stored) => f(stored).inspect_err(|_| stopped = true),
+            Err(error) => {
+                unreadable.get_or_insert(error);
+                Ok(())
+            }
+        };
+        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match stranded {
+            Some(stranded) if stranded.contains_key(name) => Ok(()),
+            _ => hand_over(name, sealed),
+        });
+        let scanned = scanned.and_then(|()| {
+            let kept = stranded.into_iter().flatten().filter(|(name, _)| name.kind() == R::KIND);
+            kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
+                .try_for_each(|(name, sealed)| hand_over(name, sealed))
+        });
+        if let (Err(error), false) = (&scanned, stopped) {
+            self.poison(error);
+        }
+        scanned?;
+        unreadable.map_or(Ok(()), Err)
+    }
+
+    /// Opens and decodes a record. One that is damaged concerns nothing but itself.
+    pub(super) fn open<R: Record>(&self, name: &Name, sealed: Vec<u8>) -> Result<Stored<R>, VaultError> {
+        let opened = self
+            .cipher
+            .open(name, sealed)
+            .and_then(|opened| Ok(Stored { value: R::read(&opened.plaintext)?, sequence: opened.sequence }));
+        opened.inspect_err(|_| self.metrics.vault_failed())
+    }
+}

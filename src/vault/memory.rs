@@ -1,0 +1,77 @@
+//! An engine in memory, for tests: it can be told to fail.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    engine::{Engine, Mark},
+    error::VaultError,
+    name::{Kind, Name},
+};
+
+#[derive(Default)]
+pub(super) struct Memory {
+    records: Mutex<(BTreeMap<Name, Vec<u8>>, Option<Mark>)>,
+    /// Whether writes fail from now on.
+    pub(super) broken: AtomicBool,
+    /// How often it was synced.
+    pub(super) syncs: AtomicU64,
+}
+
+impl Memory {
+    fn records(&self) -> std::sync::MutexGuard<'_, (BTreeMap<Name, Vec<u8>>, Option<Mark>)> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine for Memory {
+    fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
+        Ok(self.records().0.get(name).cloned())
+    }
+
+    fn contains(&self, name: &Name) -> Result<bool, VaultError> {
+        Ok(self.records().0.contains_key(name))
+    }
+
+    fn scan(
+        &self,
+        kind: Kind,
+        each: &mut dyn FnMut(&Name, Vec<u8>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let records: Vec<_> = self.records().0.iter().map(|(name, sealed)| (*name, sealed.clone())).collect();
+        records.into_iter().filter(|(name, _)| name.kind() == kind).try_for_each(|(name, sealed)| each(&name, sealed))
+    }
+
+    fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(VaultError::Engine { detail: "broken for the test".to_owned() });
+        }
+        let mut records = self.records();
+        for (name, sealed) in writes {
+            match sealed {
+                Some(sealed) => records.0.insert(*name, sealed.to_vec()),
+                None => records.0.remove(name),
+            };
+        }
+        records.1 = Some(*mark);
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<Option<Mark>, VaultError> {
+        Ok(self.records().1)
+    }
+
+    fn sync(&self) -> Result<(), VaultError> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}

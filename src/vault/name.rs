@@ -1,0 +1,130 @@
+//! Under which name a record is kept: a keyed hash of its id, so that a stolen file shows no organization numbers.
+//!
+//! ```text
+//! offset  bytes  what
+//!      0      1  kind
+//!      1     16  HMAC-SHA256(name key, kind || id), its first 16 bytes
+//! ```
+
+use ring::hmac;
+
+/// How many bytes of the hash are kept. At 128 bits, two of a million ids share a name with a chance below 10^-26.
+const HASH_BYTES: usize = 16;
+/// The length of every name.
+pub(super) const NAME_BYTES: usize = 1 + HASH_BYTES;
+
+/// What a record is. The numbers are part of the format and are never given out anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// A grant, named by its id.
+    Grant = 1,
+    /// An organization, named by its id.
+    Organization = 2,
+    /// An intent, named by its grant's id.
+    Intent = 3,
+    /// A stray, named at random.
+    Stray = 4,
+    /// What the vault keeps about itself, named by a word.
+    Meta = 5,
+}
+
+impl Kind {
+    /// How many kinds there are.
+    pub(super) const COUNT: usize = 5;
+    /// All of them, in the order of their numbers.
+    pub(super) const ALL: [Self; Self::COUNT] =
+        [Self::Grant, Self::Organization, Self::Intent, Self::Stray, Self::Meta];
+
+    /// Its number in the format.
+    pub(super) const fn byte(self) -> u8 {
+        self as u8
+    }
+
+    /// Its place in a table of all kinds.
+    pub(super) const fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    /// Its word in messages.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Grant => "a grant's record",
+            Self::Organization => "an organization's record",
+            Self::Intent => "an intent's record",
+            Self::Stray => "a stray's record",
+            Self::Meta => "the vault's own record",
+        }
+    }
+}
+
+/// The name of a record in the engine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct Name([u8; NAME_BYTES]);
+
+impl Name {
+    /// Reads one back; `None` if `bytes` is no name of a known kind.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let name = Self(bytes.try_into().ok()?);
+        Kind::ALL.iter().any(|kind| kind.byte() == name.0[0]).then_some(name)
+    }
+
+    /// What kind of record it names.
+    pub(super) fn kind(&self) -> Kind {
+        Kind::ALL[usize::from(self.0[0]) - 1]
+    }
+
+    /// Its bytes.
+    pub(super) const fn as_bytes(&self) -> &[u8; NAME_BYTES] {
+        &self.0
+    }
+}
+
+/// Makes names.
+pub(super) struct Namer(hmac::Key);
+
+impl Namer {
+    /// Names under `key`, which never changes in a vault's life.
+    pub(super) fn new(key: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// The name of the record of that kind with that id.
+    pub(super) fn name(&self, kind: Kind, id: &[u8]) -> Name {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(&[kind.byte()]);
+        context.update(id);
+        let mut name = [0; NAME_BYTES];
+        name[0] = kind.byte();
+        name[1..].copy_from_slice(&context.sign().as_ref()[..HASH_BYTES]);
+        Name(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_depends_on_key_kind_and_id_and_shows_only_the_kind() {
+        let (one, two) = (Namer::new(&[1; 32]), Namer::new(&[2; 32]));
+        let name = one.name(Kind::Organization, b"4711");
+        assert_eq!(name, one.name(Kind::Organization, b"4711"));
+        assert_eq!(name.kind(), Kind::Organization);
+        assert_ne!(name, two.name(Kind::Organization, b"4711"));
+        assert_ne!(name.0[1..], one.name(Kind::Grant, b"4711").0[1..]);
+        assert_ne!(name, one.name(Kind::Organization, b"4712"));
+    }
+
+    #[test]
+    fn only_names_of_known_kinds_are_read_back() {
+        for kind in Kind::ALL {
+            let name = Namer::new(&[1; 32]).name(kind, b"x");
+            assert_eq!(Name::parse(name.as_bytes()), Some(name));
+            assert_eq!(name.kind(), kind);
+        }
+        assert_eq!(Name::parse(&[0; NAME_BYTES]), None);
+        assert_eq!(Name::parse(&[Kind::COUNT as u8 + 1; NAME_BYTES]), None);
+        assert_eq!(Name::parse(&[1; NAME_BYTES - 1]), None);
+    }
+}

@@ -1,0 +1,286 @@
+//! Making, opening and looking at a vault. Whatever does not add up is an error before any file is changed.
+
+use std::path::Path;
+
+use super::{
+    Identity, Vault, VaultError,
+    cipher::Cipher,
+    codec::{Encoder, Meta, Record},
+    engine::{self, Engine, Mark},
+    folder::{self, Folder, Plate},
+    handle::{Opened, Shared},
+    journal::{self, Batch, Entry, Journal},
+    keyring::{self, Keyring},
+    name::{Kind, Name, Namer},
+    sled::SledEngine,
+    writer::Writer,
+};
+use crate::{
+    config::VaultConfig,
+    metrics::Metrics,
+    model::{Grant, Intent, Organization},
+    vault::Stray,
+};
+
+/// The commit that makes a vault.
+const FIRST_SEQUENCE: u64 = 1;
+/// What the vault keeps about itself goes by this name.
+const META_ID: &[u8] = b"vault";
+/// The cache of an engine that is opened only to be looked at, in bytes.
+const TRIAL_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// What [`Vault::inspect`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspection {
+    /// Records in it; each was opened and read.
+    pub records: u64,
+    /// Bytes on disk, journal included.
+    pub bytes: u64,
+    /// The public keys of who can open it.
+    pub recipients: Vec<String>,
+    /// The number of its layout.
+    pub format: u64,
+}
+
+impl Vault {
+    /// Makes a vault that `identity` and the configured recipients open. One that is there is an error, and left as it is.
+    pub fn create(config: &VaultConfig, identity: &Identity) -> Result<(), VaultError> {
+        create(config, identity, journal::DEFAULT_CAPACITY)
+    }
+
+    /// Whether a vault is in the folder `path`.
+    pub fn exists(path: &Path) -> bool {
+        Folder::at(path).format().exists()
+    }
+
+    /// Opens the vault and holds it until it is closed or the process ends. Blocks: for less than a second after a clean
+    /// close, for as long as a copy of the database takes after a crash.
+    pub fn open(config: &VaultConfig, identity: &Identity, metrics: Metrics) -> Result<Self, VaultError> {
+        let folder = Folder::at(&config.path);
+        let plate = folder.plate()?;
+        let lock = folder.lock()?;
+        let keyring = read_keyring(&folder, &plate, identity)?;
+        folder.remove_trial()?;
+        let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
+        let batches = journal.batches()?;
+        let ends = Ends::of(&journal, &batches);
+
+        let db = folder.db();
+        let untouched = journal.clean().is_some_and(|clean| folder::fingerprint(&db).is_ok_and(|now| now == clean));
+        if !untouched {
+            let tried = try_copy(&db, &folder.trial(), &ends);
+            folder.remove_trial()?;
+            tried?;
+        }
+        let engine = SledEngine::open(&db, config.cache_bytes)?;
+        let found = ends.judge(engine.mark()?)?;
+        let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
+        let mark = engine::apply(&engine, found, &newer)?;
+        engine.sync()?;
+        if !untouched {
+            tracing::info!(vault.replayed = newer.len(), "the vault was not closed cleanly; its journal was replayed");
+        }
+
+        let namer = Namer::new(&keyring.name_key);
+        let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
+        let epoch = read_meta(&engine, &namer, &cipher)?.epoch;
+        journal.start_over(mark.applied, None)?;
+        let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
+        let shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
+        Writer::start(shared, folder, journal, mark)
+    }
+
+    /// Looks at a vault that no process holds, and changes none of its files: the engine is tried on a copy, which lies in
+    /// the vault's folder meanwhile, or among the temporary files where that cannot be written. Every record is opened.
+    pub fn inspect(config: &VaultConfig, identity: &Identity) -> Result<Inspection, VaultError> {
+        let folder = Folder::at(&config.path);
+        let plate = folder.plate()?;
+        let _lock = folder.lock_quietly()?;
+        let keyring = read_keyring(&folder, &plate, identity)?;
+        let journal = Journal::open(&folder.journal(), keyring.vault, false)?;
+        let batches = journal.batches()?;
+
+        let place = tempfile::Builder::new()
+            .prefix("inspect-")
+            .tempdir_in(folder.path())
+            .or_else(|_| tempfile::tempdir())
+            .map_err(|error| VaultError::io(folder.path(), &error))?;
+        let copy = place.path().join("db");
+        let (engine, found) = open_copy(&folder.db(), &copy)?;
+        let found = Ends::of(&journal, &batches).judge(found)?;
+        let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
+        let mark = engine::apply(&engine, found, &newer)?;
+        check_counts(&engine, &mark, Some(&Cipher::new(keyring.vault, keyring.data_keys, keyring.current)))?;
+        drop(engine);
+        Ok(Inspection {
+            records: mark.records(),
+            bytes: bytes_below(&folder, place.path()),
+            recipients: keyring::recipients(&folder),
+            format: plate.format,
+        })
+    }
+}
+
+/// Makes a vault whose journal has room for `journal_bytes` of frames.
+pub(super) fn create(config: &VaultConfig, identity: &Identity, journal_bytes: u64) -> Result<(), VaultError> {
+    let folder = Folder::at(&config.path);
+    let vacant = || match folder.remains() {
+        _ if folder.format().exists() => Err(VaultError::AlreadyThere { path: folder.path().to_owned() }),
+        Some(found) => Err(VaultError::Unfinished { path: folder.path().to_owned(), found }),
+        None => Ok(()),
+    };
+    vacant()?;
+    folder.make()?;
+    let _lock = folder.lock()?;
+    // Again, now that nobody else can be making one.
+    vacant()?;
+    let made = fill(&folder, config, identity, journal_bytes);
+    if made.is_err() {
+        // All of this is of this call's making, and without the format file it is no vault.
+        for file in [folder.keyring(), folder.recipients(), folder.journal(), folder.format()] {
+            let _ = std::fs::remove_file(file);
+        }
+        let _ = std::fs::remove_dir_all(folder.db());
+    }
+    made
+}
+
+/// Makes the files of a vault; `format` comes last, since it says that the others are whole.
+fn fill(folder: &Folder, config: &VaultConfig, identity: &Identity, journal_bytes: u64) -> Result<(), VaultError> {
+    let keyring = Keyring::generate()?;
+    keyring.write_new(folder, identity, &config.recipients)?;
+
+    let name = Namer::new(&keyring.name_key).name(Kind::Meta, META_ID);
+    let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
+    let seal = |plaintext: &[u8]| cipher.seal(&name, FIRST_SEQUENCE, plaintext);
+    let sealed = Encoder::new().encode(&Meta { epoch: 1 }, seal)?;
+    let first = Batch { sequence: FIRST_SEQUENCE, entries: vec![Entry { name, sealed: Some(sealed) }] };
+
+    let db = folder.db();
+    let engine = SledEngine::open(&db, TRIAL_CACHE_BYTES)?;
+    engine::apply(&engine, Mark::default(), &[first])?;
+    engine.sync()?;
+    drop(engine);
+    let files = folder::sync_tree(&db).and_then(|()| folder::fingerprint(&db));
+    let files = files.map_err(|error| VaultError::io(&db, &error))?;
+    Journal::create(&folder.journal(), keyring.vault, FIRST_SEQUENCE, files, journal_bytes)?;
+
+    let plate = Plate { format: folder::FORMAT, vault: hexadecimal(keyring.vault) };
+    let mut text = serde_json::to_vec(&plate).expect("two plain fields");
+    text.push(b'\n');
+    folder::write_new(&folder.format(), &text)
+}
+
+fn read_keyring(folder: &Folder, plate: &Plate, identity: &Identity) -> Result<Keyring, VaultError> {
+    let keyring = Keyring::read(folder, identity)?;
+    if plate.vault != hexadecimal(keyring.vault) {
+        let detail = "it belongs to another vault than the format file".to_owned();
+        return Err(VaultError::Damaged { what: "its keyring", detail });
+    }
+    Ok(keyring)
+}
+
+fn read_meta(engine: &dyn Engine, namer: &Namer, cipher: &Cipher) -> Result<Meta, VaultError> {
+    let name = namer.name(Kind::Meta, META_ID);
+    let sealed = engine
+        .get(&name)?
+        .ok_or_else(|| VaultError::Damaged { what: Kind::Meta.word(), detail: "it is missing".to_owned() })?;
+    Meta::read(&cipher.open(&name, sealed)?.plaintext)
+}
+
+/// Between which commits the engine must end, by what the journal says.
+struct Ends {
+    /// The last commit that it was brought to the disk with.
+    checkpoint: u64,
+    /// The last commit of all.
+    last: u64,
+}
+
+impl Ends {
+    fn of(journal: &Journal, batches: &[Batch]) -> Self {
+        let checkpoint = journal.checkpoint();
+        Self { checkpoint, last: batches.last().map_or(checkpoint, |batch| batch.sequence) }
+    }
+
+    fn judge(&self, mark: Option<Mark>) -> Result<Mark, VaultError> {
+        let Self { checkpoint, last } = self;
+        let behind = |detail: String| Err(VaultError::Behind { detail });
+        match mark {
+            None => behind(format!("the database is empty, and held every commit up to {checkpoint}")),
+            Some(Mark { applied, .. }) if applied < *checkpoint => behind(format!(
+                "the database ends with commit {applied}, and held every commit up to {checkpoint}: it was cut short or \
+                 replaced by an older copy"
+            )),
+            Some(Mark { applied, .. }) if applied > *last => behind(format!(
+                "the journal ends with commit {last}, and the database holds commit {applied}: the journal was replaced \
+                 by an older copy, or its last commits are damaged"
+            )),
+            Some(mark) => Ok(mark),
+        }
+    }
+}
+
+/// Copies the engine's files to `copy` and opens them there, walks through every record, and judges where they end.
+fn try_copy(db: &Path, copy: &Path, ends: &Ends) -> Result<(), VaultError> {
+    let (engine, found) = open_copy(db, copy)?;
+    let mark = ends.judge(found)?;
+    check_counts(&engine, &mark, None)
+}
+
+/// Opens a copy of the engine's files, so that whatever the engine does to damaged ones happens to the copy.
+fn open_copy(db: &Path, copy: &Path) -> Result<(SledEngine, Option<Mark>), VaultError> {
+    if !db.join("db").is_file() {
+        return Err(VaultError::Behind { detail: format!("the database {} is missing", db.display()) });
+    }
+    folder::copy_tree(db, copy)?;
+    let engine = SledEngine::open(copy, TRIAL_CACHE_BYTES).map_err(as_damage)?;
+    let found = engine.mark().map_err(as_damage)?;
+    Ok((engine, found))
+}
+
+/// Walks through every record and counts them against the mark; with a cipher, opens and reads each.
+fn check_counts(engine: &SledEngine, mark: &Mark, cipher: Option<&Cipher>) -> Result<(), VaultError> {
+    for kind in Kind::ALL {
+        let mut count = 0;
+        let walked = engine.scan(kind, &mut |name, sealed| {
+            count += 1;
+            cipher.map_or(Ok(()), |cipher| check_record(cipher, name, sealed))
+        });
+        walked.map_err(as_damage)?;
+        if count != mark.count(kind) {
+            let detail = format!("{count} of {} records ({}) can be found", mark.count(kind), kind.word());
+            return Err(VaultError::Damaged { what: "its database", detail });
+        }
+    }
+    Ok(())
+}
+
+fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Result<(), VaultError> {
+    let bytes = cipher.open(name, sealed)?.plaintext;
+    match name.kind() {
+        Kind::Grant => Grant::read(&bytes).map(drop),
+        Kind::Organization => Organization::read(&bytes).map(drop),
+        Kind::Intent => Intent::read(&bytes).map(drop),
+        Kind::Stray => Stray::read(&bytes).map(drop),
+        Kind::Meta => Meta::read(&bytes).map(drop),
+    }
+}
+
+/// On a copy that nobody else uses, what the engine fails at is the fault of the files.
+fn as_damage(error: VaultError) -> VaultError {
+    match error {
+        VaultError::Engine { detail } => VaultError::Damaged { what: "its database", detail },
+        other => other,
+    }
+}
+
+/// The size of a vault's files, those below `except` left out.
+fn bytes_below(folder: &Folder, except: &Path) -> u64 {
+    let files = folder::walk(folder.path()).map(|(files, _)| files).unwrap_or_default();
+    let own = files.iter().filter(|file| !file.starts_with(except));
+    own.filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.len()).sum()
+}
+
+fn hexadecimal(id: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
+}

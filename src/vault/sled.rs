@@ -1,0 +1,181 @@
+//! The embedded engine: sled 0.34, with what is missing in it made up for.
+//!
+//! - Its `flush` ends in `sync_file_range`, which does not reach the disk: [`SledEngine::sync`] syncs every file after
+//!   it, and holds the main file open from the start, so that a failed write-back that sled's own thread swallowed is
+//!   still reported here.
+//! - Damaged files make it panic: every call is caught.
+//! - Its files keep their lock for a moment after it is dropped: opening waits that long.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use ::sled::{Batch, Db, Mode};
+
+use super::{
+    engine::{Engine, Mark},
+    error::VaultError,
+    folder,
+    name::{Kind, Name},
+    panics::caught,
+};
+
+/// Where the mark is kept; no name has this length.
+const MARK_KEY: [u8; 1] = [0];
+/// How often its own thread writes out what waits and collects garbage. Durability does not hang on it.
+const FLUSH_EVERY_MS: u64 = 1000;
+/// How often, and at what distance, a lock that an earlier handle of this process still holds is tried again.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The engine in one folder.
+pub(super) struct SledEngine {
+    path: PathBuf,
+    /// `None` only while it is dropped.
+    db: Option<Db>,
+    main_file: File,
+}
+
+impl SledEngine {
+    /// Opens the database in `path`, or makes one. To be called only with the vault's lock held, or on a copy. A
+    /// database that sled refuses or panics at is [`VaultError::Damaged`].
+    pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
+        let mut tries = 0;
+        let db = loop {
+            let config = ::sled::Config::new()
+                .path(path)
+                .cache_capacity(cache_bytes)
+                .mode(Mode::LowSpace)
+                .flush_every_ms(Some(FLUSH_EVERY_MS));
+            match caught(|| config.open()) {
+                Ok(Ok(db)) => break db,
+                Ok(Err(error)) if tries < LOCK_TRIES && error.to_string().contains("could not acquire lock") => {
+                    tries += 1;
+                    thread::sleep(LOCK_PAUSE);
+                }
+                Ok(Err(::sled::Error::Io(error))) => return Err(VaultError::io(path, &error)),
+                Ok(Err(error)) => return Err(unreadable(&error.to_string())),
+                Err(panic) => return Err(unreadable(&panic)),
+            }
+        };
+        let main = path.join("db");
+        let main_file = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
+        Ok(Self { path: path.to_owned(), db: Some(db), main_file })
+    }
+
+    fn call<T>(&self, f: impl FnOnce(&Db) -> ::sled::Result<T>) -> Result<T, VaultError> {
+        let db = self.db.as_ref().ok_or(VaultError::Closed)?;
+        match caught(|| f(db)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
+            Ok(Err(error)) => Err(VaultError::Engine { detail: error.to_string() }),
+            Err(panic) => Err(VaultError::Engine { detail: panic }),
+        }
+    }
+}
+
+impl Engine for SledEngine {
+    fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
+        self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))
+    }
+
+    fn contains(&self, name: &Name) -> Result<bool, VaultError> {
+        self.call(|db| db.contains_key(name.as_bytes()))
+    }
+
+    fn scan(
+        &self,
+        kind: Kind,
+        each: &mut dyn FnMut(&Name, Vec<u8>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let mut records = self.call(|db| Ok(db.scan_prefix([kind.byte()])))?;
+        while let Some((key, value)) = self.call(|_| records.next().transpose())? {
+            let name = Name::parse(&key)
+                .filter(|name| name.kind() == kind)
+                .ok_or_else(|| unreadable("it holds a record under a name that is none"))?;
+            each(&name, value.to_vec())?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError> {
+        let mut batch = Batch::default();
+        for (name, sealed) in writes {
+            match sealed {
+                Some(sealed) => batch.insert(name.as_bytes(), *sealed),
+                None => batch.remove(name.as_bytes()),
+            }
+        }
+        batch.insert(&MARK_KEY, &mark.encode()[..]);
+        self.call(|db| db.apply_batch(batch))
+    }
+
+    fn mark(&self) -> Result<Option<Mark>, VaultError> {
+        match self.call(|db| db.get(MARK_KEY))? {
+            None => Ok(None),
+            Some(bytes) => {
+                Mark::decode(&bytes).map(Some).ok_or_else(|| unreadable("the mark of its last batch makes no sense"))
+            }
+        }
+    }
+
+    fn sync(&self) -> Result<(), VaultError> {
+        self.call(|db| db.flush().map(drop))?;
+        self.main_file
+            .sync_all()
+            .and_then(|()| folder::sync_tree(&self.path))
+            .map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.call(|db| db.size_on_disk()).unwrap_or(0)
+    }
+}
+
+impl Drop for SledEngine {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        // It flushes on its way out, and panics if it cannot. What matters was synced before.
+        let _ = caught(|| drop(db));
+    }
+}
+
+fn unreadable(detail: &str) -> VaultError {
+    VaultError::Damaged { what: "its database", detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::name::Namer;
+
+    #[test]
+    fn what_was_written_is_there_after_reopening() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("db");
+        let namer = Namer::new(&[0; 32]);
+        let (grant, stray) = (namer.name(Kind::Grant, b"1"), namer.name(Kind::Stray, b"1"));
+        let mark = Mark { applied: 3, ..Mark::default() };
+        {
+            let engine = SledEngine::open(&path, 1 << 20).unwrap();
+            assert_eq!(engine.mark().unwrap(), None);
+            let writes = HashMap::from([(grant, Some(&b"g"[..])), (stray, Some(&b"s"[..]))]);
+            engine.write(&writes, &mark).unwrap();
+            engine.write(&HashMap::from([(stray, None)]), &mark).unwrap();
+            engine.sync().unwrap();
+        }
+        let engine = SledEngine::open(&path, 1 << 20).unwrap();
+        assert_eq!(engine.mark().unwrap(), Some(mark));
+        assert_eq!(engine.get(&grant).unwrap().as_deref(), Some(&b"g"[..]));
+        assert!(!engine.contains(&stray).unwrap());
+        let mut seen = Vec::new();
+        for kind in Kind::ALL {
+            engine.scan(kind, &mut |name, _| Ok(seen.push(*name))).unwrap();
+        }
+        assert_eq!(seen, [grant]);
+    }
+}

@@ -1,0 +1,268 @@
+//! The one thread that writes: it seals, gives out sequence numbers, and lets all commits that wait share one sync.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{
+    Change, Vault, VaultError,
+    codec::{Encoder, Record},
+    engine::{self, Mark},
+    folder::{self, Folder},
+    handle::{Opened, Shared},
+    journal::{Batch, Entry, Journal},
+    name::Kind,
+    panics::caught,
+};
+
+/// How often, and at what distance, closing looks whether the last reader is done.
+const CLOSE_TRIES: u32 = 200;
+const CLOSE_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the writer is asked for.
+pub(super) enum Request {
+    /// To commit.
+    Commit(Commit),
+    /// To bring the engine to the disk.
+    Checkpoint(mpsc::SyncSender<Result<(), VaultError>>),
+    /// To end.
+    Close(mpsc::SyncSender<Result<(), VaultError>>),
+}
+
+/// A batch of changes, and who waits for it.
+pub(super) struct Commit {
+    pub(super) changes: Vec<Change>,
+    pub(super) done: oneshot::Sender<Result<u64, VaultError>>,
+    /// Given back when the commit is done.
+    pub(super) _place: OwnedSemaphorePermit,
+}
+
+/// The writer's state, all of it its own.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    folder: Folder,
+    journal: Journal,
+    encoder: Encoder,
+    random: SystemRandom,
+    /// The engine's last batch.
+    mark: Mark,
+    /// Whether a commit was synced since the last note.
+    unnoted: bool,
+}
+
+/// Commits that are sealed and not yet synced.
+#[derive(Default)]
+struct Group {
+    batches: Vec<Batch>,
+    waiting: Vec<Commit>,
+}
+
+impl Writer {
+    /// Starts the writer, and gives the vault that it writes for.
+    pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
+        let shared = Arc::new(shared);
+        let (sender, requests) = mpsc::channel();
+        let path = folder.path().to_owned();
+        let mut writer = Self {
+            shared: Arc::clone(&shared),
+            folder,
+            journal,
+            encoder: Encoder::new(),
+            random: SystemRandom::new(),
+            mark,
+            unnoted: false,
+        };
+        let run = move || {
+            if let Err(panic) = caught(|| writer.run(&requests)) {
+                writer.shared.poison(&VaultError::Engine { detail: panic });
+            }
+        };
+        let thread = thread::Builder::new().name("vault writer".to_owned()).spawn(run);
+        let thread = thread.map_err(|error| VaultError::io(&path, &error))?;
+        Ok(Vault::new(shared, sender, thread))
+    }
+
+    /// Serves requests in order until the vault is closed or nobody is left to ask.
+    fn run(&mut self, requests: &mpsc::Receiver<Request>) {
+        let mut next = None;
+        loop {
+            let request = match next.take().or_else(|| requests.try_recv().ok()) {
+                Some(request) => request,
+                None => {
+                    self.idle();
+                    let Ok(request) = requests.recv() else { return };
+                    request
+                }
+            };
+            match request {
+                Request::Commit(first) => next = self.commit(first, requests),
+                Request::Checkpoint(done) => {
+                    let _ = done.send(self.checkpoint());
+                }
+                Request::Close(done) => {
+                    let _ = done.send(self.close());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Commits `first` and all that wait behind it, as far as one group holds; gives the request that stopped it.
+    fn commit(&mut self, first: Commit, requests: &mpsc::Receiver<Request>) -> Option<Request> {
+        let mut group = Group::default();
+        let mut next = Some(Request::Commit(first));
+        while let Some(Request::Commit(commit)) = next {
+            self.take(commit, &mut group);
+            next = if self.journal.group_is_full() { None } else { requests.try_recv().ok() };
+        }
+        if !group.batches.is_empty() {
+            self.write(group);
+        }
+        if self.journal.wants_checkpoint() && self.shared.poison.get().is_none() {
+            // Whoever commits next is told of a failure.
+            let _ = self.checkpoint();
+        }
+        next
+    }
+
+    /// Seals a commit and adds it to the group, or refuses it.
+    fn take(&mut self, mut commit: Commit, group: &mut Group) {
+        let sequence = self.mark.applied + 1 + group.batches.len() as u64;
+        let batch = match self.shared.poisoned() {
+            Some(error) => Err(error),
+            None => self.seal(std::mem::take(&mut commit.changes), sequence),
+        };
+        match batch.and_then(|batch| self.journal.add(&batch).map(|()| batch)) {
+            Ok(batch) => {
+                group.batches.push(batch);
+                group.waiting.push(commit);
+            }
+            Err(error) => answer(commit, Err(error)),
+        }
+    }
+
+    /// Makes a group durable, and then visible.
+    fn write(&mut self, Group { batches, waiting }: Group) {
+        let last = self.mark.applied + batches.len() as u64;
+        let started = Instant::now();
+        if let Err(error) = self.journal.sync(last) {
+            self.shared.poison(&error);
+            for commit in waiting {
+                answer(commit, Err(error.clone()));
+            }
+            return;
+        }
+        self.shared.metrics.vault_written(started.elapsed());
+        self.unnoted = true;
+        let opened = self.shared.opened.load_full();
+        let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
+            let applied = engine::apply(&*opened.engine, self.mark, &batches);
+            applied.inspect(|mark| self.shared.count(mark))
+        });
+        match applied {
+            Ok(mark) => self.mark = mark,
+            Err(error) => {
+                // It is durable all the same, and replayed when the vault is next opened. Until then it is read from here.
+                let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
+                let stranded: HashMap<_, _> = entries.map(|entry| (entry.name, entry.sealed)).collect();
+                let _ = self.shared.stranded.set(stranded);
+                self.shared.poison(&error);
+            }
+        }
+        for (commit, batch) in waiting.into_iter().zip(&batches) {
+            answer(commit, Ok(batch.sequence));
+        }
+    }
+
+    /// Brings the engine to the disk, and lets the journal start over.
+    fn checkpoint(&mut self) -> Result<(), VaultError> {
+        if let Some(error) = self.shared.poisoned() {
+            return Err(error);
+        }
+        let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
+        let done = opened.engine.sync().and_then(|()| self.journal.start_over(self.mark.applied, None));
+        self.unnoted = false;
+        done.inspect_err(|error| self.shared.poison(error))
+    }
+
+    /// Ends the vault. The journal is marked as closed cleanly only if nothing failed and no reader is left; either way
+    /// everything that was committed is there when it is next opened.
+    fn close(&mut self) -> Result<(), VaultError> {
+        let checkpoint = self.checkpoint();
+        let Some(opened) = self.shared.opened.swap(None).and_then(last_reader_done) else { return checkpoint };
+        let Opened { engine, lock } = opened;
+        drop(engine);
+        let closed = checkpoint.and_then(|()| {
+            let db = self.folder.db();
+            let files = folder::sync_tree(&db).and_then(|()| folder::fingerprint(&db));
+            let files = files.map_err(|error| VaultError::io(&db, &error))?;
+            self.journal.start_over(self.mark.applied, Some(files))
+        });
+        drop(lock);
+        closed
+    }
+
+    /// Nothing waits: proves the last commits durable to whoever reads the journal.
+    fn idle(&mut self) {
+        if std::mem::take(&mut self.unnoted)
+            && self.shared.poison.get().is_none()
+            && let Err(error) = self.journal.note()
+        {
+            self.shared.poison(&error);
+        }
+    }
+
+    fn seal(&mut self, changes: Vec<Change>, sequence: u64) -> Result<Batch, VaultError> {
+        let entries = changes.into_iter().map(|change| match change {
+            Change::PutGrant(grant) => self.put(grant.id.as_bytes(), &*grant, sequence),
+            Change::PutOrganization(organization) => {
+                self.put(organization.id.as_str().as_bytes(), &*organization, sequence)
+            }
+            Change::PutIntent(intent) => self.put(intent.grant.as_bytes(), &intent, sequence),
+            Change::PutStray(stray) => {
+                let mut id = [0; 16];
+                self.random
+                    .fill(&mut id)
+                    .map_err(|_| VaultError::Engine { detail: "the system has no randomness".to_owned() })?;
+                self.put(&id, &*stray, sequence)
+            }
+            Change::DeleteGrant(id) => Ok(self.delete(Kind::Grant, id.as_bytes())),
+            Change::DeleteOrganization(id) => Ok(self.delete(Kind::Organization, id.as_str().as_bytes())),
+            Change::DeleteIntent(id) => Ok(self.delete(Kind::Intent, id.as_bytes())),
+        });
+        Ok(Batch { sequence, entries: entries.collect::<Result<_, _>>()? })
+    }
+
+    fn put<R: Record>(&mut self, id: &[u8], record: &R, sequence: u64) -> Result<Entry, VaultError> {
+        let name = self.shared.namer.name(R::KIND, id);
+        let sealed = self.encoder.encode(record, |plaintext| self.shared.cipher.seal(&name, sequence, plaintext))?;
+        Ok(Entry { name, sealed: Some(sealed) })
+    }
+
+    fn delete(&self, kind: Kind, id: &[u8]) -> Entry {
+        Entry { name: self.shared.namer.name(kind, id), sealed: None }
+    }
+}
+
+/// Tells whoever waits, if anybody still does.
+fn answer(commit: Commit, result: Result<u64, VaultError>) {
+    let _ = commit.done.send(result);
+}
+
+/// Waits for reads under way, which hold the engine; `None` if they take too long.
+fn last_reader_done(mut opened: Arc<Opened>) -> Option<Opened> {
+    for _ in 0..CLOSE_TRIES {
+        match Arc::try_unwrap(opened) {
+            Ok(opened) => return Some(opened),
+            Err(shared) => opened = shared,
+        }
+        thread::sleep(CLOSE_PAUSE);
+    }
+    None
+}
