@@ -1,6 +1,54 @@
 //! Records at rest: sealed, durable, and refused when anything about them is wrong.
+//!
+//! A commit is sealed record by record ([`cipher`]), written to the journal and synced there ([`journal`]): that sync
+//! *is* the commit. The engine ([`engine`], [`sled`]) follows behind and is brought to the disk at checkpoints, after
+//! which the journal starts over. Every write goes through one thread ([`writer`]), which gives out sequence numbers
+//! and lets the commits that wait share one sync; reads go to the engine from any thread ([`handle`]).
+//!
+//! The folder of a vault:
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `format` | the number of this layout and the vault's id, as JSON: read first, so that a newer layout is told as such |
+//! | `keyring.age` | the keys, encrypted by age to every recipient |
+//! | `recipients.txt` | the public keys of those recipients, for people |
+//! | `journal` | the latest commits |
+//! | `db/` | the engine's files |
+//! | `LOCK` | locked while a process has the vault open; holds that process's id |
+//!
+//! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
+//! repairs a file whose contents do not add up.
+
+mod cipher;
+mod codec;
+mod engine;
+mod error;
+mod folder;
+mod handle;
+mod identity;
+mod journal;
+mod keyring;
+#[cfg(test)]
+mod memory;
+mod name;
+mod open;
+mod panics;
+mod sled;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::VaultError;
+pub use handle::{Vault, VaultStats};
+pub use identity::Identity;
+pub use open::Inspection;
 
 use crate::model::{Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp};
+
+/// The longest plaintext of one record, in bytes. The engine keeps larger values in files of their own, which is slow;
+/// a record of a grant with long tokens and a hundred organizations is a fifth of this.
+pub const MAX_RECORD_BYTES: usize = 64 * 1024;
 
 /// One change to the vault; a batch of them is committed whole or not at all.
 #[derive(Debug)]
