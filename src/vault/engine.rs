@@ -11,21 +11,20 @@ use super::{
 /// How many writes are given to the engine in one go, commits kept whole: reads wait that long.
 const MAX_WRITES: usize = 64;
 
+/// Takes one record of a scan; an error ends the scan.
+pub(super) type Each<'a> = &'a mut dyn FnMut(&Name, Vec<u8>) -> Result<(), VaultError>;
+
 /// A store of sealed records by name. It need not be durable but in [`sync`](Self::sync); it must keep a batch whole,
 /// and lose batches only from the last backwards.
 pub(super) trait Engine: Send + Sync {
     /// The record of that name.
     fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError>;
 
-    /// Whether there is a record of that name.
-    fn contains(&self, name: &Name) -> Result<bool, VaultError>;
+    /// The [`tag`] of the record of that name.
+    fn tag(&self, name: &Name) -> Result<Option<u128>, VaultError>;
 
     /// Hands over every record of that kind, in order of names, until `each` fails.
-    fn scan(
-        &self,
-        kind: Kind,
-        each: &mut dyn FnMut(&Name, Vec<u8>) -> Result<(), VaultError>,
-    ) -> Result<(), VaultError>;
+    fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError>;
 
     /// Writes records (`None`: removes them) and the mark, all or nothing.
     fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError>;
@@ -40,28 +39,39 @@ pub(super) trait Engine: Send + Sync {
     fn bytes(&self) -> u64;
 }
 
-/// What an engine holds, written with every batch.
+/// The last sixteen bytes of a sealed record, as a number. For a record that opens this is the cipher's tag, which no
+/// other record, older or elsewhere, has in common with it.
+pub(super) fn tag(sealed: &[u8]) -> u128 {
+    u128::from_le_bytes(sealed.last_chunk().copied().unwrap_or_default())
+}
+
+/// What an engine holds, written with every batch. A damaged database can come back with a record missing or, unseen by
+/// the cipher, in an older version: counts and sum tell.
 ///
-/// At rest: version (one byte, 1), then little-endian numbers of eight bytes: the last sequence number applied, and how
-/// many records there are of each kind, in the order of [`Kind::ALL`].
+/// At rest, little endian: version (one byte, 1), the last sequence number applied (8 bytes), how many records there are
+/// of each kind in the order of [`Kind::ALL`] (8 bytes each), the sum of all records' tags modulo 2^128 (16 bytes).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Mark {
     /// The last commit in it.
     pub(super) applied: u64,
     /// Records by [`Kind::index`].
     pub(super) counts: [u64; Kind::COUNT],
+    /// The wrapping sum of the tags of all records.
+    pub(super) sum: u128,
 }
 
 impl Mark {
     const VERSION: u8 = 1;
-    const BYTES: usize = 1 + 8 * (1 + Kind::COUNT);
+    const BYTES: usize = 1 + 8 * (1 + Kind::COUNT) + 16;
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[0] = Self::VERSION;
-        for (place, number) in bytes[1..].chunks_exact_mut(8).zip([self.applied].iter().chain(&self.counts)) {
+        let (numbers, sum) = bytes[1..].split_at_mut(Self::BYTES - 1 - 16);
+        for (place, number) in numbers.chunks_exact_mut(8).zip([self.applied].iter().chain(&self.counts)) {
             place.copy_from_slice(&number.to_le_bytes());
         }
+        sum.copy_from_slice(&self.sum.to_le_bytes());
         bytes
     }
 
@@ -69,10 +79,10 @@ impl Mark {
         if bytes.len() != Self::BYTES || bytes[0] != Self::VERSION {
             return None;
         }
+        let (numbers, sum) = bytes[1..].split_last_chunk()?;
         let mut numbers =
-            bytes[1..].chunks_exact(8).map(|number| u64::from_le_bytes(number.try_into().expect("eight bytes")));
-        let applied = numbers.next()?;
-        let mut mark = Self { applied, ..Self::default() };
+            numbers.chunks_exact(8).map(|number| u64::from_le_bytes(number.try_into().expect("eight bytes")));
+        let mut mark = Self { applied: numbers.next()?, sum: u128::from_le_bytes(*sum), ..Self::default() };
         for count in &mut mark.counts {
             *count = numbers.next()?;
         }
@@ -88,6 +98,19 @@ impl Mark {
     pub(super) fn records(&self) -> u64 {
         self.counts.iter().sum::<u64>() - self.count(Kind::Meta)
     }
+
+    /// Takes account of a record that changes from one tag to another; `None` stands for no record.
+    pub(super) const fn replace(&mut self, kind: Kind, before: Option<u128>, after: Option<u128>) {
+        let count = &mut self.counts[kind.index()];
+        if let Some(tag) = before {
+            *count = count.saturating_sub(1);
+            self.sum = self.sum.wrapping_sub(tag);
+        }
+        if let Some(tag) = after {
+            *count += 1;
+            self.sum = self.sum.wrapping_add(tag);
+        }
+    }
 }
 
 /// Brings committed batches, in order of their sequence numbers, into the engine, and gives the mark after the last.
@@ -98,15 +121,10 @@ pub(super) fn apply(engine: &dyn Engine, mut mark: Mark, batches: &[Batch]) -> R
         debug_assert_eq!(batch.sequence, mark.applied + 1, "batches come in order and without a gap");
         for Entry { name, sealed } in &batch.entries {
             let before = match writes.get(name) {
-                Some(write) => write.is_some(),
-                None => engine.contains(name)?,
+                Some(write) => write.map(tag),
+                None => engine.tag(name)?,
             };
-            let count = &mut mark.counts[name.kind().index()];
-            match (before, sealed.is_some()) {
-                (false, true) => *count += 1,
-                (true, false) => *count = count.saturating_sub(1),
-                _ => {}
-            }
+            mark.replace(name.kind(), before, sealed.as_deref().map(tag));
             writes.insert(*name, sealed.as_deref());
         }
         mark.applied = batch.sequence;
@@ -116,6 +134,43 @@ pub(super) fn apply(engine: &dyn Engine, mut mark: Mark, batches: &[Batch]) -> R
         }
     }
     Ok(mark)
+}
+
+/// After a crash: writes once more what the engine should hold already of `batches`, those up to its mark, in case it
+/// kept the mark and lost a write before it.
+pub(super) fn rewrite(engine: &dyn Engine, mark: &Mark, batches: &[Batch]) -> Result<(), VaultError> {
+    let held = batches.iter().filter(|batch| batch.sequence <= mark.applied);
+    let newest: HashMap<_, _> =
+        held.flat_map(|batch| &batch.entries).map(|entry| (entry.name, entry.sealed.as_deref())).collect();
+    let mut writes = HashMap::new();
+    for (index, (name, sealed)) in newest.iter().enumerate() {
+        writes.insert(*name, *sealed);
+        if writes.len() >= MAX_WRITES || index + 1 == newest.len() {
+            engine.write(&writes, mark)?;
+            writes.clear();
+        }
+    }
+    Ok(())
+}
+
+/// Walks through every record, hands it to `check`, and compares all of them with what the mark says.
+pub(super) fn verify(engine: &dyn Engine, mark: &Mark, check: Each<'_>) -> Result<(), VaultError> {
+    let damaged = |detail: String| Err(VaultError::Damaged { what: "its database", detail });
+    let mut found = Mark { applied: mark.applied, ..Mark::default() };
+    for kind in Kind::ALL {
+        engine.scan(kind, &mut |name, sealed| {
+            found.replace(kind, None, Some(tag(&sealed)));
+            check(name, sealed)
+        })?;
+        if found.count(kind) != mark.count(kind) {
+            let (found, said) = (found.count(kind), mark.count(kind));
+            return damaged(format!("{found} of {said} records can be found ({})", kind.word()));
+        }
+    }
+    if found.sum != mark.sum {
+        return damaged("some of its records are older than they should be".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -129,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_and_nothing_else_does() {
-        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5] };
+        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5], sum: u128::MAX - 7 };
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
         assert_eq!(mark.records(), 10);
         assert_eq!(Mark::decode(&mark.encode()[1..]), None);
@@ -149,5 +204,24 @@ mod tests {
             apply(&engine, mark, &[Batch { sequence: 3, entries: vec![entry(1, None), entry(1, None)] }]).unwrap();
         assert_eq!((mark.applied, mark.count(Kind::Grant)), (3, 1));
         assert_eq!(engine.mark().unwrap(), Some(mark));
+        verify(&engine, &mark, &mut |_, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_missing_and_an_older_record_are_noticed_and_mended_from_the_journal() {
+        let engine = Memory::default();
+        let sealed = |byte| Some([byte; 40]);
+        let batches = [
+            Batch { sequence: 1, entries: vec![entry(1, sealed(1).as_ref().map(|bytes| &bytes[..]))] },
+            Batch { sequence: 2, entries: vec![entry(1, sealed(2).as_ref().map(|bytes| &bytes[..]))] },
+        ];
+        let mark = apply(&engine, Mark::default(), &batches).unwrap();
+        let name = batches[0].entries[0].name;
+        for wrong in [None, batches[0].entries[0].sealed.as_deref()] {
+            engine.write(&[(name, wrong)].into(), &mark).unwrap();
+            assert!(verify(&engine, &mark, &mut |_, _| Ok(())).unwrap_err().is_damaged());
+            rewrite(&engine, &mark, &batches).unwrap();
+            verify(&engine, &mark, &mut |_, _| Ok(())).unwrap();
+        }
     }
 }

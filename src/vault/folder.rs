@@ -16,6 +16,8 @@ use super::error::VaultError;
 pub(super) const FORMAT: u64 = 1;
 /// The largest of the small files that is read, in bytes.
 const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
+/// How the names of folders begin in which copies of the engine's files are tried out.
+const TRIAL: &str = "db.trial-";
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
 
@@ -69,9 +71,11 @@ impl Folder {
         self.path.join("db")
     }
 
-    /// Where a copy of the engine's files is tried out; removed afterwards.
-    pub(super) fn trial(&self) -> PathBuf {
-        self.path.join("db.trial")
+    /// A new folder in which a copy of the engine's files is tried out, removed when it is dropped: in the vault's folder,
+    /// or among the temporary files where that cannot be written.
+    pub(super) fn trial(&self) -> Result<tempfile::TempDir, VaultError> {
+        let here = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path);
+        here.or_else(|_| tempfile::tempdir()).map_err(|error| VaultError::io(&self.path, &error))
     }
 
     fn lock_file(&self) -> PathBuf {
@@ -133,11 +137,9 @@ impl Folder {
             .open(&path)
             .map_err(|error| VaultError::io(&path, &error))?;
         self.take(&file, &path)?;
-        // The id only helps people: what holds the vault is the lock.
+        // The id only helps people: what holds the vault is the lock. A full disk is no reason not to open.
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
-            .map_err(|error| VaultError::io(&path, &error))?;
+        let _ = file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0));
         Ok(Lock { _file: file })
     }
 
@@ -162,12 +164,18 @@ impl Folder {
         }
     }
 
-    /// Removes what is left of a trial.
-    pub(super) fn remove_trial(&self) -> Result<(), VaultError> {
-        match std::fs::remove_dir_all(self.trial()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VaultError::io(&self.trial(), &error)),
-            _ => Ok(()),
-        }
+    /// Removes what is left of trials, of this process or of one that died at it. To be called with the lock held.
+    pub(super) fn remove_trials(&self) -> Result<(), VaultError> {
+        let remove = || {
+            for entry in std::fs::read_dir(&self.path)? {
+                let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(TRIAL.as_bytes()) {
+                    std::fs::remove_dir_all(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error: io::Error| VaultError::io(&self.path, &error))
     }
 }
 

@@ -133,7 +133,7 @@ impl Vault {
     /// The secret's keyed hash: HMAC-SHA256, cut to 128 bits. It is the same for the vault's whole life, backups included.
     pub fn fingerprint(&self, secret: &Secret) -> Fingerprint {
         let tag = hmac::sign(&self.0.shared.fingerprints, secret.expose().as_bytes());
-        Fingerprint(*tag.as_ref().first_chunk().expect("SHA-256 is longer"))
+        Fingerprint(tag.as_ref().first_chunk().copied().unwrap_or_default())
     }
 
     /// Another keyed hash of the secret, for an entity tag: 16 characters of URL-safe base64, without quotes.
@@ -159,6 +159,10 @@ impl Vault {
     }
 
     /// An id for a new grant.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no randomness, which it had when the vault was opened.
     pub fn random_grant_id(&self) -> GrantId {
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
@@ -299,14 +303,12 @@ impl Shared {
 
     fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
         let name = self.namer.name(R::KIND, id);
-        let stranded = self.stranded.get().and_then(|stranded| stranded.get(&name));
-        let sealed = match stranded {
-            Some(sealed) => sealed.clone(),
-            None => {
-                let opened = self.opened.load();
-                let opened = opened.as_ref().ok_or(VaultError::Closed)?;
-                opened.engine.get(&name).inspect_err(|error| self.poison(error))?
-            }
+        let sealed = if let Some(sealed) = self.stranded.get().and_then(|stranded| stranded.get(&name)) {
+            sealed.clone()
+        } else {
+            let opened = self.opened.load();
+            let opened = opened.as_ref().ok_or(VaultError::Closed)?;
+            opened.engine.get(&name).inspect_err(|error| self.poison(error))?
         };
         sealed.map(|sealed| self.open(&name, sealed)).transpose()
     }

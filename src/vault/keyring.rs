@@ -84,8 +84,8 @@ impl Keyring {
     ) -> Result<(), VaultError> {
         let recipients = parse_recipients(identity, recipients)?;
         folder::write_new(&folder.keyring(), &self.encrypt(&recipients)?)?;
-        let list: String = recipients.iter().map(|recipient| format!("{recipient}\n")).collect();
-        folder::write_new(&folder.recipients(), list.as_bytes())
+        let list: Vec<_> = recipients.iter().map(ToString::to_string).collect();
+        folder::write_new(&folder.recipients(), (list.join("\n") + "\n").as_bytes())
     }
 
     /// Opens the keyring with one of the identities.

@@ -9,23 +9,28 @@ use std::{
 };
 
 use super::{
-    engine::{Engine, Mark},
+    engine::{self, Each, Engine, Mark},
     error::VaultError,
     name::{Kind, Name},
 };
 
 #[derive(Default)]
 pub(super) struct Memory {
-    records: Mutex<(BTreeMap<Name, Vec<u8>>, Option<Mark>)>,
+    contents: Mutex<Contents>,
     /// Whether writes fail from now on.
     pub(super) broken: AtomicBool,
-    /// How often it was synced.
+    /// How often a sync was begun.
     pub(super) syncs: AtomicU64,
+    /// A sync goes on only when it can take this.
+    pub(super) gate: Mutex<()>,
 }
 
+/// Records by name, and the mark.
+type Contents = (BTreeMap<Name, Vec<u8>>, Option<Mark>);
+
 impl Memory {
-    fn records(&self) -> std::sync::MutexGuard<'_, (BTreeMap<Name, Vec<u8>>, Option<Mark>)> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    fn records(&self) -> std::sync::MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -34,15 +39,11 @@ impl Engine for Memory {
         Ok(self.records().0.get(name).cloned())
     }
 
-    fn contains(&self, name: &Name) -> Result<bool, VaultError> {
-        Ok(self.records().0.contains_key(name))
+    fn tag(&self, name: &Name) -> Result<Option<u128>, VaultError> {
+        Ok(self.records().0.get(name).map(|sealed| engine::tag(sealed)))
     }
 
-    fn scan(
-        &self,
-        kind: Kind,
-        each: &mut dyn FnMut(&Name, Vec<u8>) -> Result<(), VaultError>,
-    ) -> Result<(), VaultError> {
+    fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
         let records: Vec<_> = self.records().0.iter().map(|(name, sealed)| (*name, sealed.clone())).collect();
         records.into_iter().filter(|(name, _)| name.kind() == kind).try_for_each(|(name, sealed)| each(&name, sealed))
     }
@@ -68,6 +69,7 @@ impl Engine for Memory {
 
     fn sync(&self) -> Result<(), VaultError> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        drop(self.gate.lock());
         Ok(())
     }
 

@@ -124,7 +124,7 @@ mod tests {
             assert_eq!(name.kind(), kind);
         }
         assert_eq!(Name::parse(&[0; NAME_BYTES]), None);
-        assert_eq!(Name::parse(&[Kind::COUNT as u8 + 1; NAME_BYTES]), None);
+        assert_eq!(Name::parse(&[Kind::Meta.byte() + 1; NAME_BYTES]), None);
         assert_eq!(Name::parse(&[1; NAME_BYTES - 1]), None);
     }
 }

@@ -60,7 +60,7 @@ impl Vault {
         let plate = folder.plate()?;
         let lock = folder.lock()?;
         let keyring = read_keyring(&folder, &plate, identity)?;
-        folder.remove_trial()?;
+        folder.remove_trials()?;
         let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
         let batches = journal.batches()?;
         let ends = Ends::of(&journal, &batches);
@@ -68,12 +68,14 @@ impl Vault {
         let db = folder.db();
         let untouched = journal.clean().is_some_and(|clean| folder::fingerprint(&db).is_ok_and(|now| now == clean));
         if !untouched {
-            let tried = try_copy(&db, &folder.trial(), &ends);
-            folder.remove_trial()?;
-            tried?;
+            try_copy(&db, &folder.trial()?.path().join("db"), &ends, &batches)?;
         }
         let engine = SledEngine::open(&db, config.cache_bytes)?;
+        engine.write_through();
         let found = ends.judge(engine.mark()?)?;
+        if !untouched {
+            engine::rewrite(&engine, &found, &batches)?;
+        }
         let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
         let mark = engine::apply(&engine, found, &newer)?;
         engine.sync()?;
@@ -100,21 +102,17 @@ impl Vault {
         let journal = Journal::open(&folder.journal(), keyring.vault, false)?;
         let batches = journal.batches()?;
 
-        let place = tempfile::Builder::new()
-            .prefix("inspect-")
-            .tempdir_in(folder.path())
-            .or_else(|_| tempfile::tempdir())
-            .map_err(|error| VaultError::io(folder.path(), &error))?;
-        let copy = place.path().join("db");
-        let (engine, found) = open_copy(&folder.db(), &copy)?;
-        let found = Ends::of(&journal, &batches).judge(found)?;
+        let temporary = folder.trial()?;
+        let copy = temporary.path().join("db");
+        let (engine, found) = try_copy(&folder.db(), &copy, &Ends::of(&journal, &batches), &batches)?;
         let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
-        let mark = engine::apply(&engine, found, &newer)?;
-        check_counts(&engine, &mark, Some(&Cipher::new(keyring.vault, keyring.data_keys, keyring.current)))?;
+        let mark = engine::apply(&engine, found, &newer).map_err(as_damage)?;
+        let cipher = Cipher::new(keyring.vault, keyring.data_keys, keyring.current);
+        engine::verify(&engine, &mark, &mut |name, sealed| check_record(&cipher, name, sealed)).map_err(as_damage)?;
         drop(engine);
         Ok(Inspection {
             records: mark.records(),
-            bytes: bytes_below(&folder, place.path()),
+            bytes: bytes_below(&folder, temporary.path()),
             recipients: keyring::recipients(&folder),
             format: plate.format,
         })
@@ -220,39 +218,19 @@ impl Ends {
     }
 }
 
-/// Copies the engine's files to `copy` and opens them there, walks through every record, and judges where they end.
-fn try_copy(db: &Path, copy: &Path, ends: &Ends) -> Result<(), VaultError> {
-    let (engine, found) = open_copy(db, copy)?;
-    let mark = ends.judge(found)?;
-    check_counts(&engine, &mark, None)
-}
-
-/// Opens a copy of the engine's files, so that whatever the engine does to damaged ones happens to the copy.
-fn open_copy(db: &Path, copy: &Path) -> Result<(SledEngine, Option<Mark>), VaultError> {
+/// Opens a copy of the engine's files, so that whatever the engine does to damaged ones happens to the copy; judges where
+/// it ends, and walks through every record in it.
+fn try_copy(db: &Path, copy: &Path, ends: &Ends, batches: &[Batch]) -> Result<(SledEngine, Mark), VaultError> {
     if !db.join("db").is_file() {
         return Err(VaultError::Behind { detail: format!("the database {} is missing", db.display()) });
     }
     folder::copy_tree(db, copy)?;
     let engine = SledEngine::open(copy, TRIAL_CACHE_BYTES).map_err(as_damage)?;
-    let found = engine.mark().map_err(as_damage)?;
-    Ok((engine, found))
-}
-
-/// Walks through every record and counts them against the mark; with a cipher, opens and reads each.
-fn check_counts(engine: &SledEngine, mark: &Mark, cipher: Option<&Cipher>) -> Result<(), VaultError> {
-    for kind in Kind::ALL {
-        let mut count = 0;
-        let walked = engine.scan(kind, &mut |name, sealed| {
-            count += 1;
-            cipher.map_or(Ok(()), |cipher| check_record(cipher, name, sealed))
-        });
-        walked.map_err(as_damage)?;
-        if count != mark.count(kind) {
-            let detail = format!("{count} of {} records ({}) can be found", mark.count(kind), kind.word());
-            return Err(VaultError::Damaged { what: "its database", detail });
-        }
-    }
-    Ok(())
+    let mark = ends.judge(engine.mark().map_err(as_damage)?)?;
+    engine::rewrite(&engine, &mark, batches)
+        .and_then(|()| engine::verify(&engine, &mark, &mut |_, _| Ok(())))
+        .map_err(as_damage)?;
+    Ok((engine, mark))
 }
 
 fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Result<(), VaultError> {

@@ -92,14 +92,11 @@ impl Writer {
     fn run(&mut self, requests: &mpsc::Receiver<Request>) {
         let mut next = None;
         loop {
-            let request = match next.take().or_else(|| requests.try_recv().ok()) {
-                Some(request) => request,
-                None => {
-                    self.idle();
-                    let Ok(request) = requests.recv() else { return };
-                    request
-                }
-            };
+            let request = next.take().or_else(|| requests.try_recv().ok()).or_else(|| {
+                self.idle();
+                requests.recv().ok()
+            });
+            let Some(request) = request else { return };
             match request {
                 Request::Commit(first) => next = self.commit(first, requests),
                 Request::Checkpoint(done) => {

@@ -42,16 +42,10 @@ impl Encoder {
         record: &R,
         seal: impl FnOnce(&[u8]) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
-        let length = match record.write(&mut self.buffer) {
-            Ok(length) => length,
-            Err(_) => {
-                self.buffer.zeroize();
-                return Err(VaultError::TooLarge {
-                    what: R::KIND.word(),
-                    bytes: MAX_RECORD_BYTES + 1,
-                    limit: MAX_RECORD_BYTES,
-                });
-            }
+        let Ok(length) = record.write(&mut self.buffer) else {
+            self.buffer.zeroize();
+            let (bytes, limit) = (MAX_RECORD_BYTES + 1, MAX_RECORD_BYTES);
+            return Err(VaultError::TooLarge { what: R::KIND.word(), bytes, limit });
         };
         let sealed = seal(&self.buffer[..length]);
         self.buffer[..length].zeroize();

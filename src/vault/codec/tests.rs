@@ -214,3 +214,72 @@ fn a_record_that_is_too_large_is_refused_and_leaves_no_secret_behind() {
     assert!(matches!(error, VaultError::TooLarge { .. }), "{error}");
     assert!(encoder.buffer.iter().all(|byte| *byte == 0));
 }
+
+#[test]
+fn the_form_of_version_1_is_fixed_to_the_byte() {
+    let intent = Intent {
+        grant: GrantId::from_bytes([1; 16]),
+        fingerprint: Fingerprint([2; 16]),
+        attempt: 3,
+        first_at: Timestamp::from_millis(4),
+        first_boot: Duration::new(5, 6),
+        boot_id: 7,
+    };
+    let expected = [&[1][..], &[1; 16], &[2; 16], &[3, 8, 5, 6, 7]].concat();
+    assert_eq!(bytes_of(&intent), expected);
+
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    let grant = Grant {
+        id: GrantId::from_bytes([1; 16]),
+        provider: "dinero".parse().unwrap(),
+        credential: Credential::ApiKey(Secret::new("key")),
+        fingerprint: Fingerprint([2; 16]),
+        spent: vec![Fingerprint([3; 16])],
+        client: None,
+        access: Some(AccessToken {
+            token: Secret::new("token"),
+            token_type: "Bearer".to_owned(),
+            scope: None,
+            issued_at: Timestamp::from_millis(1),
+            expires_at: Timestamp::from_millis(2),
+        }),
+        state: State::Lost,
+        since: Timestamp::from_millis(-1),
+        paused: true,
+        subject: None,
+        consent: Some(Consent {
+            granted_at: Timestamp::from_millis(1),
+            expires_at: None,
+            assumed: true,
+            expected: Usage::Reuse,
+            shown: Some(Usage::OneTime),
+            grace: Duration::ZERO,
+            warned: vec![Duration::from_secs(9)],
+        }),
+        refreshed_at: None,
+        failures: 300,
+        retry_at: None,
+        refusals: Some(Refusals { count: 1, first_at: Timestamp::from_millis(3) }),
+        last_fetched_at: None,
+        organizations: vec!["42".parse().unwrap()],
+        epoch: 1,
+    };
+    let expected = [
+        vec![1],
+        vec![1; 16],
+        text("dinero"),
+        [vec![1], text("key")].concat(),
+        vec![2; 16],
+        [vec![1], vec![3; 16]].concat(),
+        vec![0],
+        [vec![1], text("token"), text("Bearer"), vec![0, 2, 4]].concat(),
+        vec![11, 1, 1, 0],
+        vec![1, 2, 0, 1, 0, 1, 1, 0, 0, 1, 9, 0],
+        vec![0, 0xac, 0x02, 0],
+        vec![1, 1, 6],
+        vec![0, 1],
+        text("42"),
+        vec![1],
+    ];
+    assert_eq!(bytes_of(&grant), expected.concat());
+}

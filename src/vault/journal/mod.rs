@@ -167,9 +167,8 @@ impl Journal {
 
     /// The largest frame, and how much is put into a group before it is synced, in bytes.
     pub(super) const fn limit(&self) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "below MAX_CAPACITY")]
-        let limit = (self.header.capacity / SHARE) as usize;
-        limit
+        // It fits: the capacity is below MAX_CAPACITY.
+        (self.header.capacity / SHARE) as usize
     }
 
     /// The commits after the checkpoint, in order; an error if one of them is known to be missing.
