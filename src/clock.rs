@@ -76,7 +76,7 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `wall`, an hour after boot.
     pub fn at(wall: Timestamp) -> Arc<Self> {
-        Arc::new(Self { now: Mutex::new(Now { wall, boot: Duration::from_secs(3600) }) })
+        Arc::new(Self { now: Mutex::new(Now { wall, boot: Duration::from_hours(1) }) })
     }
 
     /// Lets time pass on both clocks.

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
-    config::{Config, ConfigError, Located},
+    config::{Config, ConfigError, Located, ProviderConfig},
     cron::{Cron, CronError},
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
@@ -75,6 +75,9 @@ pub struct Running {
     stop_serving: CancellationToken,
 }
 
+/// Every provider with the endpoint that speaks to it.
+type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
+
 /// Opens the vault, binds the sockets and starts every task; returns when requests are accepted. The vault is
 /// loaded in the background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
@@ -101,7 +104,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
-            vault: Arc::new(move || figures_of(figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?)),
+            vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
@@ -124,7 +127,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
 /// What comes after the sockets: vault, keeper, cron.
 async fn begin(
     config: &Config,
-    providers: Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>,
+    providers: Providers,
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
@@ -157,13 +160,7 @@ async fn begin(
     Ok((vault, cron))
 }
 
-fn keep(
-    config: &Config,
-    providers: Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>,
-    vault: &Vault,
-    metrics: &Metrics,
-    clock: &SharedClock,
-) -> Keeper {
+fn keep(config: &Config, providers: Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
     let parts = Parts {
         vault: vault.clone(),
         providers,
@@ -177,11 +174,8 @@ fn keep(
     Keeper::start(parts, CancellationToken::new(), TaskTracker::new())
 }
 
-fn providers(
-    config: &Config,
-    clock: &SharedClock,
-) -> Result<Vec<(crate::config::ProviderConfig, Arc<dyn TokenEndpoint>)>, SetupError> {
-    let make = |provider: &crate::config::ProviderConfig| {
+fn providers(config: &Config, clock: &SharedClock) -> Result<Providers, SetupError> {
+    let make = |provider: &ProviderConfig| {
         let endpoint = Provider::new(provider.clone(), config.refresh.timeout, clock.clone())?;
         Ok((provider.clone(), Arc::new(endpoint) as Arc<dyn TokenEndpoint>))
     };
@@ -192,9 +186,9 @@ fn access(config: &Config) -> Access {
     Access::new(config.access.clone(), rustix::process::geteuid().as_raw())
 }
 
-fn figures_of(vault: &Vault) -> Option<VaultFigures> {
+fn figures_of(vault: &Vault) -> VaultFigures {
     let stats = vault.stats();
-    Some(VaultFigures { bytes: stats.bytes, records: stats.records, strays: stats.strays })
+    VaultFigures { bytes: stats.bytes, records: stats.records, strays: stats.strays }
 }
 
 async fn close(vault: Vault) -> Result<(), DaemonError> {

@@ -168,7 +168,7 @@ impl Shared {
 
     /// Exchanges a minute that keep this grant warm.
     fn needed_per_minute(&self, slot: &Slot, brief: Brief) -> f64 {
-        const UNKNOWN_LIFE: Duration = Duration::from_secs(3600);
+        const UNKNOWN_LIFE: Duration = Duration::from_hours(1);
         let policy = &self.lane(slot).policy;
         let idle = matches!(policy.keep_warm, KeepWarm::FetchedWithin(_)) && !self.is_warm(slot, brief);
         if brief.paused || brief.state == State::Lost || idle {

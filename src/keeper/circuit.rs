@@ -10,11 +10,11 @@ use crate::model::{ExchangeOutcome, GrantId};
 const SILENT_IN_ROW: u32 = 3;
 /// Refusals of more distinct subjects than this, or than one grant in a hundred, within [`REFUSAL_WINDOW`] freeze it.
 const MANY_REFUSALS: usize = 3;
-const REFUSAL_WINDOW: Duration = Duration::from_secs(3600);
+const REFUSAL_WINDOW: Duration = Duration::from_hours(1);
 /// Refusals that are remembered at most.
 const MAX_REFUSALS: usize = 100_000;
 /// A provider "answers others well around that time" if it did so within this long.
-const RECENTLY: Duration = Duration::from_secs(300);
+const RECENTLY: Duration = Duration::from_mins(5);
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 const LAST_PROBE: Duration = Duration::from_secs(30);
 

@@ -108,7 +108,7 @@ impl Shared {
     fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
-        let cached = match self.cached(slot) {
+        let cached = match cached(slot) {
             Some(cached) => cached,
             None => self.read_token(slot)?,
         };
@@ -129,12 +129,6 @@ impl Shared {
             },
             etag: cached.etag.clone(),
         })
-    }
-
-    fn cached(&self, slot: &Slot) -> Option<Arc<CachedToken>> {
-        let mut state = slot.lock();
-        state.used = true;
-        state.token.clone()
     }
 
     /// The token was dropped from the bounded cache: one read of the vault brings it back.
@@ -239,4 +233,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// The token as the bounded cache has it; this use spares it once.
+fn cached(slot: &Slot) -> Option<Arc<CachedToken>> {
+    let mut state = slot.lock();
+    state.used = true;
+    state.token.clone()
 }

@@ -79,16 +79,15 @@ impl Shared {
         let mut count = 0;
         self.vault.for_each_organization(&mut |stored| {
             let organization = stored.value;
-            match self.index.slot(organization.grant) {
-                Some(slot) => {
-                    count += 1;
-                    let last_fetched = slot.last_fetched();
-                    self.index.insert_new(organization.id, slot, last_fetched);
-                }
-                None => tracing::error!(
+            if let Some(slot) = self.index.slot(organization.grant) {
+                count += 1;
+                let last_fetched = slot.last_fetched();
+                self.index.insert_new(organization.id, slot, last_fetched);
+            } else {
+                tracing::error!(
                     organization = organization.id.as_str(),
                     "its grant is of a provider that is not configured, or is missing; it is not served"
-                ),
+                );
             }
             Ok(())
         })?;
@@ -100,13 +99,12 @@ impl Shared {
         let failed = |error: VaultError| self.vault_failed(&error);
         let stored = self.vault.organization(organization).map_err(failed)?;
         let found = stored.ok_or(KeeperError::UnknownOrganization)?.value;
-        let slot = match self.index.slot(found.grant) {
-            Some(slot) => slot,
-            None => {
-                let grant = self.vault.grant(found.grant).map_err(failed)?;
-                let grant = grant.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
-                self.make_slot(grant).await?
-            }
+        let slot = if let Some(slot) = self.index.slot(found.grant) {
+            slot
+        } else {
+            let grant = self.vault.grant(found.grant).map_err(failed)?;
+            let grant = grant.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
+            self.make_slot(grant).await?
         };
         let last_fetched = slot.last_fetched();
         self.index.insert_new(found.id, slot, last_fetched);

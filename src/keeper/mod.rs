@@ -240,6 +240,7 @@ impl Shared {
         Ok(stored)
     }
 
+    #[expect(clippy::unused_self, reason = "reads as the keeper's word at its many calls")]
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
         tracing::error!(error = %error, "the vault failed");
         KeeperError::VaultUnavailable(error.to_string())

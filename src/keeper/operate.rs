@@ -59,12 +59,12 @@ impl Keeper {
         }
         let limit = filter.limit.clamp(1, MAX_PAGE);
         let sorter = Arc::clone(shared);
-        let sorted = tokio::task::spawn_blocking(move || sorter.index.sorted()).await;
-        let sorted = sorted.map_err(|_| KeeperError::Starting)?;
-        let start = filter.after.as_ref().map_or(0, |after| sorted.partition_point(|entry| entry.id <= *after));
+        let entries = tokio::task::spawn_blocking(move || sorter.index.sorted()).await;
+        let entries = entries.map_err(|_| KeeperError::Starting)?;
+        let start = filter.after.as_ref().map_or(0, |after| entries.partition_point(|entry| entry.id <= *after));
         let mut organizations = Vec::new();
         let mut looked_at = 0_usize;
-        for entry in &sorted[start..] {
+        for entry in &entries[start..] {
             looked_at += 1;
             if looked_at.is_multiple_of(1000) {
                 tokio::task::yield_now().await;

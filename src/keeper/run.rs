@@ -20,13 +20,13 @@ const BATCH: usize = 1000;
 /// A change of wall time against the boot-time clock by more than this is a jump.
 const JUMP: Duration = Duration::from_secs(5);
 /// A grant fetched within this time has its turn before the idle ones.
-const FETCHED_LATELY: Duration = Duration::from_secs(3600);
+const FETCHED_LATELY: Duration = Duration::from_hours(1);
 
 /// Starts every loop.
 pub(super) fn start(shared: &Arc<Shared>) {
     let loader = Arc::clone(shared);
     shared.tasks.spawn(load::load(loader));
-    supervise(shared, |shared| due_loop(shared));
+    supervise(shared, due_loop);
     for number in 0..shared.lanes.len() {
         supervise(shared, move |shared| dispatch(shared, number));
     }
@@ -43,10 +43,12 @@ where
         loop {
             let mut running = tokio::spawn(make(Arc::clone(&shared)));
             tokio::select! {
-                ended = &mut running => match ended {
-                    Ok(()) => return,
-                    Err(_) => tracing::error!("a loop of the keeper died and is begun anew"),
-                },
+                ended = &mut running => {
+                    if ended.is_ok() {
+                        return;
+                    }
+                    tracing::error!("a loop of the keeper died and is begun anew");
+                }
                 () = shared.stopping.cancelled() => return running.abort(),
             }
             tokio::time::sleep(REST).await;

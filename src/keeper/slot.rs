@@ -139,7 +139,7 @@ pub(super) struct Forced {
 
 impl Forced {
     const FIRST: Duration = Duration::from_secs(10);
-    const LONGEST: Duration = Duration::from_secs(300);
+    const LONGEST: Duration = Duration::from_mins(5);
 
     /// Takes one forced exchange at `boot`, or says how long to wait: 10 s after the last, growing to 5 min while
     /// it goes on.
@@ -256,8 +256,9 @@ pub(super) fn living_subject(grant: &Grant) -> u64 {
 
 /// The first eight bytes of a fingerprint, as a key; a match is verified against the stored grant.
 pub(super) fn fingerprint_key(fingerprint: Fingerprint) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = fingerprint.0;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    let mut first = [0; 8];
+    first.copy_from_slice(&fingerprint.0[..8]);
+    u64::from_be_bytes(first)
 }
 
 /// Whether a consent is one-time as far as anybody knows.

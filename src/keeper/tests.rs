@@ -24,7 +24,7 @@ use crate::{
     wire::{self, Code, Enrolment},
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A provider for tests that need its configuration only.
 pub(super) fn provider_config() -> ProviderConfig {
@@ -372,7 +372,7 @@ async fn a_process_that_dies_in_an_exchange_leaves_doubt_and_no_replay() {
     let world = World::new().await;
     world.enrol("a", "one-a").await.expect("enrolled");
     world.enrol("b", "key-b").await.expect("enrolled");
-    *world.issuer.delay.lock().expect("whole") = Duration::from_secs(3600);
+    *world.issuer.delay.lock().expect("whole") = Duration::from_hours(1);
     world.advance(HOUR.mul_f64(0.85));
     world.until(|world| world.issuer.at_once.load(Ordering::SeqCst) == 2).await;
     *world.issuer.delay.lock().expect("whole") = Duration::ZERO;

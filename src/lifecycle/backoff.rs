@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 /// The longest a failing grant waits by its own back-off.
-pub const MAX_BACKOFF: Duration = Duration::from_secs(15 * 60);
+pub const MAX_BACKOFF: Duration = Duration::from_mins(15);
 /// The longest `Retry-After` that is honoured.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 const BASE: Duration = Duration::from_secs(2);
 /// No wait is shorter, whatever chance says: a dead connection must not be hammered.

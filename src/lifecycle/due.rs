@@ -9,7 +9,7 @@ use crate::{
 
 /// How often a refused credential is tried again until it is lost or comes back: seldom, because integrations that
 /// keep sending requests which fail are contacted by the issuer and may lose access.
-pub const REFUSED_INTERVAL: Duration = Duration::from_secs(15 * 60);
+pub const REFUSED_INTERVAL: Duration = Duration::from_mins(15);
 
 /// Taken off the grace on top of the time limit of an exchange, for the way to the issuer and its clock.
 const GRACE_MARGIN: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::lifecycle::ended::tests::{consent_grant, key_grant, now, policy};
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     fn due_in(grant: &Grant, intent: Option<&Intent>, policy: &Policy, fleet: Fleet) -> Option<Duration> {
         due(grant, intent, policy, fleet, now(), 1, 0.5).map(|at| at.since(now().wall))
@@ -120,7 +120,7 @@ mod tests {
             fingerprint: grant.fingerprint,
             attempt: 1,
             first_at: now().wall - age,
-            first_boot: now().boot - age,
+            first_boot: now().boot.checked_sub(age).unwrap(),
             boot_id: 1,
         }
     }
@@ -187,13 +187,13 @@ mod tests {
     fn an_idle_grant_is_left_alone_until_its_idle_limit_nears() {
         let policy = Policy {
             keep_warm: KeepWarm::FetchedWithin(HOUR),
-            idle_lifetime: Some(Duration::from_secs(86_400)),
+            idle_lifetime: Some(Duration::from_hours(24)),
             ..policy()
         };
         let now = now().wall;
         assert_eq!(warm(&policy, Some(now), Some(now - HOUR), now), Ok(()));
-        assert_eq!(warm(&policy, Some(now), None, now), Err(Some(now + Duration::from_secs(64_800))));
-        assert_eq!(warm(&policy, Some(now - Duration::from_secs(64_800)), None, now), Ok(()));
+        assert_eq!(warm(&policy, Some(now), None, now), Err(Some(now + Duration::from_hours(18))));
+        assert_eq!(warm(&policy, Some(now - Duration::from_hours(18)), None, now), Ok(()));
         assert_eq!(warm(&policy, None, None, now), Ok(()));
         let never_idle = Policy { idle_lifetime: None, ..policy };
         assert_eq!(warm(&never_idle, Some(now), None, now), Err(None));

@@ -12,11 +12,11 @@ use crate::{
 /// So many refusals, spread over [`LOST_AFTER`], prove a grant dead where no other grant's success does.
 pub const LOST_REFUSALS: u32 = 3;
 /// Over at least this long.
-pub const LOST_AFTER: Duration = Duration::from_secs(3600);
+pub const LOST_AFTER: Duration = Duration::from_hours(1);
 
 /// The life taken for an access token whose answer did not tell: short, because a token refreshed too early costs
 /// one exchange and one refreshed too late costs the customer.
-const UNTOLD_LIFETIME: Duration = Duration::from_secs(300);
+const UNTOLD_LIFETIME: Duration = Duration::from_mins(5);
 
 /// How an exchange ended, with what the rules must know besides.
 #[derive(Debug)]
@@ -97,11 +97,8 @@ pub fn exchange_ended(grant: &mut Grant, ended: &Ended<'_>, policy: &Policy, now
         ExchangeOutcome::Unavailable { retry_after } => {
             harmless_failure(grant, ended, FailingReason::ProviderUnavailable, *retry_after, now.wall)
         }
-        ExchangeOutcome::NotSent { .. } => {
-            harmless_failure(grant, ended, FailingReason::ProviderUnavailable, None, now.wall)
-        }
         ExchangeOutcome::Unknown { .. } if ended.one_time => unknown(grant, ended, policy, now),
-        ExchangeOutcome::Unknown { .. } => {
+        ExchangeOutcome::NotSent { .. } | ExchangeOutcome::Unknown { .. } => {
             harmless_failure(grant, ended, FailingReason::ProviderUnavailable, None, now.wall)
         }
     }
@@ -297,7 +294,7 @@ pub(super) mod tests {
                 token_type: "Bearer".into(),
                 scope: None,
                 issued_at: now,
-                expires_at: now + Duration::from_secs(3600),
+                expires_at: now + Duration::from_hours(1),
             }),
             state: State::Active,
             since: now,
@@ -334,7 +331,7 @@ pub(super) mod tests {
         ExchangeOutcome::Granted(Box::new(Answer {
             access_token: Secret::new("at-1"),
             token_type: "Bearer".into(),
-            expires_in: Some(Duration::from_secs(600)),
+            expires_in: Some(Duration::from_mins(10)),
             scope: None,
             refresh_token: refresh_token.map(Secret::new),
             subject: Some("alice".into()),
@@ -342,7 +339,7 @@ pub(super) mod tests {
         }))
     }
 
-    pub(in crate::lifecycle) fn ended<'a>(outcome: &'a ExchangeOutcome, given: Option<u8>) -> Ended<'a> {
+    pub(in crate::lifecycle) fn ended(outcome: &ExchangeOutcome, given: Option<u8>) -> Ended<'_> {
         Ended {
             asked_at: now().wall,
             outcome,
@@ -478,11 +475,11 @@ pub(super) mod tests {
         let first = exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
         assert_eq!((first.notice, alone.state), (Some(Notice::Refused), State::Failing(FailingReason::Refused)));
         for _ in 0..2 {
-            at.wall = at.wall + Duration::from_secs(900);
+            at.wall = at.wall + Duration::from_mins(15);
             exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
             assert_eq!(alone.state, State::Failing(FailingReason::Refused), "three within an hour prove nothing");
         }
-        at.wall = at.wall + Duration::from_secs(1800);
+        at.wall = at.wall + Duration::from_mins(30);
         let last = exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
         assert_eq!((last.notice, alone.state), (Some(Notice::Lost), State::Lost));
 
@@ -504,10 +501,10 @@ pub(super) mod tests {
     #[test]
     fn retry_after_is_honoured_up_to_an_hour() {
         let mut grant = key_grant();
-        let outcome = ExchangeOutcome::RateLimited { retry_after: Some(Duration::from_secs(120)) };
+        let outcome = ExchangeOutcome::RateLimited { retry_after: Some(Duration::from_mins(2)) };
         exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
-        assert_eq!(grant.retry_at, Some(now().wall + Duration::from_secs(120)));
-        let outcome = ExchangeOutcome::RateLimited { retry_after: Some(Duration::from_secs(86_400)) };
+        assert_eq!(grant.retry_at, Some(now().wall + Duration::from_mins(2)));
+        let outcome = ExchangeOutcome::RateLimited { retry_after: Some(Duration::from_hours(24)) };
         exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
         assert_eq!(grant.retry_at, Some(now().wall + MAX_RETRY_AFTER));
     }
@@ -520,7 +517,7 @@ pub(super) mod tests {
         let outcome = ExchangeOutcome::Granted(given);
         let mut grant = consent_grant();
         exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
-        assert_eq!(grant.access.as_ref().expect("granted").lifetime(), Duration::from_secs(3600));
+        assert_eq!(grant.access.as_ref().expect("granted").lifetime(), Duration::from_hours(1));
         grant.access = None;
         exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
         assert_eq!(grant.access.expect("granted").lifetime(), UNTOLD_LIFETIME);

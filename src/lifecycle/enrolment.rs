@@ -13,13 +13,13 @@ use crate::{
 pub const FIRST_BACKOFF_AFTER_IMPORT: Duration = Duration::from_secs(1);
 
 /// How far in the future a consent may be said to have been given: other machines' clocks are not ours.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(86_400);
+const CLOCK_TOLERANCE: Duration = Duration::from_hours(24);
 /// The longest secret that is taken, in bytes.
 const MAX_SECRET_BYTES: usize = 8 * 1024;
 /// The longest client id, in bytes.
 const MAX_CLIENT_ID_BYTES: usize = 256;
 /// The longest grace that makes sense: issuers offer up to a minute.
-const MAX_GRACE: Duration = Duration::from_secs(3600);
+const MAX_GRACE: Duration = Duration::from_hours(1);
 
 /// What is being enrolled.
 #[derive(Debug)]
@@ -197,7 +197,7 @@ mod tests {
     };
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-    const DAY: Duration = Duration::from_secs(86_400);
+    const DAY: Duration = Duration::from_hours(24);
 
     fn provider(kind: Kind) -> ProviderConfig {
         ProviderConfig {

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::model::{DoubtReason, FailingReason};
 
-    const LIFE: Duration = Duration::from_secs(3600);
+    const LIFE: Duration = Duration::from_hours(1);
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
     fn standing(state: State, left: u64) -> Standing {
@@ -119,7 +119,7 @@ mod tests {
     #[case::too_little(State::Active, 100, 101, Verdict::Refresh)]
     #[case::lapsed(State::Active, 0, 0, Verdict::Refresh)]
     #[case::half_the_life(State::Active, 3600, 1800, Verdict::Serve { degraded: None })]
-    #[case::more_than_half(State::Active, 3600, 1801, Verdict::MinTtlTooLong { limit: Duration::from_secs(1800) })]
+    #[case::more_than_half(State::Active, 3600, 1801, Verdict::MinTtlTooLong { limit: Duration::from_mins(30) })]
     #[case::failing(LIMITED, 100, 0, Verdict::Serve { degraded: Some("rate_limited") })]
     #[case::failing_and_lapsed(LIMITED, 0, 0, Verdict::Refresh)]
     #[case::in_doubt(DOUBT, 100, 0, Verdict::Serve { degraded: Some("no_answer") })]
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(serve(&waiting, retry_at, Duration::ZERO), Verdict::Refresh);
         let alive = Standing { retry_at: Some(retry_at), ..standing(LIMITED, 10) };
         let degraded = Verdict::Serve { degraded: Some("rate_limited") };
-        assert_eq!(serve(&alive, NOW, Duration::from_secs(60)), degraded);
+        assert_eq!(serve(&alive, NOW, Duration::from_mins(1)), degraded);
     }
 
     #[test]
