@@ -317,10 +317,12 @@ pub(super) fn client_id(text: &str) -> Result<String, Unfit> {
 }
 
 /// A level or filter of log lines, as `tracing_subscriber::EnvFilter` reads it; but a bare word must be a level, since
-/// the filter would take a mistyped one for a module and then log nothing.
+/// the filter would take a mistyped one for a module and then log nothing. Its parser cuts text by the byte and panics
+/// within a longer character, so that only plain ASCII gets there.
 pub(super) fn log_level(text: &str) -> Result<String, Unfit> {
     let plain = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
-    if text.split(',').all(plain) && EnvFilter::builder().parse(text).is_ok() {
+    let ascii = text.bytes().all(|b| b.is_ascii_graphic());
+    if ascii && text.split(',').all(plain) && EnvFilter::builder().parse(text).is_ok() {
         return Ok(text.to_owned());
     }
     Err(Unfit::Expected(
