@@ -98,12 +98,12 @@ fn every_name_in_the_architecture_is_defined_where_its_link_leads() {
     for (name, path) in ARCHITECTURE.lines().filter_map(|line| line.strip_prefix("[`")?.split_once("`]: ")) {
         linked.insert(name);
         let source = fs::read_to_string(root().join(path)).unwrap_or_default();
-        let (owner, item) = name.rsplit_once("::").unwrap_or(("", name));
+        let (parent, item) = name.rsplit_once("::").unwrap_or(("", name));
         let defined =
             ["fn", "struct", "enum", "trait", "const"].iter().any(|kind| has(&source, &format!("{kind} {item}")));
-        let owned = owner.chars().next().is_none_or(char::is_lowercase)
-            || ["impl", "struct", "trait"].iter().any(|kind| has(&source, &format!("{kind} {owner}")));
-        if !(defined && owned) {
+        let fits = parent.chars().next().is_none_or(char::is_lowercase)
+            || ["impl", "struct", "trait"].iter().any(|kind| has(&source, &format!("{kind} {parent}")));
+        if !(defined && fits) {
             wrong.push(format!("{path} does not define {name}"));
         }
     }
