@@ -1,5 +1,6 @@
-//! The one place that reads a clock. Everything else is handed a [`Now`] or asks a [`Clock`]; clippy's
-//! `disallowed-methods` keeps it so.
+//! The one place that reads a clock for a decision. Everything else is handed a [`Now`] or asks a [`Clock`]; clippy's
+//! `disallowed-methods` keeps the wall clock from being read elsewhere. Tokio's timers, which only sleep and end waits,
+//! are not meant by this.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -78,8 +78,8 @@ pub struct Running {
 /// Every provider with the endpoint that speaks to it.
 type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
 
-/// Opens the vault, binds the sockets and starts every task; returns when requests are accepted. The vault is
-/// loaded in the background.
+/// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
+/// background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
     let clock: SharedClock = Arc::new(SystemClock::new());
     let names: Vec<ProviderName> = config.providers.keys().cloned().collect();

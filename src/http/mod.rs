@@ -1,5 +1,5 @@
 //! The inside HTTP listener: metrics and health, and nothing else. It has no access rules, so that nothing here may
-//! tell or change more than counts.
+//! change anything, or tell more than counts and the ids of organizations that want attention.
 
 use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc};
 

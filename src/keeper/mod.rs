@@ -5,8 +5,8 @@
 //! exchange holds that lock around its two commits, not while it waits for the issuer; the slot's flight keeps
 //! every other exchange of the grant away meanwhile.
 //!
-//! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; no lock but
-//! the record's is held across an await.
+//! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
+//! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
 
 mod budget;
 mod cache;

@@ -1,6 +1,6 @@
 //! The words of the project as types: ids, times, secrets, grants and what an exchange can end in.
 //!
-//! Nothing here does I/O or reads a clock, and nothing here can be serialized by accident: records at rest are
+//! Nothing here does I/O or reads a clock, and nothing here that holds a secret can be serialized: records at rest are
 //! written by the vault's codec, answers by [`crate::wire`].
 
 mod grant;

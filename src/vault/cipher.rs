@@ -13,7 +13,7 @@
 //! The key is `HKDF-SHA256(ikm = data key, salt = salt, info = "consentry/v1/record")`, 32 bytes (RFC 5869). The nonce
 //! is twelve zero bytes (NIST SP 800-38D asks that a nonce be used once with a key): a key is derived from a fresh
 //! random salt of 128 bits for every sealing and seals exactly once, so there is no second nonce to choose. Two
-//! sealings share a salt with a chance of 2^-48 only after 2^40 of them under one data key.
+//! sealings share a salt with a chance of 2^-49 after 2^40 of them under one data key.
 //!
 //! The associated data binds a record to its place and time:
 //!

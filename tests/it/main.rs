@@ -1,4 +1,5 @@
 //! Integration tests: the real binary, started as an operator would, against issuers that answer over a real socket.
 
+mod docs;
 mod harness;
 mod oidc;

@@ -3,7 +3,7 @@ pub(in crate::sandbox) const SCOPES: [&str; 3] = ["dineropublicapi:read", "diner
 /// Without this scope there is no refresh token.
 const OFFLINE_ACCESS: &str = "offline_access";
 
-/// Some of [`SCOPES`]: one bit each.
+/// Some of `SCOPES`: one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scopes(u8);
 
