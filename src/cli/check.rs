@@ -1,4 +1,4 @@
-use std::{path::Path, sync::Arc};
+use std::{os::unix::fs::FileTypeExt, path::Path, sync::Arc};
 
 use clap::Args;
 use serde::Serialize;
@@ -101,17 +101,16 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
                 );
             }
         }
-        Err(ClientError::NotRunning { .. }) => check_vault_at_rest(config, findings),
+        Err(ClientError::NotRunning { .. }) => {
+            check_vault_at_rest(config, findings);
+            check_socket_place(client.socket(), findings);
+        }
         Err(error) => findings.warn(format!("the worker was not asked: {error}"), ""),
     }
 }
 
 fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
     let path = config.vault.path.display();
-    if !Vault::exists(&config.vault.path) {
-        findings.error(format!("there is no vault in {path}"), "make it with consentry init");
-        return;
-    }
     // Why it cannot be read has been told already.
     let Ok(identity) = Identity::read(&config.vault.identity_file) else { return };
     match Vault::inspect(&config.vault, &identity) {
@@ -122,21 +121,43 @@ fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
             format!("{error}, and no worker answers at the socket"),
             "it may still be starting; if it listens elsewhere, name its socket with --socket",
         ),
-        Err(error) => findings.error(error.to_string(), ""),
+        Err(error) => findings.error(Failure::of_vault(&error, &config.vault.path).to_string(), ""),
+    }
+}
+
+/// Whether a worker could make its socket here: what is told when it starts, told before.
+fn check_socket_place(socket: &Path, findings: &mut Findings) {
+    let folder = match socket.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        findings.error(
+            format!("the socket's folder {} is not there, so the worker could not start", folder.display()),
+            "make it, owned by the worker's user; consentry init does",
+        );
+        return;
+    }
+    let Ok(found) = socket.symlink_metadata() else { return };
+    if !found.file_type().is_socket() {
+        findings.error(
+            format!("{} is there and is not a socket, so the worker could not start", socket.display()),
+            "remove it, or choose another path in [socket]",
+        );
     }
 }
 
 async fn check_providers(config: &Config, online: bool, findings: &mut Findings) {
     let clock: SharedClock = Arc::new(SystemClock::new());
     for provider in config.providers.values() {
-        findings.add(&provider.name, Provider::offline_findings(provider));
-        if let Some(file) = &provider.client_secret_file {
-            check_secret_file(file, findings);
-        }
+        let offline = Provider::offline_findings(provider);
+        let told = offline.iter().any(|finding| finding.severity == Severity::Error);
+        findings.add(&provider.name, offline);
         match Provider::new(provider.clone(), config.refresh.timeout, Arc::clone(&clock)) {
             Ok(endpoint) if online => findings.add(&provider.name, endpoint.findings().await),
-            Ok(_) => {}
-            Err(error) => findings.error(error.to_string(), ""),
+            // What keeps it from being set up is as a rule among the findings already.
+            Err(error) if !told => findings.error(error.to_string(), ""),
+            _ => {}
         }
     }
     for webhook in &config.webhooks {

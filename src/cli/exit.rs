@@ -1,6 +1,6 @@
-use std::{fmt, io, process::ExitCode};
+use std::{fmt, io, path::Path, process::ExitCode};
 
-use crate::{client::ClientError, config::ConfigError, wire::Code};
+use crate::{client::ClientError, config::ConfigError, vault::VaultError, wire::Code};
 
 /// How a process ends; scripts rely on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,13 @@ impl Failure {
     /// A failure of the plain kind.
     pub(super) fn failed(what: impl Into<String>) -> Self {
         Self::new(Exit::Failed, what)
+    }
+
+    /// What is wrong with the vault in `path`, which not every error names.
+    pub(super) fn of_vault(error: &VaultError, path: &Path) -> Self {
+        let (what, place) = (error.to_string(), path.display().to_string());
+        let speaks_of_files = matches!(error, VaultError::Identity { .. } | VaultError::Recipient { .. });
+        Self::failed(if what.contains(&place) || speaks_of_files { what } else { format!("{place}: {what}") })
     }
 
     /// Adds what to do about it, where nothing says so yet.

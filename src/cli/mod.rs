@@ -16,6 +16,7 @@ mod sandbox;
 mod shell;
 mod status;
 mod token;
+mod usage;
 mod worker;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
@@ -114,11 +115,7 @@ enum Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            // A closed pipe is no reason to complain: help was asked for and not read.
-            let _printed = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
-        }
+        Err(error) => return usage::tell(&error).into(),
     };
     match cli.run() {
         Ok(exit) => exit.into(),
@@ -160,7 +157,8 @@ impl Global {
     }
 
     fn locate(&self) -> Result<Located, Failure> {
-        Ok(config::locate(self.named_config().as_deref())?)
+        // The variable is looked at there, so that an error says who named the file.
+        Ok(config::locate(self.config.as_deref())?)
     }
 
     fn load(&self) -> Result<Config, Failure> {
@@ -175,7 +173,7 @@ impl Global {
                 Ok(config) => config.socket.path,
                 Err(failure) => {
                     return Err(failure
-                        .with_hint("or name the worker's socket with --socket PATH: then no configuration is needed"));
+                        .with_hint("with --socket PATH, the running worker's socket, no configuration is needed"));
                 }
             },
         };

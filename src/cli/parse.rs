@@ -108,15 +108,40 @@ impl Source {
     pub(super) fn secret(&self) -> Result<Secret, Failure> {
         let (name, text) = match self {
             Self::Stdin => ("standard input".to_owned(), bounded_text(io::stdin().lock())),
-            Self::File(path) => (path.display().to_string(), File::open(path).and_then(bounded_text)),
+            Self::File(path) => (path.display().to_string(), open(path).and_then(bounded_text)),
         };
         let text = text.map_err(|error| Failure::failed(format!("cannot read the secret from {name}: {error}")))?;
-        let secret = text.trim_end_matches(['\r', '\n']);
+        // Some editors begin a file with a byte-order mark and end it with a line.
+        let secret = text.strip_prefix('\u{feff}').unwrap_or(&text).trim_end_matches(['\r', '\n']);
         if secret.is_empty() {
             return Err(Failure::failed(format!("there is no secret in {name}: it is empty")));
         }
+        if secret.contains(char::is_control) {
+            return Err(Failure::failed(format!("{name} holds more than a secret: line breaks or control characters"))
+                .with_hint("a secret is one line of text; put each into a file of its own"));
+        }
+        if secret.starts_with(char::is_whitespace) || secret.ends_with(char::is_whitespace) {
+            return Err(Failure::failed(format!("the secret in {name} begins or ends with a space"))
+                .with_hint("remove it: it would be taken as part of the secret"));
+        }
         Ok(Secret::new(secret))
     }
+}
+
+/// Opens a file for reading; a folder is told as one, and what is not there as that.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let file = File::open(path).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "there is no such file",
+            io::ErrorKind::PermissionDenied => "this user may not read it",
+            _ => return error,
+        };
+        io::Error::new(error.kind(), why)
+    })?;
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file"));
+    }
+    Ok(file)
 }
 
 fn bounded_text(reader: impl Read) -> io::Result<Zeroizing<String>> {
@@ -180,8 +205,12 @@ mod tests {
             std::fs::write(&path, bytes).expect("written");
             Source::File(path).secret()
         };
-        assert_eq!(read(b" key with space \r\n").expect("a secret").expose(), " key with space ");
-        assert!(read(b"\n").is_err());
+        assert_eq!(read(b"key with space\r\n").expect("a secret").expose(), "key with space");
+        assert_eq!(read(b"\xef\xbb\xbfkey\n").expect("a secret").expose(), "key");
+        for bad in [&b"\n"[..], b"hunter2\nhunter3\n", b"hunter2\0", b" hunter2", b"hunter2 \n", b"\thunter2"] {
+            let error = read(bad).expect_err("no secret");
+            assert!(!format!("{error} {error:?}").contains("hunter"), "{error}");
+        }
         let error = read(b"hunter2\xff").expect_err("not text");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
         assert!(read(&vec![b'x'; 17 * 1024]).is_err());

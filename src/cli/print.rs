@@ -50,6 +50,12 @@ impl Out {
         self.terminal
     }
 
+    /// How many lines the terminal shows; `None` where no terminal is, or it does not tell.
+    pub(super) fn height(&self) -> Option<usize> {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| self.terminal && size.ws_row > 0)?;
+        Some(usize::from(size.ws_row))
+    }
+
     pub(super) const fn style(&self) -> Style {
         self.style
     }
@@ -140,7 +146,13 @@ pub(super) fn tone_of_state(state: &str) -> Tone {
 
 /// Says on standard error what went wrong, in one line or two.
 pub(super) fn failure(failure: &Failure) {
-    let Some((what, hint)) = failure.lines() else { return };
+    if let Some((what, hint)) = failure.lines() {
+        complaint(what, hint);
+    }
+}
+
+/// One line of what is wrong, and one of what to do.
+pub(super) fn complaint(what: &str, hint: Option<&str>) {
     let style = Style::of(io::stderr().is_terminal());
     tell(&format!("{} {what}", style.paint(Tone::Bad, "error:")));
     if let Some(hint) = hint {

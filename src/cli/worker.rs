@@ -1,7 +1,13 @@
+use std::{os::unix::fs::FileTypeExt, path::Path};
+
 use clap::Args;
 
 use super::{Exit, Failure, Global, many_threads, print::Out};
-use crate::{config::Config, daemon, telemetry};
+use crate::{
+    config::Config,
+    daemon::{self, DaemonError},
+    telemetry,
+};
 
 #[derive(Debug, Args)]
 #[command(
@@ -16,14 +22,30 @@ pub(super) struct HealthArgs {
 /// `consentry run`
 pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
     let located = global.locate()?;
+    if is_read_once(&located.file) {
+        return Err(Failure::new(Exit::Configuration, format!("{} is a pipe, not a file", located.file.display()))
+            .with_hint("write the configuration into a file: the worker reads it again at SIGHUP"));
+    }
     // Read here as well, so that a mistake in it ends with its own exit code, before anything is opened.
     let config = Config::load(&located)?;
     telemetry::init(&config.log).map_err(|error| Failure::new(Exit::Configuration, error.to_string()))?;
-    drop(config);
     many_threads(async {
-        daemon::run(located).await.map_err(|error| Failure::failed(error.to_string()))?;
+        daemon::run(located).await.map_err(|error| failed(&error, &config))?;
         Ok(Exit::Done)
     })
+}
+
+/// A pipe gives its text once, and the worker reads the configuration again when it is told to.
+fn is_read_once(file: &Path) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo() || metadata.file_type().is_socket())
+}
+
+fn failed(error: &DaemonError, config: &Config) -> Failure {
+    match error {
+        DaemonError::Config(error) => Failure::new(Exit::Configuration, error.to_string()),
+        DaemonError::Vault(error) => Failure::of_vault(error, &config.vault.path),
+        error => Failure::failed(error.to_string()),
+    }
 }
 
 /// `consentry health`: exit 0 or 5, whatever is wrong.

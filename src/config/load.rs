@@ -61,7 +61,7 @@ pub enum ConfigError {
         named_by: &'static str,
     },
     /// The file is there and cannot be read as text.
-    #[error("{}: cannot be read: {source}", file.display())]
+    #[error("{}: cannot be read: {}", file.display(), why_unreadable(source))]
     Unreadable {
         /// The file.
         file: PathBuf,
@@ -80,6 +80,18 @@ pub enum ConfigError {
         /// At least one and at most 20, the file's first.
         problems: Vec<Problem>,
     },
+}
+
+/// Why a file cannot be read, and what to do where there is an obvious thing.
+fn why_unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "this user may not; it and the folders above it must be open to the user that runs this".to_owned()
+        }
+        io::ErrorKind::IsADirectory => "it is a folder; name the file in it".to_owned(),
+        io::ErrorKind::InvalidData => "it is not UTF-8 text; save it as UTF-8".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Finds the configuration file: `explicit`, else `$CONSENTRY_CONFIG`, else `config/consentry.toml` below the working

@@ -187,7 +187,7 @@ fn a_full_configuration_is_understood() {
     "[socket]\nmode = \"0770\"",
     "2: socket.mode: given \"0770\"; expected octal permissions such as \"0660\": read and write bits only, and both for the owner"
 )]
-#[case::mode_as_a_number("[socket]\nmode = 660", "2: socket.mode: given 660; expected a string")]
+#[case::mode_as_a_number("[socket]\nmode = 660", "2: socket.mode: given 660; expected text in quotes")]
 #[case::group(
     "[socket]\ngroup = \"no-such-group\"",
     "2: socket.group: no group is called \"no-such-group\" on this machine; its number works everywhere"
@@ -327,7 +327,7 @@ fn a_full_configuration_is_understood() {
 )]
 #[case::client_id(
     "[providers.a]\nkind = \"visma-connect\"\nclient_id = 7",
-    "3: providers.a.client_id: given 7; expected a string"
+    "3: providers.a.client_id: given 7; expected text in quotes"
 )]
 fn a_problem_is_one_line_that_names_the_place_and_the_way_out(#[case] text: &str, #[case] problem: &str) {
     assert_eq!(problems(text), format!("{FILE}:{problem}"));
@@ -383,7 +383,7 @@ fn what_is_not_toml_is_told_with_its_line_and_without_its_text() {
     "[vault]\nrecipients = [\"AGE-SECRET-KEY-1S3CRET\"]",
     "2: vault.recipients: holds an age identity, which is secret; expected recipients, which begin with age1"
 )]
-#[case("[vault]\nidentity_file = [\"s3cret\"]", "2: vault.identity_file: expected a string")]
+#[case("[vault]\nidentity_file = [\"s3cret\"]", "2: vault.identity_file: expected text in quotes")]
 #[case(
     "[[webhook]]\nsecret_file = \"k\"\nurl = \"https://a:s3cret@b.example\"",
     "3: webhook[0].url: expected an https URL (http for a loopback address only) without a user name, a password or a #fragment"

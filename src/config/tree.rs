@@ -212,7 +212,10 @@ impl serde::de::Error for Misfit {
     }
 
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::Expected(expected.to_string())
+        match expected.to_string().as_str() {
+            "a string" => Self::Expected("text in quotes".to_owned()),
+            other => Self::Expected(other.to_owned()),
+        }
     }
 
     fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {

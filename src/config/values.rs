@@ -20,8 +20,9 @@ use super::{
 
 /// The longest path, in bytes (`PATH_MAX` of Linux, with its closing NUL).
 const MAX_PATH: usize = 4095;
-/// The longest path of a Unix socket, in bytes (`sun_path` of Linux, with its closing NUL).
-const MAX_SOCKET_PATH: usize = 107;
+/// The longest path of a Unix socket, in bytes: `sun_path` of Linux has 108 with its closing NUL, and the worker makes
+/// the socket under a temporary name that is 5 bytes longer.
+const MAX_SOCKET_PATH: usize = 102;
 /// The longest URL, in bytes.
 const MAX_URL: usize = 2048;
 /// The longest cron pattern, in bytes.
@@ -151,7 +152,7 @@ pub(super) fn path(text: &str) -> Result<PathBuf, Unfit> {
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, Unfit> {
     if text.len() > MAX_SOCKET_PATH {
         return Err(Unfit::Because(format!(
-            "is {} bytes long; the path of a Unix socket can have {MAX_SOCKET_PATH}",
+            "is {} bytes long; the path of a Unix socket can have {MAX_SOCKET_PATH} here",
             text.len()
         )));
     }

@@ -57,7 +57,7 @@ impl Scene {
 
     pub(super) fn enrolled(&mut self, act: &Act, organization: Organization) {
         let id = organization.organization.clone();
-        self.tell(&id, format!("enrolled: {}; the first exchange proved it", act.kind));
+        self.tell(&id, format!("enrolled ({}); the first exchange proved it", act.kind));
         if let Some(left) = self.days_left(&organization).filter(|left| *left <= SOON) {
             self.tell(&id, format!("consent ends in {}: time to ask for a new one", print::span(left.as_secs())));
         }

@@ -81,14 +81,14 @@ impl Stage {
         [
             Act {
                 organization: "bageriet",
-                kind: "consent, re-use",
+                kind: "re-use",
                 provider: "sandbox",
                 credential: Credential::Consent("birgit", Usage::Reuse),
                 age: OLD_CONSENT,
             },
             Act {
                 organization: "cykelsmeden",
-                kind: "consent, one-time",
+                kind: "one-time",
                 provider: "sandbox",
                 credential: Credential::Consent("anders", Usage::OneTime),
                 age: Duration::ZERO,

@@ -13,8 +13,10 @@ use crate::cli::{
     print::{self, Out, Tone},
 };
 
-/// Events below the table.
+/// Events below the table, where the terminal has room for them.
 const EVENTS: usize = 8;
+/// How high a terminal is taken to be that does not tell.
+const USUAL_HEIGHT: usize = 24;
 /// Length of the bar of an access token's life.
 const BAR: usize = 8;
 /// How wide a terminal is taken to be that does not tell.
@@ -32,18 +34,18 @@ impl View {
     pub(super) fn new(stage: &Stage, out: &mut Out) -> Result<Self, Failure> {
         let style = out.style();
         out.line(format_args!(
-            "{}: a sandbox issuer at {}, a vault in a temporary folder, and the worker",
+            "{}: a sandbox issuer, a vault in a temporary folder, and the worker.",
             style.paint(Tone::Strong, "consentry demo"),
-            stage.issuer_url()
         ))?;
-        out.line(format_args!(
-            "Fetch a token yourself:  curl --unix-socket {} http://localhost/v1/organizations/bageriet/token",
-            stage.client().socket().display()
-        ))?;
+        out.line(format_args!("Access tokens live {} s here. Ctrl-C ends it.\n", TOKEN_LIFETIME.as_secs()))?;
+        out.line("Fetch a token yourself:")?;
+        out.line(format_args!("  curl --unix-socket {} \\", stage.client().socket().display()))?;
+        out.line("    http://localhost/v1/organizations/bageriet/token")?;
+        out.line(format_args!("Issuer:   {}", stage.issuer_url()))?;
         if let Some(http) = stage.http() {
             out.line(format_args!("Metrics:  http://{http}/metrics"))?;
         }
-        out.line(format_args!("Access tokens live {} s here. Ctrl-C ends it.\n", TOKEN_LIFETIME.as_secs()))?;
+        out.line("")?;
         Ok(Self { drawn: 0, next_event: 0 })
     }
 
@@ -65,13 +67,14 @@ impl View {
         let width = usize::from(table.width().unwrap_or(USUAL_WIDTH));
         let style = out.style();
         let mut picture = format!("{}\n\n", table.trim_fmt());
-        for event in scene.last_events(EVENTS) {
+        // What has scrolled off the top cannot be drawn over: the picture and the cursor's line must fit.
+        let room = out.height().unwrap_or(USUAL_HEIGHT).saturating_sub(picture.lines().count() + 1);
+        for event in scene.last_events(EVENTS.min(room)) {
             // A line that wraps would spoil the count of lines to go back.
             let line: String = line(event).chars().take(width.saturating_sub(1)).collect();
             let _written = writeln!(picture, "{}", style.paint(Tone::Quiet, line));
         }
-        // Back to the first line of the last picture, and everything below it away.
-        let back = if self.drawn == 0 { String::new() } else { format!("\u{1b}[{}A\u{1b}[J", self.drawn) };
+        let back = back(self.drawn);
         self.drawn = picture.lines().count();
         out.raw(format!("{back}{picture}").as_bytes())
     }
@@ -89,6 +92,12 @@ impl View {
         let replays = out.style().paint(tone, format_args!("{replays} replays of a spent refresh token"));
         out.line(format_args!("The issuer's own record: {exchanges} exchanges, {replays}."))
     }
+}
+
+/// Back to the first of so many lines, and everything from there on away. The terminal may have written `^C` into the
+/// cursor's line, so that goes first.
+fn back(lines: usize) -> String {
+    if lines == 0 { String::new() } else { format!("\r\u{1b}[{lines}A\u{1b}[J") }
 }
 
 fn line(event: &Event) -> String {
@@ -139,6 +148,11 @@ fn bar(left: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_is_drawn_over_from_the_first_column_of_its_first_line() {
+        assert_eq!((back(0), back(12)), (String::new(), "\r\u{1b}[12A\u{1b}[J".to_owned()));
+    }
 
     #[test]
     fn the_bar_empties_and_never_overflows() {

@@ -3,7 +3,6 @@ mod progress;
 mod read;
 
 use std::{
-    fs::File,
     io::{self, BufReader},
     sync::Arc,
     time::Duration,
@@ -19,7 +18,12 @@ use self::{
     progress::{Progress, Taken},
     read::Numbered,
 };
-use super::{Exit, Failure, Global, parse::Source, print::Out};
+use super::{
+    Exit, Failure, Global,
+    parse::{self, Source},
+    print::Out,
+    sandbox::interrupted,
+};
 use crate::{
     client::{Client, ClientError, Enrolled},
     wire::Code,
@@ -73,20 +77,18 @@ pub(super) async fn import(global: &Global, args: ImportArgs, out: &mut Out) -> 
         let _nobody_waits = done.send(read::lines(input, args.verify, &senders, &reader));
     });
 
-    let mut ended = None;
-    while let Some(station) = stations.join_next().await {
-        if let Ok(Err(error)) = station {
-            ended = Some(error);
-            stations.abort_all();
-            break;
-        }
-    }
+    let ended = tokio::select! {
+        ended = all_sent(&mut stations) => ended.map_err(Failure::from),
+        signal = interrupted() => Err(signal.err().unwrap_or_else(|| Failure::failed("interrupted"))),
+    };
+    stations.abort_all();
     progress.end();
     let counts = progress.counts();
-    if let Some(error) = ended {
+    if let Err(failure) = ended {
         let taken = counts.enrolled + counts.replaced + counts.unchanged;
-        return Err(Failure::from(error)
-            .with_hint(format!("{taken} lines had been taken; run it again for the rest, which is harmless")));
+        return Err(
+            failure.with_hint(format!("{taken} lines had been taken; run it again for the rest, which is harmless"))
+        );
     }
     if let Ok(Err(error)) = read.await {
         return Err(Failure::failed(format!("cannot read on: {error}"))
@@ -103,6 +105,16 @@ pub(super) async fn import(global: &Global, args: ImportArgs, out: &mut Out) -> 
     Ok(if counts.failed == 0 { Exit::Done } else { Exit::Failed })
 }
 
+/// Until every line was sent, or one of the senders says that no other can be.
+async fn all_sent(stations: &mut JoinSet<Result<(), ClientError>>) -> Result<(), ClientError> {
+    while let Some(station) = stations.join_next().await {
+        if let Ok(ended) = station {
+            ended?;
+        }
+    }
+    Ok(())
+}
+
 type Input = BufReader<Box<dyn io::Read + Send>>;
 
 fn open(source: &Source) -> Result<(Input, Option<u64>), Failure> {
@@ -110,11 +122,8 @@ fn open(source: &Source) -> Result<(Input, Option<u64>), Failure> {
         Source::Stdin => (Box::new(io::stdin()), None),
         Source::File(path) => {
             let cannot = |error| Failure::failed(format!("cannot read {}: {error}", path.display()));
-            let file = File::open(path).map_err(cannot)?;
+            let file = parse::open(path).map_err(cannot)?;
             let metadata = file.metadata().map_err(cannot)?;
-            if metadata.is_dir() {
-                return Err(Failure::failed(format!("{} is a folder; name a file of JSON Lines", path.display())));
-            }
             (Box::new(file), metadata.is_file().then_some(metadata.len()))
         }
     };

@@ -92,6 +92,10 @@ mod tests {
 
     use super::*;
 
+    fn line(organization: &str) -> String {
+        format!(r#"{{"organization":"{organization}","provider":"p","refresh_token":"r"}}"#)
+    }
+
     fn read(text: &[u8]) -> (Vec<(u64, String)>, u64) {
         let (sender, mut receiver) = mpsc::channel(16);
         let progress = Arc::new(Progress::silent());
@@ -105,9 +109,9 @@ mod tests {
 
     #[test]
     fn a_bad_line_stops_nothing_and_empty_lines_are_no_lines() {
-        let text =
-            b"\xef\xbb\xbf{\"organization\":\"1\"}\n\n{bad\n{\"organization\":\"2\"}\r\n  \n{\"organization\":\"3\"}";
-        let (seen, failed) = read(text);
+        let [one, two, three] = ["1", "2", "3"].map(line);
+        let text = format!("\u{feff}{one}\n\n{{bad\n{two}\r\n  \n{three}");
+        let (seen, failed) = read(text.as_bytes());
         assert_eq!(seen, [(1, "1".to_owned()), (4, "2".to_owned()), (6, "3".to_owned())]);
         assert_eq!(failed, 1);
     }
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn a_line_without_end_is_skipped_and_takes_no_memory() {
         let mut text = vec![b'x'; 3 * MAX_LINE];
-        text.extend_from_slice(b"\n{\"organization\":\"2\"}\n");
+        text.extend_from_slice(format!("\n{}\n", line("2")).as_bytes());
         let (seen, failed) = read(&text);
         assert_eq!((seen, failed), (vec![(2, "2".to_owned())], 1));
     }

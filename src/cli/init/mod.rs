@@ -17,11 +17,9 @@ use super::{
 };
 use crate::{
     config::{self, Config, VaultConfig},
-    vault::{Identity, Vault},
+    vault::{Identity, Vault, VaultError},
 };
 
-/// The configuration that is made where none is found, below the working directory.
-const DEFAULT_CONFIG: &str = "config/consentry.toml";
 /// A configuration holds no secrets, and `consentry token` of other users reads it.
 const CONFIG_MODE: u32 = 0o644;
 /// Others must be able to pass the socket's folder; the socket's own mode says who may connect.
@@ -48,51 +46,55 @@ pub(super) fn init(global: &Global, out: &mut Out) -> Result<Exit, Failure> {
     let named = global.named_config();
     let file = match &named {
         Some(file) => file.clone(),
-        // What is there is used wherever it is found; what is not is made below the working directory.
-        None => config::locate(None).map_or_else(|_| DEFAULT_CONFIG.into(), |located| located.file),
+        // What is there is used wherever it is found.
+        None => config::locate(None).map_or_else(|_| places::usual_configuration(), |located| located.file),
     };
     let mut report = Report::default();
-    let result = make(&file, Places::of_this_user, &mut report);
+    let result = make(&file, || Places::of(&file, named.is_some()), &mut report);
     // Also where a later step failed: what was made stays, and the next run goes on from there.
     tell(&report, global.json, out)?;
-    result?;
+    let config = result?;
     if !global.json {
         let flag = if named.is_some() { format!(" --config {}", file.display()) } else { String::new() };
+        let provider =
+            if config.providers.is_empty() { format!("add a provider to {}, ", file.display()) } else { String::new() };
         out.line(format_args!(
-            "\nNext: keep a copy of the identity somewhere else, add a provider to {}, and then\n  \
-             consentry{flag} check\n  consentry{flag} run",
-            file.display()
+            "\nNext: keep a copy of the identity somewhere else, {provider}and then\n  \
+             consentry{flag} check\n  consentry{flag} run"
         ))?;
     }
     Ok(Exit::Done)
 }
 
 /// Makes what is missing of: the configuration, the identity, the vault, the socket's folder.
-fn make(file: &Path, places: impl FnOnce() -> Result<Places, Failure>, report: &mut Report) -> Result<(), Failure> {
-    if file.try_exists().unwrap_or(true) {
-        report.kept("configuration", file);
-    } else {
+fn make(file: &Path, places: impl FnOnce() -> Result<Places, Failure>, report: &mut Report) -> Result<Config, Failure> {
+    let is_there = file.try_exists().unwrap_or(true);
+    if !is_there {
         let text = reference::with_places(config::REFERENCE, &places()?)?;
         write_new(file, &text).map_err(cannot_make("configuration", file))?;
         report.made("configuration", file);
     }
     let config = Config::load(&parse::located(file.to_owned()))?;
+    if is_there {
+        report.kept("configuration", file);
+    }
     make_keys(&config.vault, report)?;
     if let Some(folder) = missing_folder_of(&config.socket.path) {
         make_folder(folder, SOCKET_FOLDER_MODE).map_err(cannot_make("folder of the socket", folder))?;
         report.made("folder of the socket", folder);
     }
-    Ok(())
+    Ok(config)
 }
 
 /// Makes the identity and the vault that it opens.
 fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
     let file = &vault.identity_file;
     let there = Vault::exists(&vault.path);
-    let failed = |error: crate::vault::VaultError| Failure::failed(error.to_string());
+    let failed = |error: VaultError| Failure::of_vault(&error, &vault.path);
     let identity = if file.try_exists().unwrap_or(true) {
+        let identity = Identity::read(file).map_err(failed)?;
         report.kept("identity", file);
-        Identity::read(file).map_err(failed)?
+        identity
     } else if there {
         // A new one could not open the vault, and would hide that the right one is missing.
         return Err(Failure::failed(format!(

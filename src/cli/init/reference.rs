@@ -3,9 +3,16 @@ use std::path::Path;
 use super::places::Places;
 use crate::cli::{Failure, print};
 
-/// The reference configuration with the places of this user in it.
+/// The folder of secrets in the examples of the reference configuration.
+const EXAMPLE_FOLDER: &str = "/etc/consentry/";
+
+/// The reference configuration with these places in it. The examples' secrets are shown beside the identity.
 pub(super) fn with_places(reference: &str, places: &Places) -> Result<String, Failure> {
-    let text = set(reference, "vault", "path", &places.vault)?;
+    let folder = places.identity.parent().and_then(Path::to_str).unwrap_or_default();
+    let is_plain = !folder.is_empty() && print::toml_text(folder) == format!("\"{folder}\"");
+    let shown = if is_plain { format!("{}/", folder.trim_end_matches('/')) } else { EXAMPLE_FOLDER.to_owned() };
+    let text = reference.replace(EXAMPLE_FOLDER, &shown);
+    let text = set(&text, "vault", "path", &places.vault)?;
     let text = set(&text, "vault", "identity_file", &places.identity)?;
     set(&text, "socket", "path", &places.socket)
 }
@@ -47,8 +54,16 @@ mod tests {
     use crate::config;
 
     #[test]
+    fn the_examples_keep_their_secrets_beside_the_identity() {
+        let places = Places { vault: "/a/vault".into(), identity: "/a/b/identity.txt".into(), socket: "/s".into() };
+        let text = with_places(config::REFERENCE, &places).expect("all three are there");
+        assert!(text.contains("#client_secret_file = \"/a/b/visma.secret\""), "{text}");
+        assert!(!text.contains(EXAMPLE_FOLDER));
+    }
+
+    #[test]
     fn only_the_three_places_change() {
-        let places = Places { vault: "/v/\"x\"".into(), identity: "/i".into(), socket: "/s".into() };
+        let places = Places { vault: "/v/\"x\"".into(), identity: "/etc/consentry/i".into(), socket: "/s".into() };
         let text = with_places(config::REFERENCE, &places).expect("all three are there");
         let config = config::Config::parse(&text).expect("a configuration");
         assert_eq!((&config.vault.path, &config.vault.identity_file), (&places.vault, &places.identity));

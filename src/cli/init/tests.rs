@@ -12,7 +12,7 @@ fn mode(path: &Path) -> u32 {
     path.metadata().expect("there").permissions().mode() & 0o777
 }
 
-fn run(folder: &Path) -> (Result<(), Failure>, Report) {
+fn run(folder: &Path) -> (Result<Config, Failure>, Report) {
     let mut report = Report::default();
     let result = make(&folder.join("config/consentry.toml"), || Ok(places(folder)), &mut report);
     (result, report)
