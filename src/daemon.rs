@@ -18,6 +18,7 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
     cron::{Cron, CronError},
+    hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
     metrics::Metrics,
@@ -255,7 +256,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
 /// `consentry run`: a worker in the foreground until SIGTERM or SIGINT; SIGHUP re-reads configuration and secrets.
 pub async fn run(located: Located) -> Result<(), DaemonError> {
     let mut signals = Signals::take().map_err(DaemonError::Signals)?;
-    harden();
+    hardening::private_files();
     let config = Config::load(&located)?;
     for remark in config.remarks() {
         tracing::warn!("{remark}");
@@ -290,15 +291,6 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
             tracing::warn!("stopped at once; the journal holds what the vault needs");
             Ok(())
         }
-    }
-}
-
-/// No core dump may hold a secret, and nothing that is made may be read by others unless a mode says so.
-fn harden() {
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    if let Err(error) = undumpable {
-        tracing::warn!(%error, "core dumps could not be switched off");
     }
 }
 

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod cron;
 pub mod daemon;
+pub mod hardening;
 pub mod http;
 pub mod keeper;
 pub mod lifecycle;

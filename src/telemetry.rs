@@ -92,12 +92,13 @@ where
     Ok(Registry::default().with(lines.with_filter(filter)))
 }
 
-/// A bare level is for our own events, and libraries then say no more than warnings; a filter is taken as it is.
+/// A bare level is for our own events, and libraries then say no more than warnings; the audit log is written whatever
+/// the level. A filter is taken as it is.
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     let level = level.trim();
     let bare = level.parse::<tracing::level_filters::LevelFilter>();
     let directives = match bare {
-        Ok(own) => format!("{},{OWN}={own}", own.min(LIBRARY_CEILING.into())),
+        Ok(own) => format!("{},{OWN}={own},{OWN}::audit=info", own.min(LIBRARY_CEILING.into())),
         Err(_) => level.to_owned(),
     };
     EnvFilter::builder().parse(directives).map_err(|source| TelemetryError::Level { level: level.to_owned(), source })

@@ -28,6 +28,7 @@ use self::print::Out;
 use crate::{
     client::{Client, Trust},
     config::{self, Config, Located},
+    hardening,
 };
 
 /// The variable that names the configuration file where `--config` does not.
@@ -117,6 +118,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage::tell(&error).into(),
     };
+    if let Err(error) = hardening::no_core_dumps() {
+        print::failure(&Failure::failed(format!("core dumps cannot be switched off: {error}")));
+        return Exit::Failed.into();
+    }
     match cli.run() {
         Ok(exit) => exit.into(),
         Err(failure) => {

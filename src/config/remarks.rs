@@ -25,6 +25,9 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
             "http.listen {listen} can be reached from other machines, and it shows organizations' ids: keep it inside"
         ));
     }
+    remarks.extend(
+        not_yet(config).map(|what| format!("{what} is read and checked, but this version does nothing with it yet")),
+    );
     let least = config.refresh.timeout + GRACE_MARGIN;
     for provider in config.providers.values() {
         if provider.usage == Usage::OneTime && !provider.grace.is_zero() && provider.grace <= least {
@@ -38,4 +41,15 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
         }
     }
     remarks
+}
+
+/// What a configuration may say already and no room acts on yet; a default says nothing.
+fn not_yet(config: &Config) -> impl Iterator<Item = &'static str> {
+    [
+        ("[[webhook]]", !config.webhooks.is_empty()),
+        ("consent.listen", config.consent.listen.is_some()),
+        ("schedule.backup", !config.schedule.backup.is_empty()),
+    ]
+    .into_iter()
+    .filter_map(|(key, said)| said.then_some(key))
 }

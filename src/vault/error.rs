@@ -18,7 +18,7 @@ pub enum VaultError {
     /// Some of a vault's files are there, and its `format` is not.
     #[error(
         "{} holds {found} but no `format` file: an initialisation was interrupted, or files were lost; \
-         if nothing was ever stored there, remove {found} and start again, else put a backup back with `consentry restore`",
+         if nothing was ever stored there, remove {found} and start again, else put a backup of the whole folder back",
         path.display()
     )]
     Unfinished {
@@ -79,7 +79,7 @@ pub enum VaultError {
         known: u64,
     },
     /// Bytes in it are not what was written.
-    #[error("the vault is damaged: {what}: {detail}; put a backup back with `consentry restore`")]
+    #[error("the vault is damaged: {what}: {detail}; put a backup of the whole folder back")]
     Damaged {
         /// The part that is damaged.
         what: &'static str,
@@ -87,7 +87,7 @@ pub enum VaultError {
         detail: String,
     },
     /// Parts of it are of different times: files were cut short or replaced by older copies.
-    #[error("the vault's files are not of one time: {detail}; put a backup back with `consentry restore`")]
+    #[error("the vault's files are not of one time: {detail}; put a backup of the whole folder back")]
     Behind {
         /// Which part lags behind which.
         detail: String,

@@ -64,7 +64,9 @@ impl Places {
                  {MAX_SOCKET_PATH} can be had",
                 socket.display()
             ))
-            .with_hint("name a configuration in a folder with a shorter path, or write one with a [socket] path of your own"));
+            .with_hint(
+                "name a configuration in a folder with a shorter path, or write one with a [socket] path of your own",
+            ));
         }
         Ok(Self { vault: folder.join("vault"), identity: folder.join("identity.txt"), socket })
     }
