@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot};
+use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
     lifecycle::{Enrolling, new_grant, valid_labels},
     model::{ClientCredentials, Credential, Fingerprint, Grant, Labels, Organization, OrganizationId, State},
@@ -106,9 +106,10 @@ impl Shared {
         }
         if wanted.verify {
             // A grant without organizations is one whose enrolment was not finished: it has no timer.
-            if !matches!(grant.state, State::InDoubt(_))
-                && slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero())
-            {
+            if slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero()) {
+                if let State::InDoubt(reason) = grant.state {
+                    return Err(in_doubt(reason, grant));
+                }
                 self.exchange_and_wait(slot).await?;
             }
             self.check_reach(slot, &wanted.organization).await?;
@@ -290,13 +291,15 @@ impl Shared {
         }
     }
 
-    /// An enrolment that failed leaves nothing behind, unless the token that came in is spent: then its grant is
-    /// kept without an organization, and whoever enrols the same token again joins it.
+    /// An enrolment that failed leaves nothing behind, unless the token that came in is spent or may be (an open
+    /// intent tells that its exchange died): then its grant is kept without an organization, and whoever enrols the
+    /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
         let _record = slot.record.lock().await;
         let Ok(stored) = self.read(slot) else { return };
         let grant = stored.value;
-        let spent = grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
+        let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
+        let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
         if spent || !grant.organizations.is_empty() || slot.lock().flight.is_some() {
             tracing::warn!(
                 provider = grant.provider.as_str(),

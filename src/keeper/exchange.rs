@@ -9,6 +9,7 @@ use super::{
     slot::{BriefAccess, Slot, subject_hash},
 };
 use crate::{
+    clock::Now,
     lifecycle::{self, Ended, Fleet, exchange_ended},
     model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
@@ -59,18 +60,21 @@ impl Shared {
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design).
-    async fn prepare(&self, slot: &Slot) -> Result<Prepared, KeeperError> {
+    async fn prepare(&self, slot: &Arc<Slot>) -> Result<Prepared, KeeperError> {
         let _record = slot.record.lock().await;
         if slot.lock().removed {
             return Err(KeeperError::UnknownOrganization);
         }
-        let grant = self.read(slot)?.value;
+        let mut grant = self.read(slot)?.value;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
             if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
+        }
+        if let Some(intent) = &open {
+            self.doubt_the_dead(slot, &mut grant, intent, now).await?;
         }
         match grant.state {
             State::Lost => return Err(lost(&grant)),
@@ -103,6 +107,23 @@ impl Shared {
             intent = Some(next);
         }
         Ok(Prepared { grant, sent, one_time, intent, asked_at: self.now().wall })
+    }
+
+    /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
+    /// stored. Its token may be spent, so the grant is in doubt as after a death of the whole process.
+    async fn doubt_the_dead(
+        &self,
+        slot: &Arc<Slot>,
+        grant: &mut Grant,
+        intent: &Intent,
+        now: Now,
+    ) -> Result<(), KeeperError> {
+        let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(()) };
+        let commit = self.vault.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))]).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        self.publish(slot, grant, sequence, Some(intent), &[]);
+        self.tell(grant, notice);
+        Ok(())
     }
 
     fn shares_subject(&self, slot: &Slot, grant: &Grant) -> bool {
@@ -353,7 +374,7 @@ fn lost(grant: &Grant) -> KeeperError {
     KeeperError::Lost { reason: State::Lost.reason().unwrap_or("refused"), since: grant.since }
 }
 
-fn in_doubt(reason: DoubtReason, grant: &Grant) -> KeeperError {
+pub(super) fn in_doubt(reason: DoubtReason, grant: &Grant) -> KeeperError {
     KeeperError::InDoubt { reason: State::InDoubt(reason).reason().unwrap_or("no_answer"), since: grant.since }
 }
 
