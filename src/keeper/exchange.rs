@@ -6,7 +6,7 @@ use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
     lane::{InFlight, Lane},
-    slot::{BriefAccess, Slot, subject_hash},
+    slot::{Brief, BriefAccess, Slot, subject_hash},
 };
 use crate::{
     clock::Now,
@@ -271,14 +271,13 @@ impl Shared {
             issued_at: prepared.asked_at,
             expires_at: prepared.asked_at + lifetime,
         };
-        let mut brief = slot.brief();
-        brief.access = Some(BriefAccess {
+        let times = BriefAccess {
             issued_at: access.issued_at,
             expires_at: access.expires_at,
             expires_boot: now.boot + access.expires_at.since(now.wall).min(lifetime),
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
-        });
-        self.set_brief(slot, brief, now);
+        };
+        self.amend_brief(slot, now, |brief| brief.access = Some(times));
         self.cache.put(slot, Arc::new(self.cacheable(access)));
     }
 
@@ -298,13 +297,14 @@ impl Shared {
     /// The vault takes nothing: the slot says so and waits a little; nothing of that can be stored.
     fn hold_back(&self, slot: &Arc<Slot>) {
         let now = self.now();
-        let mut brief = slot.brief();
-        if matches!(brief.state, State::Active | State::Failing(_)) {
-            brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
-        }
-        brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
-        brief.due = brief.retry_at;
-        self.set_brief(slot, brief, now);
+        self.amend_brief(slot, now, |brief| {
+            if matches!(brief.state, State::Active | State::Failing(_)) {
+                brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
+            }
+            brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
+            // A grant that is not due by itself (paused, held, without organizations) does not become so by this.
+            brief.due = brief.due.and(brief.retry_at);
+        });
     }
 
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
@@ -334,18 +334,24 @@ impl Shared {
     /// After an outage: grants that wait in their back-off for this provider are due soon, at random moments of a
     /// few seconds; the budget spreads them further.
     fn bring_back(&self, provider: u16) {
-        use crate::model::FailingReason::{ClientRefused, ProviderUnavailable, RateLimited};
+        use crate::model::FailingReason::{ClientRefused, ProviderUnavailable};
         const SPREAD: Duration = Duration::from_secs(5);
         let now = self.now();
+        let waits = |brief: &Brief| {
+            let outage = matches!(brief.state, State::Failing(ProviderUnavailable | ClientRefused));
+            outage && !brief.paused && brief.organizations > 0
+        };
         for slot in self.index.slots() {
-            let mut brief = slot.brief();
-            let waits = matches!(brief.state, State::Failing(ProviderUnavailable | ClientRefused));
-            let limited = matches!(brief.state, State::Failing(RateLimited));
-            if slot.provider == provider && waits && !limited && !brief.paused && brief.organizations > 0 {
-                brief.retry_at = None;
-                brief.due = Some(now.wall + SPREAD.mul_f64(self.chance()));
-                self.set_brief(&slot, brief, now);
+            if slot.provider != provider || !waits(&slot.brief()) {
+                continue;
             }
+            let due = now.wall + SPREAD.mul_f64(self.chance());
+            self.amend_brief(&slot, now, |brief| {
+                if waits(brief) {
+                    brief.retry_at = None;
+                    brief.due = Some(due);
+                }
+            });
         }
     }
 }

@@ -188,12 +188,12 @@ impl Shared {
     /// The grant is gone from the vault: its slot follows.
     pub(super) fn forget(&self, slot: &Arc<Slot>) {
         let brief = slot.brief();
-        self.timers.set(slot, None);
         {
             let mut state = slot.lock();
             state.removed = true;
             self.cache.forget(&mut state);
         }
+        self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
         self.index.remove_slot(slot);
     }

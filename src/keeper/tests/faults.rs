@@ -1,6 +1,7 @@
 //! What must hold when something dies, comes late, or happens twice.
 
 use super::*;
+use crate::model::{FailingReason, State};
 
 const IDLE: KeepWarm = KeepWarm::FetchedWithin(Duration::from_secs(1));
 
@@ -34,4 +35,38 @@ async fn an_enrolment_whose_exchange_died_keeps_the_doubt_about_its_token() {
     let world = world.restarted().await;
     assert_eq!(code(world.enrol("a", "one-a").await), Code::InDoubt);
     assert_eq!(world.sent("one-a"), 1);
+}
+
+impl World {
+    /// Whether a grant that was exchanged is failing, as far as the slots know.
+    fn failing(&self) -> bool {
+        let tried = |state| matches!(state, State::Failing(reason) if reason != FailingReason::Unverified);
+        self.keeper.shared.index.slots().iter().any(|slot| tried(slot.brief().state))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanwhile() {
+    let world = World::new().await;
+    world.issuer.next_is(ExchangeOutcome::Unavailable { retry_after: None });
+    let gate = world.issuer.closes();
+    gate.add_permits(1);
+    world.keeper.enrol(org("a"), unverified("key-a")).await.expect("stored");
+    world.until(|world| world.failing()).await;
+    let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
+    let stopped = Arc::clone(&stop);
+    let recovering = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            keeper.shared.circuit_changed(0, Some(circuit::Change::Closed));
+        }
+    });
+    let mut results = Vec::new();
+    for round in 0..200 {
+        results.push(world.keeper.set_paused(&org("a"), round % 2 == 0).await.map(|_| ()));
+    }
+    stop.store(true, Ordering::Relaxed);
+    recovering.join().expect("whole");
+    for result in results {
+        result.expect("the slot names the newest record");
+    }
 }
