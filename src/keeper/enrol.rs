@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
     lifecycle::{Enrolling, new_grant, valid_labels},
-    model::{ClientCredentials, Credential, Fingerprint, Grant, Labels, Organization, OrganizationId, State},
+    model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
     provider::ProviderError,
     vault::Change,
     wire,
@@ -192,6 +192,8 @@ impl Shared {
             None => Arc::clone(&slot.record).lock_owned().await,
         };
         let mut grant = self.read(slot)?.value;
+        // Read before the commit: what fails after it would leave the slot behind the record.
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.push(wanted.organization.clone());
         let organization = self.organization_record(&wanted, grant.id)?;
         let mut changes =
@@ -199,7 +201,6 @@ impl Shared {
         changes.extend(left.iter().map(Left::change));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
         self.moved(&wanted.organization, slot, left, sequence).await
@@ -219,8 +220,7 @@ impl Shared {
             if left.grant.organizations.is_empty() {
                 self.forget(&left.slot);
             } else {
-                let intent = self.vault.intent(left.grant.id).map_err(|error| self.vault_failed(&error))?;
-                self.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+                self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
         }
         let organization = self.view(organization).await?;
@@ -253,8 +253,9 @@ impl Shared {
             new_record = Some(Arc::clone(&new.record).lock_owned().await);
         }
         let mut grant = self.read(&old)?.value;
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|other| other != organization);
-        Ok(Some(Left { slot: old, grant, new_record, _record: record }))
+        Ok(Some(Left { slot: old, grant, intent, new_record, _record: record }))
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.
@@ -319,6 +320,8 @@ pub(super) struct Left {
     pub(super) slot: Arc<Slot>,
     /// The grant without that organization.
     pub(super) grant: Grant,
+    /// The grant's open intent.
+    pub(super) intent: Option<Intent>,
     new_record: Option<OwnedMutexGuard<()>>,
     _record: OwnedMutexGuard<()>,
 }

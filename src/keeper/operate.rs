@@ -107,8 +107,7 @@ impl Keeper {
         if last {
             shared.forget(&left.slot);
         } else {
-            let intent = shared.vault.intent(left.grant.id).map_err(|error| shared.vault_failed(&error))?;
-            shared.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+            shared.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
         }
         Ok(())
     }
@@ -126,9 +125,9 @@ impl Keeper {
             let _record = slot.record.lock().await;
             let mut grant = shared.read(&slot)?.value;
             if lifecycle::paused(&mut grant, paused) {
+                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
                 let commit = shared.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
                 let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
-                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
                 shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
             }
         }
