@@ -175,7 +175,7 @@ impl Shared {
         let left = self.leave(&wanted.organization, None).await?;
         let record = self.organization_record(&wanted, grant.id)?;
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
-        changes.extend(left.iter().map(Left::change));
+        changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
@@ -198,7 +198,7 @@ impl Shared {
         let organization = self.organization_record(&wanted, grant.id)?;
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
-        changes.extend(left.iter().map(Left::change));
+        changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
@@ -327,11 +327,12 @@ pub(super) struct Left {
 }
 
 impl Left {
-    pub(super) fn change(&self) -> Change {
+    /// The grant goes with its last organization, and a doubt about it with the grant.
+    pub(super) fn changes(&self) -> Vec<Change> {
         if self.grant.organizations.is_empty() {
-            Change::DeleteGrant(self.grant.id)
+            vec![Change::DeleteGrant(self.grant.id), Change::DeleteIntent(self.grant.id)]
         } else {
-            Change::PutGrant(Box::new(self.grant.clone()))
+            vec![Change::PutGrant(Box::new(self.grant.clone()))]
         }
     }
 }

@@ -97,10 +97,8 @@ impl Keeper {
         if revoke && last {
             shared.revoke(&left.slot, &left.grant).await?;
         }
-        let mut changes = vec![left.change(), Change::DeleteOrganization(organization.clone())];
-        if last {
-            changes.push(Change::DeleteIntent(left.grant.id));
-        }
+        let mut changes = left.changes();
+        changes.push(Change::DeleteOrganization(organization.clone()));
         let commit = shared.vault.commit(changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);

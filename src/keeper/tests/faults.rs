@@ -70,3 +70,18 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
         result.expect("the slot names the newest record");
     }
 }
+
+#[tokio::test]
+async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
+    let world = World::new().await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.issuer.next_is(silence());
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
+    world.enrol("a", "one-new").await.expect("replaced");
+    assert_eq!(world.vault.stats().records, 2, "a grant and an organization");
+    world.issuer.next_is(silence());
+    world.advance(Duration::from_secs(60));
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
+    world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
+    assert_eq!(world.vault.stats().records, 2);
+}
