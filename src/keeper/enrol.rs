@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot};
+use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
     lifecycle::{Enrolling, new_grant, valid_labels},
-    model::{ClientCredentials, Credential, Fingerprint, Grant, Labels, Organization, OrganizationId, State},
+    model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
     provider::ProviderError,
     vault::Change,
     wire,
@@ -106,9 +106,10 @@ impl Shared {
         }
         if wanted.verify {
             // A grant without organizations is one whose enrolment was not finished: it has no timer.
-            if !matches!(grant.state, State::InDoubt(_))
-                && slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero())
-            {
+            if slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero()) {
+                if let State::InDoubt(reason) = grant.state {
+                    return Err(in_doubt(reason, grant));
+                }
                 self.exchange_and_wait(slot).await?;
             }
             self.check_reach(slot, &wanted.organization).await?;
@@ -174,7 +175,7 @@ impl Shared {
         let left = self.leave(&wanted.organization, None).await?;
         let record = self.organization_record(&wanted, grant.id)?;
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
-        changes.extend(left.iter().map(Left::change));
+        changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
@@ -191,14 +192,15 @@ impl Shared {
             None => Arc::clone(&slot.record).lock_owned().await,
         };
         let mut grant = self.read(slot)?.value;
+        // Read before the commit: what fails after it would leave the slot behind the record.
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.push(wanted.organization.clone());
         let organization = self.organization_record(&wanted, grant.id)?;
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
-        changes.extend(left.iter().map(Left::change));
+        changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
         self.moved(&wanted.organization, slot, left, sequence).await
@@ -218,8 +220,7 @@ impl Shared {
             if left.grant.organizations.is_empty() {
                 self.forget(&left.slot);
             } else {
-                let intent = self.vault.intent(left.grant.id).map_err(|error| self.vault_failed(&error))?;
-                self.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+                self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
         }
         let organization = self.view(organization).await?;
@@ -252,8 +253,9 @@ impl Shared {
             new_record = Some(Arc::clone(&new.record).lock_owned().await);
         }
         let mut grant = self.read(&old)?.value;
+        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|other| other != organization);
-        Ok(Some(Left { slot: old, grant, new_record, _record: record }))
+        Ok(Some(Left { slot: old, grant, intent, new_record, _record: record }))
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.
@@ -290,13 +292,15 @@ impl Shared {
         }
     }
 
-    /// An enrolment that failed leaves nothing behind, unless the token that came in is spent: then its grant is
-    /// kept without an organization, and whoever enrols the same token again joins it.
+    /// An enrolment that failed leaves nothing behind, unless the token that came in is spent or may be (an open
+    /// intent tells that its exchange died): then its grant is kept without an organization, and whoever enrols the
+    /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
         let _record = slot.record.lock().await;
         let Ok(stored) = self.read(slot) else { return };
         let grant = stored.value;
-        let spent = grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
+        let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
+        let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
         if spent || !grant.organizations.is_empty() || slot.lock().flight.is_some() {
             tracing::warn!(
                 provider = grant.provider.as_str(),
@@ -316,16 +320,19 @@ pub(super) struct Left {
     pub(super) slot: Arc<Slot>,
     /// The grant without that organization.
     pub(super) grant: Grant,
+    /// The grant's open intent.
+    pub(super) intent: Option<Intent>,
     new_record: Option<OwnedMutexGuard<()>>,
     _record: OwnedMutexGuard<()>,
 }
 
 impl Left {
-    pub(super) fn change(&self) -> Change {
+    /// The grant goes with its last organization, and a doubt about it with the grant.
+    pub(super) fn changes(&self) -> Vec<Change> {
         if self.grant.organizations.is_empty() {
-            Change::DeleteGrant(self.grant.id)
+            vec![Change::DeleteGrant(self.grant.id), Change::DeleteIntent(self.grant.id)]
         } else {
-            Change::PutGrant(Box::new(self.grant.clone()))
+            vec![Change::PutGrant(Box::new(self.grant.clone()))]
         }
     }
 }

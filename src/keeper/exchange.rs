@@ -6,9 +6,10 @@ use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
     lane::{InFlight, Lane},
-    slot::{BriefAccess, Slot, subject_hash},
+    slot::{Brief, BriefAccess, Slot, subject_hash},
 };
 use crate::{
+    clock::Now,
     lifecycle::{self, Ended, Fleet, exchange_ended},
     model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
@@ -59,18 +60,21 @@ impl Shared {
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design).
-    async fn prepare(&self, slot: &Slot) -> Result<Prepared, KeeperError> {
+    async fn prepare(&self, slot: &Arc<Slot>) -> Result<Prepared, KeeperError> {
         let _record = slot.record.lock().await;
         if slot.lock().removed {
             return Err(KeeperError::UnknownOrganization);
         }
-        let grant = self.read(slot)?.value;
+        let mut grant = self.read(slot)?.value;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
             if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
+        }
+        if let Some(intent) = &open {
+            self.doubt_the_dead(slot, &mut grant, intent, now).await?;
         }
         match grant.state {
             State::Lost => return Err(lost(&grant)),
@@ -103,6 +107,23 @@ impl Shared {
             intent = Some(next);
         }
         Ok(Prepared { grant, sent, one_time, intent, asked_at: self.now().wall })
+    }
+
+    /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
+    /// stored. Its token may be spent, so the grant is in doubt as after a death of the whole process.
+    async fn doubt_the_dead(
+        &self,
+        slot: &Arc<Slot>,
+        grant: &mut Grant,
+        intent: &Intent,
+        now: Now,
+    ) -> Result<(), KeeperError> {
+        let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(()) };
+        let commit = self.vault.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))]).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        self.publish(slot, grant, sequence, Some(intent), &[]);
+        self.tell(grant, notice);
+        Ok(())
     }
 
     fn shares_subject(&self, slot: &Slot, grant: &Grant) -> bool {
@@ -250,14 +271,13 @@ impl Shared {
             issued_at: prepared.asked_at,
             expires_at: prepared.asked_at + lifetime,
         };
-        let mut brief = slot.brief();
-        brief.access = Some(BriefAccess {
+        let times = BriefAccess {
             issued_at: access.issued_at,
             expires_at: access.expires_at,
             expires_boot: now.boot + access.expires_at.since(now.wall).min(lifetime),
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
-        });
-        self.set_brief(slot, brief, now);
+        };
+        self.amend_brief(slot, now, |brief| brief.access = Some(times));
         self.cache.put(slot, Arc::new(self.cacheable(access)));
     }
 
@@ -277,13 +297,14 @@ impl Shared {
     /// The vault takes nothing: the slot says so and waits a little; nothing of that can be stored.
     fn hold_back(&self, slot: &Arc<Slot>) {
         let now = self.now();
-        let mut brief = slot.brief();
-        if matches!(brief.state, State::Active | State::Failing(_)) {
-            brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
-        }
-        brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
-        brief.due = brief.retry_at;
-        self.set_brief(slot, brief, now);
+        self.amend_brief(slot, now, |brief| {
+            if matches!(brief.state, State::Active | State::Failing(_)) {
+                brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
+            }
+            brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
+            // A grant that is not due by itself (paused, held, without organizations) does not become so by this.
+            brief.due = brief.due.and(brief.retry_at);
+        });
     }
 
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
@@ -313,18 +334,24 @@ impl Shared {
     /// After an outage: grants that wait in their back-off for this provider are due soon, at random moments of a
     /// few seconds; the budget spreads them further.
     fn bring_back(&self, provider: u16) {
-        use crate::model::FailingReason::{ClientRefused, ProviderUnavailable, RateLimited};
+        use crate::model::FailingReason::{ClientRefused, ProviderUnavailable};
         const SPREAD: Duration = Duration::from_secs(5);
         let now = self.now();
+        let waits = |brief: &Brief| {
+            let outage = matches!(brief.state, State::Failing(ProviderUnavailable | ClientRefused));
+            outage && !brief.paused && brief.organizations > 0
+        };
         for slot in self.index.slots() {
-            let mut brief = slot.brief();
-            let waits = matches!(brief.state, State::Failing(ProviderUnavailable | ClientRefused));
-            let limited = matches!(brief.state, State::Failing(RateLimited));
-            if slot.provider == provider && waits && !limited && !brief.paused && brief.organizations > 0 {
-                brief.retry_at = None;
-                brief.due = Some(now.wall + SPREAD.mul_f64(self.chance()));
-                self.set_brief(&slot, brief, now);
+            if slot.provider != provider || !waits(&slot.brief()) {
+                continue;
             }
+            let due = now.wall + SPREAD.mul_f64(self.chance());
+            self.amend_brief(&slot, now, |brief| {
+                if waits(brief) {
+                    brief.retry_at = None;
+                    brief.due = Some(due);
+                }
+            });
         }
     }
 }
@@ -353,7 +380,7 @@ fn lost(grant: &Grant) -> KeeperError {
     KeeperError::Lost { reason: State::Lost.reason().unwrap_or("refused"), since: grant.since }
 }
 
-fn in_doubt(reason: DoubtReason, grant: &Grant) -> KeeperError {
+pub(super) fn in_doubt(reason: DoubtReason, grant: &Grant) -> KeeperError {
     KeeperError::InDoubt { reason: State::InDoubt(reason).reason().unwrap_or("no_answer"), since: grant.since }
 }
 

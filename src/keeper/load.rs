@@ -149,6 +149,6 @@ impl Shared {
             return;
         }
         self.index.know_fingerprints(&slot, grant);
-        self.set_timer(&slot, brief, now);
+        self.set_timer(&slot, now);
     }
 }

@@ -97,18 +97,15 @@ impl Keeper {
         if revoke && last {
             shared.revoke(&left.slot, &left.grant).await?;
         }
-        let mut changes = vec![left.change(), Change::DeleteOrganization(organization.clone())];
-        if last {
-            changes.push(Change::DeleteIntent(left.grant.id));
-        }
+        let mut changes = left.changes();
+        changes.push(Change::DeleteOrganization(organization.clone()));
         let commit = shared.vault.commit(changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);
         if last {
             shared.forget(&left.slot);
         } else {
-            let intent = shared.vault.intent(left.grant.id).map_err(|error| shared.vault_failed(&error))?;
-            shared.publish(&left.slot, &left.grant, sequence, intent.as_ref(), &[]);
+            shared.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
         }
         Ok(())
     }
@@ -126,9 +123,9 @@ impl Keeper {
             let _record = slot.record.lock().await;
             let mut grant = shared.read(&slot)?.value;
             if lifecycle::paused(&mut grant, paused) {
+                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
                 let commit = shared.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
                 let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
-                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
                 shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
             }
         }
@@ -188,12 +185,12 @@ impl Shared {
     /// The grant is gone from the vault: its slot follows.
     pub(super) fn forget(&self, slot: &Arc<Slot>) {
         let brief = slot.brief();
-        self.timers.set(slot, None);
         {
             let mut state = slot.lock();
             state.removed = true;
             self.cache.forget(&mut state);
         }
+        self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
         self.index.remove_slot(slot);
     }

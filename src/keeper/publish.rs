@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Shared,
     slot::{Brief, Slot},
-    timers::boot_millis,
+    timers::boot_moment,
 };
 use crate::{
     clock::Now,
@@ -80,14 +80,20 @@ impl Shared {
             std::mem::replace(&mut state.brief, brief)
         };
         self.recount_subject(slot.provider, Some(before), Some(brief));
-        self.set_timer(slot, brief, now);
+        self.set_timer(slot, now);
+    }
+
+    /// Changes what a slot remembers where nothing was stored, without its record: under the slot's lock, so that
+    /// what a commit publishes meanwhile is not undone.
+    pub(super) fn amend_brief(&self, slot: &Arc<Slot>, now: Now, change: impl FnOnce(&mut Brief)) {
+        change(&mut slot.lock().brief);
+        self.set_timer(slot, now);
     }
 
     /// Sets the slot's timer to its due moment: moved over to the boot-time clock, so that a change of wall time
     /// afterwards neither hastens nor delays it.
-    pub(super) fn set_timer(&self, slot: &Arc<Slot>, brief: Brief, now: Now) {
-        let due = brief.due.map(|due| boot_millis(now.boot + due.since(now.wall)));
-        self.timers.set(slot, due);
+    pub(super) fn set_timer(&self, slot: &Arc<Slot>, now: Now) {
+        self.timers.set(slot, |state| state.brief.due.map(|due| boot_moment(due, now)));
     }
 
     /// Keeps the count of living grants by subject.

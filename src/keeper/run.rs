@@ -7,6 +7,7 @@ use super::{
     lane::{InFlight, Lane, Queued, Urgency},
     load,
     slot::Slot,
+    timers::boot_moment,
 };
 use crate::{
     clock::Now,
@@ -97,10 +98,11 @@ impl Shared {
                 let urgency = if lately { Urgency::Fetched } else { Urgency::Idle };
                 self.lane(slot).enqueue(slot, urgency);
             }
-            Err(later) => {
-                let idle = super::slot::Brief { due: later, ..brief };
-                self.set_timer(slot, idle, now);
-            }
+            // Unless an exchange that a caller asked for has ended meanwhile: then that one's due moment counts.
+            Err(later) => self.timers.set(slot, |state| {
+                let moment = if state.brief.due == brief.due { later } else { state.brief.due };
+                moment.map(|moment| boot_moment(moment, now))
+            }),
         }
     }
 
@@ -111,11 +113,8 @@ impl Shared {
         for slot in self.index.slots() {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
-            let by_wall = super::timers::boot_millis(now.boot + due.since(now.wall));
-            let timer = slot.lock().timer;
-            if timer.is_some_and(|timer| by_wall < timer) {
-                self.timers.set(&slot, Some(by_wall));
-            }
+            let by_wall = boot_moment(due, now);
+            self.timers.set(&slot, |state| state.timer.map(|timer| timer.min(by_wall)));
         }
     }
 
@@ -132,7 +131,7 @@ impl Shared {
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {
                 found += 1;
-                self.set_timer(&slot, brief, now);
+                self.set_timer(&slot, now);
             }
         }
         found

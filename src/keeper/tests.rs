@@ -1,14 +1,17 @@
 //! The keeper with a real vault and an issuer in memory, on a clock that is moved by hand.
 
+mod faults;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
@@ -64,11 +67,22 @@ struct Issuer {
     revoked: Mutex<Vec<String>>,
     delay: Mutex<Duration>,
     subjects: Mutex<BTreeMap<String, String>>,
+    /// While it is there, every answer takes one of its permits.
+    gate: Mutex<Option<Arc<Semaphore>>>,
+    /// The next exchange ends in a panic after its request has left.
+    panics: AtomicBool,
 }
 
 impl Issuer {
     fn count(&self) -> u32 {
         self.exchanges.load(Ordering::SeqCst)
+    }
+
+    /// Holds every answer back until the gate is given permits.
+    fn closes(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        *self.gate.lock().expect("whole") = Some(Arc::clone(&gate));
+        gate
     }
 
     fn next_is(&self, outcome: ExchangeOutcome) {
@@ -119,6 +133,11 @@ impl TokenEndpoint for Issuer {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
+            let gate = self.gate.lock().expect("whole").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
+            assert!(!self.panics.swap(false, Ordering::SeqCst), "as the test asked for");
             self.at_once.fetch_sub(1, Ordering::SeqCst);
             self.answer(&secret)
         })
@@ -151,6 +170,7 @@ struct World {
     vault: Vault,
     folder: tempfile::TempDir,
     keep_warm: KeepWarm,
+    providers: Vec<ProviderConfig>,
 }
 
 impl World {
@@ -159,6 +179,11 @@ impl World {
     }
 
     async fn with(keep_warm: KeepWarm) -> Self {
+        Self::of(keep_warm, vec![provider_config()]).await
+    }
+
+    /// With these providers, all of them the same issuer.
+    async fn of(keep_warm: KeepWarm, providers: Vec<ProviderConfig>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = Identity::create(&folder.path().join("identity.txt")).expect("made");
         let config = vault_config(&folder);
@@ -166,8 +191,8 @@ impl World {
         let vault = Vault::open(&config, &identity, Metrics::new(&[])).expect("opens");
         let issuer = Arc::new(Issuer::default());
         let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
-        let keeper = keeper(&vault, &issuer, &clock, keep_warm);
-        let world = Self { keeper, issuer, clock, vault, folder, keep_warm };
+        let keeper = keeper(&vault, &issuer, &clock, keep_warm, &providers);
+        let world = Self { keeper, issuer, clock, vault, folder, keep_warm, providers };
         world.until(|world| world.keeper.is_ready()).await;
         world
     }
@@ -175,7 +200,7 @@ impl World {
     /// As after a process that died: nothing is closed, a new keeper reads what is stored.
     async fn restarted(mut self) -> Self {
         self.keeper.shared.stopping.cancel();
-        self.keeper = keeper(&self.vault, &self.issuer, &self.clock, self.keep_warm);
+        self.keeper = keeper(&self.vault, &self.issuer, &self.clock, self.keep_warm, &self.providers);
         self.until(|world| world.keeper.is_ready()).await;
         self
     }
@@ -219,10 +244,17 @@ fn vault_config(folder: &tempfile::TempDir) -> VaultConfig {
     }
 }
 
-fn keeper(vault: &Vault, issuer: &Arc<Issuer>, clock: &Arc<ManualClock>, keep_warm: KeepWarm) -> Keeper {
+fn keeper(
+    vault: &Vault,
+    issuer: &Arc<Issuer>,
+    clock: &Arc<ManualClock>,
+    keep_warm: KeepWarm,
+    providers: &[ProviderConfig],
+) -> Keeper {
+    let endpoint = |config: &ProviderConfig| (config.clone(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
-        providers: vec![(provider_config(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>)],
+        providers: providers.iter().map(endpoint).collect(),
         refresh: RefreshConfig {
             at: 0.75,
             keep_warm,

@@ -6,8 +6,11 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::slot::Slot;
-use crate::{clock::Now, model::GrantId};
+use super::slot::{Slot, SlotState};
+use crate::{
+    clock::Now,
+    model::{GrantId, Timestamp},
+};
 
 /// No sleep is longer, so that a suspended machine or a changed clock is noticed.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -20,10 +23,15 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Sets or clears the slot's timer, where `due` is in milliseconds of the boot-time clock.
-    pub(super) fn set(&self, slot: &Arc<Slot>, due: Option<u64>) {
+    /// Sets or clears the slot's timer. What `due` makes of the slot's state is in milliseconds of the boot-time
+    /// clock; it is asked with the timers locked, so that of two who set a timer the one who sees the later state wins.
+    pub(super) fn set(&self, slot: &Arc<Slot>, due: impl FnOnce(&SlotState) -> Option<u64>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut slot.lock().timer, due);
+        let (before, due) = {
+            let mut state = slot.lock();
+            let due = due(&state).filter(|_| !state.removed);
+            (std::mem::replace(&mut state.timer, due), due)
+        };
         if before == due {
             return;
         }
@@ -72,6 +80,11 @@ impl Timers {
             () = self.sooner.notified() => (),
         }
     }
+}
+
+/// A moment of the wall clock as one of the boot-time clock, in milliseconds; at once for one that has passed.
+pub(super) fn boot_moment(moment: Timestamp, now: Now) -> u64 {
+    boot_millis(now.boot + moment.since(now.wall))
 }
 
 /// A boot-time moment in whole milliseconds.

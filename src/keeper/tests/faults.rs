@@ -1,0 +1,87 @@
+//! What must hold when something dies, comes late, or happens twice.
+
+use super::*;
+use crate::model::{FailingReason, State};
+
+const IDLE: KeepWarm = KeepWarm::FetchedWithin(Duration::from_secs(1));
+
+impl World {
+    /// How often the issuer was sent this secret.
+    fn sent(&self, secret: &str) -> usize {
+        self.issuer.sent.lock().expect("whole").iter().filter(|sent| *sent == secret).count()
+    }
+}
+
+#[tokio::test]
+async fn a_token_whose_exchange_died_after_it_was_sent_is_in_doubt_and_not_sent_again() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.clock.advance(HOUR * 2);
+    world.issuer.panics.store(true, Ordering::SeqCst);
+    assert_eq!(code(world.fetch("a").await), Code::ProviderUnavailable);
+    assert_eq!(code(world.fetch("a").await), Code::InDoubt);
+    assert_eq!(world.state("a").await, "in_doubt/crashed");
+    world.keeper.sweep();
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
+    assert_eq!(world.sent("one-1-one-a"), 1);
+}
+
+#[tokio::test]
+async fn an_enrolment_whose_exchange_died_keeps_the_doubt_about_its_token() {
+    let world = World::new().await;
+    world.issuer.panics.store(true, Ordering::SeqCst);
+    assert_eq!(code(world.enrol("a", "one-a").await), Code::ProviderUnavailable);
+    assert_eq!(code(world.enrol("a", "one-a").await), Code::InDoubt);
+    let world = world.restarted().await;
+    assert_eq!(code(world.enrol("a", "one-a").await), Code::InDoubt);
+    assert_eq!(world.sent("one-a"), 1);
+}
+
+impl World {
+    /// Whether a grant that was exchanged is failing, as far as the slots know.
+    fn failing(&self) -> bool {
+        let tried = |state| matches!(state, State::Failing(reason) if reason != FailingReason::Unverified);
+        self.keeper.shared.index.slots().iter().any(|slot| tried(slot.brief().state))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanwhile() {
+    let world = World::new().await;
+    world.issuer.next_is(ExchangeOutcome::Unavailable { retry_after: None });
+    let gate = world.issuer.closes();
+    gate.add_permits(1);
+    world.keeper.enrol(org("a"), unverified("key-a")).await.expect("stored");
+    world.until(|world| world.failing()).await;
+    let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
+    let stopped = Arc::clone(&stop);
+    let recovering = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            keeper.shared.circuit_changed(0, Some(circuit::Change::Closed));
+        }
+    });
+    let mut results = Vec::new();
+    for round in 0..200 {
+        results.push(world.keeper.set_paused(&org("a"), round % 2 == 0).await.map(|_| ()));
+    }
+    stop.store(true, Ordering::Relaxed);
+    recovering.join().expect("whole");
+    for result in results {
+        result.expect("the slot names the newest record");
+    }
+}
+
+#[tokio::test]
+async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
+    let world = World::new().await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.issuer.next_is(silence());
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
+    world.enrol("a", "one-new").await.expect("replaced");
+    assert_eq!(world.vault.stats().records, 2, "a grant and an organization");
+    world.issuer.next_is(silence());
+    world.advance(Duration::from_secs(60));
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
+    world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
+    assert_eq!(world.vault.stats().records, 2);
+}
