@@ -1,6 +1,9 @@
 //! One exchange: intent, call, commit, publish.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     KeeperError, Shared,
@@ -41,6 +44,7 @@ impl Shared {
             Ok(prepared) => prepared,
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
+                    self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
                     self.hold_back(slot);
                 }
                 return Err(error);
@@ -144,7 +148,7 @@ impl Shared {
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
             own_client: grant.client.is_some(),
-            grants: self.index.slot_count(),
+            grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
         });
         self.circuit_changed(slot.provider, change);

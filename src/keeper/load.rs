@@ -148,6 +148,7 @@ impl Shared {
             self.index.count_subject(provider, subject, false);
             return;
         }
+        self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
         self.index.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Shared,
-    lane::{InFlight, Lane, Queued, Urgency},
+    lane::{InFlight, Lane, Queued},
     load,
-    slot::Slot,
+    slot::{Slot, Urgency},
     timers::boot_moment,
 };
 use crate::{
