@@ -85,3 +85,26 @@ async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
     assert_eq!(world.vault.stats().records, 2);
 }
+
+#[tokio::test]
+async fn a_removal_that_meets_a_replacement_leaves_nothing_dangling() {
+    let world = World::new().await;
+    world.enrol("a", "reuse-ab").await.expect("enrolled");
+    world.enrol("b", "reuse-ab").await.expect("joined");
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let record = slot.record.lock().await;
+    let (replacing, removing) = (world.keeper.clone(), world.keeper.clone());
+    let replaced = tokio::spawn(async move { replacing.enrol(org("a"), unverified("key-a")).await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let removed = tokio::spawn(async move { removing.remove(&org("a"), false).await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    drop(record);
+    replaced.await.expect("whole").expect("replaced");
+    removed.await.expect("whole").expect("removed");
+    assert_eq!(code(world.fetch("a").await), Code::UnknownOrganization);
+    assert_eq!(world.vault.stats().records, 2, "b and its grant");
+}
