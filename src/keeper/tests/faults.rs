@@ -108,3 +108,12 @@ async fn a_removal_that_meets_a_replacement_leaves_nothing_dangling() {
     assert_eq!(code(world.fetch("a").await), Code::UnknownOrganization);
     assert_eq!(world.vault.stats().records, 2, "b and its grant");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_drained_keeper_runs_any_more() {
+    for _ in 0..20 {
+        let world = World::new().await;
+        world.keeper.drain().await;
+        assert_eq!(Arc::strong_count(&world.keeper.shared), 1, "a loop that still runs could send a token");
+    }
+}
