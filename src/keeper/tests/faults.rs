@@ -117,3 +117,20 @@ async fn nothing_of_a_drained_keeper_runs_any_more() {
         assert_eq!(Arc::strong_count(&world.keeper.shared), 1, "a loop that still runs could send a token");
     }
 }
+
+#[tokio::test]
+async fn a_doubtful_grant_of_a_provider_that_is_gone_does_not_keep_the_others_from_being_loaded() {
+    let other = ProviderConfig { name: "other".parse().expect("valid"), ..provider_config() };
+    let mut world = World::of(KeepWarm::Always, vec![provider_config(), other]).await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    let body = Enrolment { provider: "other".parse().expect("valid"), ..enrolment("one-b") };
+    world.keeper.enrol(org("b"), body).await.expect("enrolled");
+    let _gate = world.issuer.closes();
+    world.advance(HOUR * 2);
+    world.until(|world| world.issuer.count() == 4).await;
+    *world.issuer.gate.lock().expect("whole") = None;
+    world.providers.pop();
+    let world = world.restarted().await;
+    assert!(world.fetch("a").await.is_ok());
+    assert_eq!(code(world.fetch("b").await), Code::UnknownOrganization);
+}
