@@ -47,6 +47,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        shared.reconsider_doubts().await;
     }
 }
 

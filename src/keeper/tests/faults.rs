@@ -134,3 +134,48 @@ async fn a_doubtful_grant_of_a_provider_that_is_gone_does_not_keep_the_others_fr
     assert!(world.fetch("a").await.is_ok());
     assert_eq!(code(world.fetch("b").await), Code::UnknownOrganization);
 }
+
+#[tokio::test]
+async fn doubtful_grants_of_one_subject_see_each_other_while_they_are_loaded() {
+    let world = World::new().await;
+    let names = ["a", "b", "c", "d", "e", "f"];
+    for name in names {
+        world.issuer.subjects.lock().expect("whole").insert(format!("one-{name}"), "alice".into());
+        world.enrol(name, &format!("one-{name}")).await.expect("enrolled");
+    }
+    let gate = world.issuer.closes();
+    world.advance(HOUR * 2);
+    world.until(|world| world.issuer.count() == 12).await;
+    *world.issuer.gate.lock().expect("whole") = None;
+    let world = world.restarted().await;
+    for name in names {
+        assert_eq!(code(world.fetch(name).await), Code::InDoubt);
+    }
+    drop(gate);
+    world.advance(HOUR);
+    world.keeper.sweep();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.issuer.count(), 12, "a replay could end what the others have");
+}
+
+#[tokio::test]
+async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmless_again() {
+    let world = World::new().await;
+    for secret in ["one-a", "one-1-one-a", "key-b"] {
+        world.issuer.subjects.lock().expect("whole").insert(secret.into(), "alice".into());
+    }
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.issuer.next_is(silence());
+    world.advance(HOUR.mul_f64(0.85));
+    world.until(|world| world.issuer.count() == 2).await;
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.advance(HOUR);
+    world.until(|world| world.sent("key-b") == 2).await;
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    world.until(|_| slot.lock().flight.is_none() && slot.lock().timer.is_none()).await;
+    assert_eq!(world.keeper.sweep(), 0, "it waits for an operator, and nothing was forgotten");
+    assert_eq!(world.sent("one-1-one-a"), 1);
+    world.keeper.remove(&org("b"), false).await.expect("removed");
+    world.keeper.sweep();
+    world.until(|world| world.sent("one-1-one-a") == 2).await;
+}
