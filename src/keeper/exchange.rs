@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, Fleet, exchange_ended},
+    lifecycle::{self, Ended, exchange_ended},
     model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
     vault::{Change as VaultChange, Stray},
@@ -84,9 +84,11 @@ impl Shared {
             State::Lost => return Err(lost(&grant)),
             State::InDoubt(reason) => {
                 let policy = &self.lane(slot).policy;
-                let fleet = Fleet { shares_subject: self.shares_subject(slot, &grant) };
+                let fleet = self.fleet(slot.provider, &grant);
                 let due = lifecycle::due(&grant, open.as_ref(), policy, fleet, now, self.clock.boot_id(), 0.0);
                 if due.is_none_or(|due| due > now.wall) {
+                    // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
+                    self.amend_brief(slot, now, |brief| brief.due = due);
                     return Err(in_doubt(reason, &grant));
                 }
             }
@@ -128,11 +130,6 @@ impl Shared {
         self.publish(slot, grant, sequence, Some(intent), &[]);
         self.tell(grant, notice);
         Ok(())
-    }
-
-    fn shares_subject(&self, slot: &Slot, grant: &Grant) -> bool {
-        let hash = grant.subject.as_deref().map(subject_hash);
-        hash.is_none_or(|hash| self.index.living_grants_of(slot.provider, hash) > 1)
     }
 
     fn observe(&self, lane: &Lane, slot: &Slot, prepared: &Prepared, outcome: &ExchangeOutcome, started: Duration) {

@@ -135,8 +135,15 @@ impl Keeper {
         shared.view(organization).await
     }
 
-    /// The net below the timers; gives back how many grants it had to catch.
+    /// The net below the timers; gives back how many grants it had to catch. Has to be called within a Tokio runtime.
     pub fn sweep(&self) -> usize {
+        if let Ok(token) = self.shared.admit() {
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                shared.reconsider_doubts().await;
+                drop(token);
+            });
+        }
         let caught = self.shared.sweep();
         if caught > 0 {
             tracing::warn!(caught, "the sweep found due grants without a timer");
