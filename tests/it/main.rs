@@ -1,6 +1,8 @@
 //! Integration tests: the real binary, started as an operator would, against issuers that answer over a real socket.
 
+mod alive;
 mod api;
+mod fleet;
 mod harness;
 mod oidc;
 mod roles;
