@@ -4,5 +4,6 @@ mod alive;
 mod api;
 mod fleet;
 mod harness;
+mod lifecycle;
 mod oidc;
 mod roles;

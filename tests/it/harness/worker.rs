@@ -310,8 +310,13 @@ impl Worker {
     /// Ends it softly, as a service manager does, and waits.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end, to which it must have been asked.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the worker runs");
-        eventually("the worker ends after SIGTERM", || child.try_wait().expect("it is our child"))
+        eventually("the worker ends", || child.try_wait().expect("it is our child"))
     }
 
     /// Ends it as a power cut would: it learns nothing of it.
