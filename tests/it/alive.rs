@@ -58,7 +58,8 @@ fn every_fetch_gives_a_living_token_while_tokens_come_and_go() {
 
     assert!(fetches >= organizations.len(), "{fetches}");
     assert_eq!(stand.issuer().replays(), 0);
-    assert_eq!(worker.metric("consentry_fetch_requests_total", &["outcome=\"ok\""]), count(fetches));
+    let counted = worker.metric("consentry_fetch_requests_total", &["outcome=\"ok\""]);
+    assert_eq!(counted.to_bits(), count(fetches).to_bits(), "{counted} were counted of {fetches}");
     let exchanges = exchanges_by_grant(&stand);
     assert_eq!(exchanges.len(), organizations.len() - 1, "two organizations share a grant");
     for (grant, entries) in &exchanges {

@@ -7,3 +7,4 @@ mod harness;
 mod lifecycle;
 mod oidc;
 mod roles;
+mod secrets;

@@ -28,15 +28,16 @@ fn faults(method: &str, path: &str, answer: &Response) -> Vec<String> {
     let method = method.to_lowercase();
     match (route(path), method.as_str()) {
         (None, _) => faults.extend(problem_faults(answer, 404, "not_found")),
-        (Some(item), method) => match item.get(method) {
-            Some(operation) => faults.extend(operation_faults(operation, answer)),
-            None => {
+        (Some(item), method) => {
+            if let Some(operation) = item.get(method) {
+                faults.extend(operation_faults(operation, answer));
+            } else {
                 faults.extend(problem_faults(answer, 405, "method_not_allowed"));
                 if answer.header("allow").is_none() {
                     faults.push("a 405 lists what is allowed (RFC 9110 section 15.5.6)".to_owned());
                 }
             }
-        },
+        }
     }
     if answer.status >= 400 {
         let problem = answer.json();

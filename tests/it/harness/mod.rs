@@ -4,9 +4,11 @@
 
 pub(crate) mod caller;
 mod description;
+pub(crate) mod echo;
 pub(crate) mod http;
 pub(crate) mod oidc;
 pub(crate) mod sandbox;
+pub(crate) mod tap;
 pub(crate) mod worker;
 
 use std::{

@@ -9,7 +9,7 @@ use std::{
 use consentry::{
     clock::{SharedClock, SystemClock},
     model::{Secret, Timestamp, Usage},
-    sandbox::{Entry, Fault, Issuer, Sandbox, SandboxConfig},
+    sandbox::{Fault, Issuer, Sandbox, SandboxConfig},
 };
 use tokio::runtime::{self, Runtime};
 
@@ -98,13 +98,6 @@ impl Stand {
     /// Lets this go wrong from now on.
     pub(crate) fn fault(&self, fault: Fault) {
         self.issuer().set_fault(fault);
-    }
-
-    /// What happened at the token endpoints for this user, or for this organization's API key.
-    pub(crate) fn entries_of(&self, user: &str) -> Vec<Entry> {
-        let mut entries = self.issuer().record();
-        entries.retain(|entry| entry.user.as_deref() == Some(user));
-        entries
     }
 
     /// The sandbox's time.
