@@ -26,6 +26,9 @@ pub enum BindError {
     /// There is no such folder.
     #[error("the socket's folder {} does not exist; make it, owned by the worker's user", .0.display())]
     NoFolder(PathBuf),
+    /// Nothing can be made in the folder.
+    #[error("this user may not make the socket in {}; the folder must belong to the worker's user", .0.display())]
+    Folder(PathBuf),
     /// The path cannot be a socket's.
     #[error("{} cannot be a socket's path: it needs a file name and, with {extra} bytes for a temporary one, fewer than 108 bytes", path.display())]
     Path {
@@ -84,7 +87,12 @@ pub(super) fn listen(config: &SocketConfig) -> Result<Listening, BindError> {
     if !folder.is_dir() {
         return Err(BindError::NoFolder(folder.to_owned()));
     }
-    let lock = lock(path, &beside(path, "lock")?)?;
+    let lock = lock(path, &beside(path, "lock")?).map_err(|error| match error {
+        BindError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            BindError::Folder(folder.to_owned())
+        }
+        error => error,
+    })?;
     ensure_free(path)?;
     // With the lock held, what is there under the temporary name was left by a worker that died half-way.
     if let Err(error) = fs::remove_file(&temporary)

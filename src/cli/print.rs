@@ -5,11 +5,14 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::Serialize;
 
 use super::Failure;
 use crate::model::Timestamp;
+
+/// The least width of a column that may be broken: what most words need.
+const LEAST_COLUMN: u16 = 12;
 
 /// Standard output, or in tests what stands in for it.
 pub(super) struct Out {
@@ -50,10 +53,10 @@ impl Out {
         self.terminal
     }
 
-    /// How many lines the terminal shows; `None` where no terminal is, or it does not tell.
-    pub(super) fn height(&self) -> Option<usize> {
-        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|size| self.terminal && size.ws_row > 0)?;
-        Some(usize::from(size.ws_row))
+    /// Columns and lines that the terminal shows; `None` where no terminal is, or it does not tell.
+    pub(super) fn size(&self) -> Option<(usize, usize)> {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|_| self.terminal)?;
+        (size.ws_col > 0 && size.ws_row > 0).then(|| (usize::from(size.ws_col), usize::from(size.ws_row)))
     }
 
     pub(super) const fn style(&self) -> Style {
@@ -94,6 +97,18 @@ impl Out {
 
     pub(super) fn show(&mut self, table: &Table) -> Result<(), Failure> {
         self.line(table.trim_fmt())
+    }
+}
+
+/// Keeps every column but those in `broken` from being broken to fit a narrow terminal: an id or a number in two
+/// pieces is read wrongly.
+pub(super) fn keep_whole(table: &mut Table, broken: &[usize]) {
+    for (place, column) in table.column_iter_mut().enumerate() {
+        column.set_constraint(if broken.contains(&place) {
+            ColumnConstraint::LowerBoundary(Width::Fixed(LEAST_COLUMN))
+        } else {
+            ColumnConstraint::ContentWidth
+        });
     }
 }
 
@@ -158,6 +173,12 @@ pub(super) fn complaint(what: &str, hint: Option<&str>) {
     if let Some(hint) = hint {
         tell(&format!("{} {hint}", style.paint(Tone::Strong, "hint:")));
     }
+}
+
+/// How many columns the terminal behind standard error has; `None` where none is, or it does not tell.
+pub(super) fn width_of_stderr() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stderr()).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
 }
 
 /// A line on standard error. Where nobody reads that either, there is nobody to tell.

@@ -6,6 +6,8 @@ use crate::wire::{ForecastWeek, ProviderStatus, Status};
 
 /// The longest bar of the forecast, in characters.
 const BAR: u64 = 40;
+/// What stands beside a bar besides the provider's name: the week, the count and the gaps, in characters.
+const BESIDE_BAR: usize = 25;
 
 /// `consentry status`
 pub(super) async fn status(global: &Global, out: &mut Out) -> Result<Exit, Failure> {
@@ -56,8 +58,7 @@ fn show_providers(providers: &[ProviderStatus], out: &mut Out) -> Result<(), Fai
         return out.line("providers: none is configured; add one below [providers]\n");
     }
     out.line("")?;
-    let mut table =
-        out.table(["provider", "circuit", "organizations", "overdue", "needed a minute", "allowed a minute"]);
+    let mut table = out.table(["provider", "circuit", "organizations", "overdue", "needed/min", "allowed/min"]);
     let style = out.style();
     for provider in providers {
         let circuit = if provider.circuit == "closed" { Tone::Good } else { Tone::Bad };
@@ -72,6 +73,7 @@ fn show_providers(providers: &[ProviderStatus], out: &mut Out) -> Result<(), Fai
             comfy_table::Cell::new(provider.budget_per_minute),
         ]);
     }
+    print::keep_whole(&mut table, &[]);
     out.show(&table)?;
     for provider in providers.iter().filter(|provider| is_short(provider)) {
         out.line(style.paint(Tone::Warning, budget_warning(provider)))?;
@@ -102,17 +104,20 @@ fn show_forecast(status: &Status, out: &mut Out) -> Result<(), Failure> {
     }
     out.line("consents that end, by week:")?;
     let most = status.forecast.iter().map(|week| week.consents).max().unwrap_or(1);
+    // What stands beside the bar must fit into its line too.
+    let beside = status.forecast.iter().map(|week| week.provider.as_str().len()).max().unwrap_or(0) + BESIDE_BAR;
+    let longest = out.size().map_or(BAR, |(columns, _)| BAR.min(columns.saturating_sub(beside) as u64));
     for ForecastWeek { week, provider, consents } in &status.forecast {
-        let bar = "█".repeat(usize::try_from(bar_length(*consents, most)).unwrap_or(0));
+        let bar = "█".repeat(usize::try_from(bar_length(*consents, most, longest)).unwrap_or(0));
         out.line(format_args!("  {week}  {provider}  {bar} {consents}"))?;
     }
     out.line("")
 }
 
-/// The bar of `count` where the longest stands for `most`: never empty for what is not zero.
-fn bar_length(count: u64, most: u64) -> u64 {
-    let share = u128::from(count) * u128::from(BAR) / u128::from(most.max(1));
-    u64::try_from(share).unwrap_or(BAR).max(u64::from(count > 0))
+/// The bar of `count` where `longest` stands for `most`: never empty for what is not zero.
+fn bar_length(count: u64, most: u64, longest: u64) -> u64 {
+    let share = u128::from(count) * u128::from(longest) / u128::from(most.max(1));
+    u64::try_from(share).unwrap_or(longest).max(u64::from(count > 0))
 }
 
 #[cfg(test)]
@@ -121,7 +126,9 @@ mod tests {
 
     #[test]
     fn bars_are_in_proportion_and_never_vanish() {
-        assert_eq!([bar_length(0, 9), bar_length(1, 1000), bar_length(500, 1000), bar_length(7, 7)], [0, 1, 20, 40]);
-        assert_eq!(bar_length(u64::MAX, u64::MAX), 40);
+        let bar = |count, most| bar_length(count, most, 40);
+        assert_eq!([bar(0, 9), bar(1, 1000), bar(500, 1000), bar(7, 7)], [0, 1, 20, 40]);
+        assert_eq!(bar(u64::MAX, u64::MAX), 40);
+        assert_eq!(bar_length(9, 9, 0), 1, "something is shown however narrow the terminal");
     }
 }

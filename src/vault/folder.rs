@@ -39,7 +39,16 @@ pub(super) struct Plate {
 /// The lock on a vault; it ends with this value, or with the process.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// Writes this process's id into the lock's file, once the vault is open: until then not a byte of it changes. The id
+    /// only helps people; what holds the vault is the lock, and a full disk is no reason not to open.
+    pub(super) fn tell_holder(&self) {
+        let pid = format!("{}\n", std::process::id());
+        let _ = self.file.set_len(0).and_then(|()| self.file.write_all_at(pid.as_bytes(), 0));
+    }
 }
 
 impl Folder {
@@ -125,7 +134,7 @@ impl Folder {
         serde_json::from_slice(&bytes).map_err(|_| damaged("it does not name the vault"))
     }
 
-    /// Takes the lock and writes this process's id into it, or says who holds it.
+    /// Takes the lock, or says who holds it.
     pub(super) fn lock(&self) -> Result<Lock, VaultError> {
         let path = self.lock_file();
         let file = OpenOptions::new()
@@ -137,17 +146,14 @@ impl Folder {
             .open(&path)
             .map_err(|error| VaultError::io(&path, &error))?;
         self.take(&file, &path)?;
-        // The id only helps people: what holds the vault is the lock. A full disk is no reason not to open.
-        let pid = format!("{}\n", std::process::id());
-        let _ = file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0));
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// Takes the lock without writing anything; `None` if there is no lock file, so that nobody can hold it.
     pub(super) fn lock_quietly(&self) -> Result<Option<Lock>, VaultError> {
         let path = self.lock_file();
         match File::open(&path) {
-            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { _file: file })),
+            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(VaultError::io(&path, &error)),
         }
@@ -158,6 +164,8 @@ impl Folder {
             Ok(()) => Ok(()),
             Err(TryLockError::WouldBlock) => {
                 let pid = read_small(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse().ok());
+                // While a vault is being opened the file still tells of an earlier process.
+                let pid = pid.filter(|pid: &u32| Path::new("/proc").join(pid.to_string()).exists());
                 Err(VaultError::InUse { path: self.path.clone(), pid })
             }
             Err(TryLockError::Error(error)) => Err(VaultError::io(path, &error)),
@@ -266,6 +274,9 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<(), VaultError> {
             Ok(_) => VaultError::io(&place(file), &error),
             Err(_) => VaultError::Io { path: file.clone(), why: error.to_string() },
         })?;
+        // A vault that is kept read-only has files that could not be opened as a database.
+        std::fs::set_permissions(place(file), std::fs::Permissions::from_mode(0o600))
+            .map_err(|error| VaultError::io(&place(file), &error))?;
     }
     Ok(())
 }

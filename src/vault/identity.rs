@@ -112,6 +112,9 @@ impl fmt::Debug for Identity {
 
 fn read_text(file: &Path) -> io::Result<(Zeroizing<String>, u32)> {
     let input = std::fs::File::open(file)?;
+    if input.metadata()?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name the file in it"));
+    }
     let mode = input.metadata()?.permissions().mode();
     // Read into a buffer that does not have to grow, so that no copy is left behind.
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX_FILE_BYTES).unwrap_or(0)));

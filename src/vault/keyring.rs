@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read, Write},
+    io::{self, Read, Write},
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -91,10 +91,16 @@ impl Keyring {
     /// Opens the keyring with one of the identities.
     pub(super) fn read(folder: &Folder, identity: &Identity) -> Result<Self, VaultError> {
         let path = folder.keyring();
-        let sealed = folder::read_small(&path).map_err(|error| VaultError::io(&path, &error))?;
         let damaged = |detail: &str| VaultError::Damaged { what: "its keyring", detail: detail.to_owned() };
+        let sealed = folder::read_small(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => damaged("it is missing"),
+            _ => VaultError::io(&path, &error),
+        })?;
         let decryptor = age::Decryptor::new_buffered(&sealed[..]).map_err(|_| damaged("it is not an age file"))?;
         let mut reader = decryptor.decrypt(identity.keys()).map_err(|error| match error {
+            age::DecryptError::NoMatchingKeys if recipients(folder).contains(&identity.recipient()) => damaged(
+                "it is not encrypted to the identity, although recipients.txt lists it: one of the two was replaced",
+            ),
             age::DecryptError::NoMatchingKeys => VaultError::WrongIdentity {
                 path: folder.path().to_owned(),
                 identity: identity.recipient(),

@@ -87,6 +87,7 @@ impl Vault {
         let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
         let epoch = read_meta(&engine, &namer, &cipher)?.epoch;
         journal.start_over(mark.applied, None)?;
+        lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
         let shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
         Writer::start(shared, folder, journal, mark)

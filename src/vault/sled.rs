@@ -61,7 +61,7 @@ impl SledEngine {
                     thread::sleep(LOCK_PAUSE);
                 }
                 Ok(Err(::sled::Error::Io(error))) => return Err(VaultError::io(path, &error)),
-                Ok(Err(error)) => return Err(unreadable(&error.to_string())),
+                Ok(Err(error)) => return Err(unreadable(&words(&error))),
                 Err(panic) => return Err(unreadable(&panic)),
             }
         };
@@ -86,7 +86,7 @@ impl SledEngine {
         match caught(|| f(db)) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
-            Ok(Err(error)) => Err(VaultError::Engine { detail: error.to_string() }),
+            Ok(Err(error)) => Err(VaultError::Engine { detail: words(&error) }),
             Err(panic) => Err(VaultError::Engine { detail: panic }),
         }
     }
@@ -151,6 +151,14 @@ impl Drop for SledEngine {
         let db = self.db.take();
         // It flushes on its way out, and panics if it cannot. What matters was synced before.
         let _ = caught(|| drop(db));
+    }
+}
+
+/// What sled says, without its empty backtraces and the forms of its own types.
+fn words(error: &::sled::Error) -> String {
+    match error {
+        ::sled::Error::Corruption { .. } => "a part of it is not what was written".to_owned(),
+        other => other.to_string(),
     }
 }
 

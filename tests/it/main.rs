@@ -2,6 +2,7 @@
 
 mod alive;
 mod api;
+mod cli;
 mod docs;
 mod fleet;
 mod harness;

@@ -15,6 +15,10 @@ use crate::cli::{
 
 /// Events below the table, where the terminal has room for them.
 const EVENTS: usize = 8;
+/// The width that the whole table takes.
+const WIDTH: usize = 80;
+/// How many of its columns are shown on a narrower terminal.
+const NARROW: usize = 3;
 /// How high a terminal is taken to be that does not tell.
 const USUAL_HEIGHT: usize = 24;
 /// Length of the bar of an access token's life.
@@ -68,7 +72,7 @@ impl View {
         let style = out.style();
         let mut picture = format!("{}\n\n", table.trim_fmt());
         // What has scrolled off the top cannot be drawn over: the picture and the cursor's line must fit.
-        let room = out.height().unwrap_or(USUAL_HEIGHT).saturating_sub(picture.lines().count() + 1);
+        let room = out.size().map_or(USUAL_HEIGHT, |(_, lines)| lines).saturating_sub(picture.lines().count() + 1);
         for event in scene.last_events(EVENTS.min(room)) {
             // A line that wraps would spoil the count of lines to go back.
             let line: String = line(event).chars().take(width.saturating_sub(1)).collect();
@@ -105,10 +109,12 @@ fn line(event: &Event) -> String {
 }
 
 fn table(scene: &Scene, out: &Out) -> Table {
-    let mut table =
-        out.table(["organization", "kind", "state", "access token", "refreshes", "fetches", "consent ends"]);
+    let header = ["organization", "state", "access token", "refreshes", "fetches", "kind", "consent ends"];
+    let narrow = out.size().is_some_and(|(columns, _)| columns < WIDTH);
+    let columns = if narrow { NARROW } else { header.len() };
+    let mut table = out.table(header.into_iter().take(columns));
     for player in &scene.players {
-        table.add_row(row(player, scene, out));
+        table.add_row(row(player, scene, out).into_iter().take(columns));
     }
     table
 }
@@ -130,11 +136,11 @@ fn row(player: &Player, scene: &Scene, out: &Out) -> Vec<Cell> {
     };
     vec![
         style.cell(Tone::Strong, &seen.organization),
-        Cell::new(player.kind),
         style.cell(print::tone_of_state(&seen.state), &seen.state),
         Cell::new(format!("{} {left:>2}s", bar(left, TOKEN_LIFETIME.as_secs()))),
         Cell::new(player.refreshes),
         Cell::new(player.fetches),
+        Cell::new(player.kind),
         ends,
     ]
 }

@@ -13,6 +13,13 @@ use crate::cli::print;
 /// How often the bar moves although nothing happened.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How wide a terminal is taken to be that does not tell, in characters.
+const USUAL_WIDTH: usize = 80;
+/// What stands beside the bar, with counts of millions and a `^C`, in characters.
+const BESIDE_BAR: usize = 54;
+/// The longest bar, in characters.
+const MAX_BAR: usize = 32;
+
 /// Counts of an import, shared by all who work on it.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -55,12 +62,14 @@ impl Progress {
 
     fn drawn(length: Option<u64>, target: ProgressDrawTarget, tells: bool) -> Self {
         let bar = ProgressBar::with_draw_target(length, target);
+        // A line that wraps cannot be drawn over, also with the `^C` that the terminal adds to it.
+        let width = print::width_of_stderr().unwrap_or(USUAL_WIDTH).saturating_sub(BESIDE_BAR).clamp(4, MAX_BAR);
         let template = if length.is_some() {
-            "{bar:32} {binary_bytes}/{binary_total_bytes}  {msg}  {eta} left"
+            format!("{{bar:{width}}} {{percent:>3}} %  {{msg}}  {{eta}} left")
         } else {
-            "{spinner} {binary_bytes}  {msg}  {elapsed}"
+            "{spinner} {binary_bytes}  {msg}  {elapsed}".to_owned()
         };
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
         if !bar.is_hidden() {
@@ -106,6 +115,8 @@ impl Progress {
 
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
+        // Whoever still reads or sends must not draw it again.
+        self.bar.set_draw_target(ProgressDrawTarget::hidden());
     }
 
     fn show(&self) {

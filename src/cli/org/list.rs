@@ -15,6 +15,9 @@ use crate::{
     wire::Organization,
 };
 
+/// The width from which on labels are shown in the table.
+const WIDTH: usize = 100;
+
 /// Columns of the CSV, in order.
 const CSV_HEADER: &str = "organization,provider,kind,state,reason,since,paused,subject,access_token_expires_at,\
     refreshed_at,next_refresh_at,failures,granted_at,consent_expires_at,assumed,usage,last_fetched_at,labels";
@@ -95,11 +98,16 @@ impl Form {
                 }
             }
             Self::Table { now } => {
-                let mut table =
-                    out.table(["organization", "provider", "state", "token ends", "consent ends", "labels"]);
+                let header = ["organization", "provider", "state", "token ends", "consent ends", "labels"];
+                // What does not fit beside the rest is left to `org show`.
+                let narrow = out.size().is_some_and(|(columns, _)| columns < WIDTH);
+                let columns = if narrow { header.len() - 1 } else { header.len() };
+                let mut table = out.table(header.into_iter().take(columns));
                 for organization in page {
-                    table.add_row(row(organization, *now, out));
+                    table.add_row(row(organization, *now, out).into_iter().take(columns));
                 }
+                // State and labels are words, and may be broken between them.
+                print::keep_whole(&mut table, &[2, 5]);
                 out.show(&table)?;
             }
         }

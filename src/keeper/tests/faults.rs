@@ -52,7 +52,7 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
     let gate = world.issuer.closes();
     gate.add_permits(1);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("stored");
-    world.until(super::World::failing).await;
+    world.until(World::failing).await;
     let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
     let stopped = Arc::clone(&stop);
     let recovering = std::thread::spawn(move || {
