@@ -215,7 +215,8 @@ impl Running {
     }
 
     /// Puts another configuration in force: access rules at once; providers and refresh settings by a new keeper on
-    /// the same vault, after the old one's exchanges have ended. Callers are told `starting` for that moment.
+    /// the same vault, after the old one's exchanges have ended. Until then living tokens are served, and whoever wants
+    /// more is told `starting`.
     ///
     /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
     pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
@@ -225,7 +226,8 @@ impl Running {
             tracing::warn!(key, "changed, but only a restart puts it in force");
         }
         self.api.set_access(access(&config));
-        if let Some(keeper) = self.current.take() {
+        // The old keeper serves living tokens until the new one is there, and takes no other work any more.
+        if let Some(keeper) = self.current.get() {
             keeper.drain().await;
         }
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();

@@ -171,8 +171,8 @@ impl Shared {
 
     /// `"verify": false`: grant and organization in one commit; the queue exchanges it in its turn.
     async fn store_unproven(&self, mut grant: Grant, wanted: Wanted) -> Result<Enrolled, KeeperError> {
-        grant.organizations.push(wanted.organization.clone());
         let left = self.leave(&wanted.organization, None).await?;
+        take_over(&mut grant, &wanted.organization, left.as_ref());
         let record = self.organization_record(&wanted, grant.id)?;
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
         changes.extend(left.iter().flat_map(Left::changes));
@@ -194,7 +194,7 @@ impl Shared {
         let mut grant = self.read(slot)?.value;
         // Read before the commit: what fails after it would leave the slot behind the record.
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
-        grant.organizations.push(wanted.organization.clone());
+        take_over(&mut grant, &wanted.organization, left.as_ref());
         let organization = self.organization_record(&wanted, grant.id)?;
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
@@ -319,6 +319,13 @@ impl Shared {
             self.forget(slot);
         }
     }
+}
+
+/// Gives the grant the organization. An operator's pause of the grant that it had goes with it, unless the new one
+/// serves others already: nobody said that it is over.
+fn take_over(grant: &mut Grant, organization: &OrganizationId, left: Option<&Left>) {
+    grant.paused |= grant.organizations.is_empty() && left.is_some_and(|left| left.grant.paused);
+    grant.organizations.push(organization.clone());
 }
 
 /// A grant that an organization leaves; its record is held until that is published.

@@ -42,7 +42,7 @@ pub enum KeeperError {
         retry_after: Duration,
     },
     /// No living token, and the provider gives none now.
-    #[error("no living access token, and the provider gives none now ({reason})")]
+    #[error("the provider gives nothing now ({reason}), and without it this cannot be done")]
     ProviderUnavailable {
         /// The contract's word.
         reason: &'static str,
@@ -53,7 +53,7 @@ pub enum KeeperError {
     #[error("the vault cannot be used now: {0}")]
     VaultUnavailable(String),
     /// The index is not complete yet.
-    #[error("the worker is still starting")]
+    #[error("the worker is starting, stopping or taking a new configuration; try again soon")]
     Starting,
     /// The issuer refused the credential being enrolled.
     #[error("the issuer refused this credential: {0}")]

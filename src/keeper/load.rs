@@ -21,9 +21,8 @@ use crate::{
 pub(super) async fn load(shared: Arc<Shared>) {
     let mut failure = None;
     let reader = Arc::clone(&shared);
-    let (doubtful, read) = match tokio::task::spawn_blocking(move || reader.load_grants()).await {
-        Ok(loaded) => loaded,
-        Err(_) => return shared.load_failed("the loader died"),
+    let Ok((doubtful, read)) = tokio::task::spawn_blocking(move || reader.load_grants()).await else {
+        return shared.load_failed("the loader died");
     };
     failure = failure.or(read.err().map(|error| error.to_string()));
     for id in doubtful {

@@ -104,11 +104,6 @@ impl Current {
     pub fn set(&self, keeper: Option<Keeper>) {
         self.0.store(keeper.map(Arc::new));
     }
-
-    /// Takes the keeper out of force.
-    pub fn take(&self) -> Option<Arc<Keeper>> {
-        self.0.swap(None)
-    }
 }
 
 #[derive(Debug)]

@@ -133,6 +133,10 @@ impl Shared {
     /// Tells about a grant: one line in the log, correlated by organization.
     #[expect(clippy::unused_self, reason = "events are the keeper's own, wherever they are delivered to")]
     pub(super) fn tell(&self, grant: &Grant, notice: Notice) {
+        // Nobody has enrolled it yet, or ever will: whoever tries is told.
+        if grant.organizations.is_empty() {
+            return;
+        }
         let organization = grant.organizations.first().map_or("", |id| id.as_str());
         let others = grant.organizations.len().saturating_sub(1);
         let (provider, state) = (grant.provider.as_str(), grant.state.word());

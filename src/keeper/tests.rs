@@ -509,6 +509,16 @@ async fn a_pause_holds_for_the_grant_and_keeps_its_state() {
 }
 
 #[tokio::test]
+async fn a_pause_outlives_a_new_credential() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.keeper.set_paused(&org("a"), true).await.expect("paused");
+    assert!(world.enrol("a", "key-b").await.expect("replaced").organization.paused);
+    assert!(world.keeper.enrol(org("a"), unverified("key-c")).await.expect("replaced").organization.paused);
+    assert_eq!(code(world.fetch("a").await), Code::Paused);
+}
+
+#[tokio::test]
 async fn a_forced_refresh_names_the_rejected_token_and_is_bounded() {
     let world = World::new().await;
     world.enrol("a", "key-a").await.expect("enrolled");

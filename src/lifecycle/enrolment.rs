@@ -137,7 +137,7 @@ fn consent(enrolling: &Enrolling, provider: &ProviderConfig, now: Timestamp) -> 
     Ok(Consent {
         granted_at,
         expires_at,
-        assumed: enrolling.granted_at.is_none() && enrolling.expires_at.is_none() && expires_at.is_some(),
+        assumed: enrolling.granted_at.is_none() && enrolling.expires_at.is_none(),
         expected: enrolling.usage.unwrap_or(provider.usage),
         shown: None,
         grace,
