@@ -1,6 +1,9 @@
 //! One exchange: intent, call, commit, publish.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     KeeperError, Shared,
@@ -141,7 +144,8 @@ impl Shared {
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
             own_client: grant.client.is_some(),
-            grants: self.index.slot_count(),
+            candidate: grant.organizations.is_empty(),
+            grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
         });
         self.circuit_changed(slot.provider, change);
@@ -310,6 +314,7 @@ impl Shared {
         match change {
             None => {}
             Some(Change::Opened(reason)) => {
+                lane.froze();
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),

@@ -19,13 +19,11 @@ use crate::{
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
-    let mut failure = None;
     let reader = Arc::clone(&shared);
-    let (doubtful, read) = match tokio::task::spawn_blocking(move || reader.load_grants()).await {
-        Ok(loaded) => loaded,
-        Err(_) => return shared.load_failed("the loader died"),
+    let Ok((doubtful, read)) = tokio::task::spawn_blocking(move || reader.load_grants()).await else {
+        return shared.load_failed("the loader died");
     };
-    failure = failure.or(read.err().map(|error| error.to_string()));
+    let mut failure = read.err().map(|error| error.to_string());
     for id in doubtful {
         if shared.stopping.is_cancelled() {
             return;
@@ -166,6 +164,7 @@ impl Shared {
             self.index.count_subject(provider, subject, false);
             return;
         }
+        self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
         self.index.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }

@@ -1,6 +1,9 @@
 //! What operators do: list, show, remove, pause, status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{Keeper, KeeperError, Shared, index::Entry, slot::Slot};
 use crate::{
@@ -199,6 +202,7 @@ impl Shared {
         }
         self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
+        self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
         self.index.remove_slot(slot);
     }
 }
