@@ -17,6 +17,15 @@ const MAX_REFUSALS: usize = 100_000;
 const RECENTLY: Duration = Duration::from_mins(5);
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 const LAST_PROBE: Duration = Duration::from_secs(30);
+/// How long mass refusals freeze a provider at least where nothing harmless can show that they are over; doubled each
+/// time that they were not, up to the longest.
+const FIRST_REST: Duration = Duration::from_secs(30);
+const LAST_REST: Duration = Duration::from_mins(15);
+
+/// Why a provider is frozen, in the contract's words.
+const REFUSED: &str = "refused";
+pub(super) const CLIENT_REFUSED: &str = "client_refused";
+const UNAVAILABLE: &str = "provider_unavailable";
 
 /// Whether one cause fails all grants of a provider at once (rule 9 of the design): then nothing more is declared,
 /// one alarm is raised, and single probes find out when it is over.
@@ -30,6 +39,10 @@ struct CircuitState {
     open: Option<Open>,
     silent: u32,
     refused: VecDeque<(Duration, u64)>,
+    /// Mass refusals froze it, and no grant has been answered well since: the next refusal freezes it again.
+    on_trial: bool,
+    /// How often in a row that happened.
+    relapses: u32,
     /// The last good exchanges of two different grants, the newest first.
     good: [Option<(Duration, GrantId)>; 2],
 }
@@ -37,6 +50,7 @@ struct CircuitState {
 #[derive(Debug, Clone, Copy)]
 struct Open {
     reason: &'static str,
+    since: Duration,
     next_probe: Duration,
     probes: u32,
 }
@@ -59,6 +73,8 @@ pub(super) struct Observation<'a> {
     pub(super) subject: u64,
     /// It has client credentials of its own, so that their refusal says nothing of the provider's.
     pub(super) own_client: bool,
+    /// It is only being enrolled and serves nobody: that it is refused is the business of whoever enrols it.
+    pub(super) candidate: bool,
     /// How many grants the provider has.
     pub(super) grants: usize,
     /// The boot-time clock.
@@ -69,35 +85,63 @@ impl Circuit {
     /// Takes note of an outcome.
     pub(super) fn observe(&self, seen: &Observation<'_>) -> Option<Change> {
         let mut state = self.lock();
+        // With another client, an answer tells nothing of the one that is refused.
+        let tells = !(seen.own_client && state.is_open_for(CLIENT_REFUSED));
         match seen.outcome {
             ExchangeOutcome::Granted(_) => {
                 state.note_good(seen.boot, seen.grant);
-                state.close()
+                if tells { state.close() } else { None }
             }
             ExchangeOutcome::Refused { .. } => {
                 // The issuer is there and knows us: a probe that is refused is as good as one that is granted.
-                let only_refusals = state.open.is_none_or(|open| open.reason != "refused");
-                let closed = if only_refusals { state.close() } else { None };
-                if state.note_refusal(seen) { state.open("refused", seen.boot).or(closed) } else { closed }
+                let closed = if tells && !state.is_open_for(REFUSED) { state.close() } else { None };
+                let many = !seen.candidate && state.note_refusal(seen);
+                if many { state.open(REFUSED, seen.boot).or(closed) } else { closed }
             }
-            ExchangeOutcome::ClientRefused { .. } if seen.own_client => None,
-            ExchangeOutcome::ClientRefused { .. } => state.open("client_refused", seen.boot),
+            ExchangeOutcome::ClientRefused { .. } if seen.own_client => {
+                state.silent = 0;
+                None
+            }
+            ExchangeOutcome::ClientRefused { .. } => state.open(CLIENT_REFUSED, seen.boot),
             ExchangeOutcome::RateLimited { .. } => None,
             ExchangeOutcome::Unavailable { .. } | ExchangeOutcome::NotSent { .. } | ExchangeOutcome::Unknown { .. } => {
                 state.silent = state.silent.saturating_add(1);
-                if state.silent >= SILENT_IN_ROW { state.open("provider_unavailable", seen.boot) } else { None }
+                if state.silent >= SILENT_IN_ROW { state.open(UNAVAILABLE, seen.boot) } else { None }
             }
         }
     }
 
-    /// A probe that was no exchange of a grant: whether the provider is well.
-    pub(super) fn probed(&self, well: bool) -> Option<Change> {
-        if well { self.lock().close() } else { None }
+    /// Takes note of a probe with a made-up credential, which a provider that is well refuses as such.
+    ///
+    /// That our client is refused shows at least that the provider answers. Mass refusals are not shown to be over by
+    /// one more refusal: after a rest the provider is given another trial, which ends with the next refusal.
+    pub(super) fn probed(&self, outcome: &ExchangeOutcome, boot: Duration) -> Option<Change> {
+        let mut state = self.lock();
+        let open = state.open?;
+        match (open.reason, outcome) {
+            (REFUSED, ExchangeOutcome::Refused { .. }) => state.give_trial(open, boot),
+            (UNAVAILABLE, ExchangeOutcome::ClientRefused { .. })
+            | (_, ExchangeOutcome::Refused { .. } | ExchangeOutcome::Granted(_)) => state.close(),
+            _ => None,
+        }
+    }
+
+    /// Takes note of a probe that asked with no credential at all, which tells about an outage and nothing else; after
+    /// mass refusals there is nothing better than a trial.
+    pub(super) fn reached(&self, reached: bool, boot: Duration) -> Option<Change> {
+        let mut state = self.lock();
+        let open = state.open.filter(|_| reached)?;
+        if open.reason == REFUSED { state.give_trial(open, boot) } else { state.close() }
     }
 
     /// Why the provider is frozen; `None` while all is well.
     pub(super) fn frozen(&self) -> Option<&'static str> {
         self.lock().open.map(|open| open.reason)
+    }
+
+    /// Why a grant's exchanges are frozen: not for what only concerns the provider's client where it has its own.
+    pub(super) fn frozen_for(&self, own_client: bool) -> Option<&'static str> {
+        self.frozen().filter(|reason| !(own_client && *reason == CLIENT_REFUSED))
     }
 
     /// While frozen: how long until the next probe, which counts as made when this says zero.
@@ -128,14 +172,30 @@ impl CircuitState {
         if self.open.is_some() {
             return None;
         }
-        self.open = Some(Open { reason, next_probe: boot + FIRST_PROBE, probes: 0 });
+        self.open = Some(Open { reason, since: boot, next_probe: boot + FIRST_PROBE, probes: 0 });
         Some(Change::Opened(reason))
+    }
+
+    fn is_open_for(&self, reason: &str) -> bool {
+        self.open.is_some_and(|open| open.reason == reason)
+    }
+
+    /// Closes after mass refusals once they have rested, with what is remembered of them.
+    fn give_trial(&mut self, open: Open, boot: Duration) -> Option<Change> {
+        let rest = (FIRST_REST * (1 << self.relapses.min(10))).min(LAST_REST);
+        if boot.saturating_sub(open.since) < rest {
+            return None;
+        }
+        self.open = None;
+        self.on_trial = true;
+        self.relapses = self.relapses.saturating_add(1);
+        Some(Change::Closed)
     }
 
     fn close(&mut self) -> Option<Change> {
         self.silent = 0;
         let open = self.open.take()?;
-        if open.reason == "refused" {
+        if open.reason == REFUSED {
             // What was refused before the freeze was its cause; it is not held against the provider again.
             self.refused.clear();
         }
@@ -143,6 +203,10 @@ impl CircuitState {
     }
 
     fn note_good(&mut self, boot: Duration, grant: GrantId) {
+        if std::mem::take(&mut self.on_trial) {
+            self.refused.clear();
+        }
+        self.relapses = 0;
         if self.good[0].is_some_and(|(_, last)| last != grant) {
             self.good[1] = self.good[0];
         }
@@ -157,6 +221,9 @@ impl CircuitState {
         }
         if self.refused.len() < MAX_REFUSALS {
             self.refused.push_back((seen.boot, seen.subject));
+        }
+        if std::mem::take(&mut self.on_trial) {
+            return true;
         }
         let limit = MANY_REFUSALS.max(seen.grants / 100);
         if self.refused.len() <= limit {
@@ -177,6 +244,7 @@ mod tests {
             grant: GrantId::from_bytes([grant; 16]),
             subject: grant.into(),
             own_client: false,
+            candidate: false,
             grants: 10,
             boot: Duration::from_secs(at),
         })
@@ -225,6 +293,7 @@ mod tests {
             grant: GrantId::from_bytes([1; 16]),
             subject: 1,
             own_client: true,
+            candidate: false,
             grants: 1,
             boot: Duration::ZERO,
         };
@@ -272,7 +341,67 @@ mod tests {
             let wait = circuit.until_probe(at(5000));
             assert!(wait <= LAST_PROBE);
         }
-        assert_eq!(circuit.probed(false), None);
-        assert_eq!(circuit.probed(true), Some(Change::Closed));
+        assert_eq!(circuit.probed(&silence(), at(5000)), None);
+        assert_eq!(circuit.probed(&refused(), at(5000)), Some(Change::Closed));
+    }
+
+    #[test]
+    fn a_refused_probe_does_not_show_that_mass_refusals_are_over() {
+        let circuit = Circuit::default();
+        let at = Duration::from_secs;
+        for grant in 1..=4 {
+            observe(&circuit, &refused(), grant, 0);
+        }
+        assert_eq!(circuit.probed(&refused(), at(2)), None);
+        assert_eq!(circuit.probed(&silence(), at(40)), None);
+        assert_eq!(circuit.probed(&refused(), at(40)), Some(Change::Closed), "a trial after a rest");
+        assert_eq!(observe(&circuit, &refused(), 5, 41), Some(Change::Opened("refused")), "which one refusal ends");
+        assert_eq!(circuit.probed(&refused(), at(41 + 59)), None, "the next rest is longer");
+        assert_eq!(circuit.probed(&refused(), at(41 + 60)), Some(Change::Closed));
+        assert_eq!(observe(&circuit, &granted(), 6, 102), None);
+        assert_eq!(observe(&circuit, &refused(), 7, 103), None, "well again");
+    }
+
+    #[test]
+    fn an_issuer_that_refuses_the_probes_client_is_there_all_the_same() {
+        let circuit = Circuit::default();
+        for _ in 0..3 {
+            observe(&circuit, &silence(), 1, 0);
+        }
+        let outcome = ExchangeOutcome::ClientRefused { detail: String::new() };
+        assert_eq!(circuit.probed(&outcome, Duration::from_secs(2)), Some(Change::Closed));
+        observe(&circuit, &outcome, 1, 3);
+        assert_eq!(circuit.probed(&outcome, Duration::from_secs(6)), None);
+        assert_eq!(circuit.probed(&refused(), Duration::from_secs(6)), Some(Change::Closed));
+    }
+
+    #[test]
+    fn a_grant_with_a_client_of_its_own_tells_nothing_of_the_providers() {
+        let circuit = Circuit::default();
+        observe(&circuit, &ExchangeOutcome::ClientRefused { detail: String::new() }, 1, 0);
+        for outcome in [granted(), refused()] {
+            let own = Observation {
+                outcome: &outcome,
+                grant: GrantId::from_bytes([2; 16]),
+                subject: 2,
+                own_client: true,
+                candidate: false,
+                grants: 10,
+                boot: Duration::from_secs(1),
+            };
+            assert_eq!(circuit.observe(&own), None);
+        }
+        assert_eq!((circuit.frozen_for(true), circuit.frozen_for(false)), (None, Some("client_refused")));
+        assert_eq!(observe(&circuit, &granted(), 3, 2), Some(Change::Closed));
+    }
+
+    #[test]
+    fn where_there_is_no_client_to_probe_with_being_reached_is_enough() {
+        let circuit = Circuit::default();
+        for _ in 0..3 {
+            observe(&circuit, &silence(), 1, 0);
+        }
+        assert_eq!(circuit.reached(false, Duration::from_secs(2)), None);
+        assert_eq!(circuit.reached(true, Duration::from_secs(6)), Some(Change::Closed));
     }
 }

@@ -144,7 +144,7 @@ impl Shared {
         );
         let grant = grant.map_err(|error| KeeperError::BadRequest(error.to_string().into()))?;
         if wanted.verify
-            && let Some(reason) = lane.circuit.frozen()
+            && let Some(reason) = lane.circuit.frozen_for(grant.client.is_some())
         {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: Duration::from_secs(5) });
         }

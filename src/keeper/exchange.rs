@@ -145,6 +145,7 @@ impl Shared {
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
             own_client: grant.client.is_some(),
+            candidate: grant.organizations.is_empty(),
             grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
         });
@@ -314,6 +315,7 @@ impl Shared {
         match change {
             None => {}
             Some(Change::Opened(reason)) => {
+                lane.froze();
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),

@@ -86,8 +86,8 @@ impl Shared {
 
     fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
         let now = self.now();
-        let frozen = self.lane(slot).circuit.frozen();
-        let standing = slot.brief().standing(now, frozen);
+        let brief = slot.brief();
+        let standing = brief.standing(now, self.lane(slot).circuit.frozen_for(brief.own_client));
         serve(&standing, now.wall, min_ttl)
     }
 

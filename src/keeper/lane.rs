@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint};
 
+/// How many of those who wait are looked at to find one that fits.
+const LOOK_AT: usize = 1000;
+
 /// One provider in the keeper: its endpoint, its rules, and the queue of grants that want an exchange there.
 pub(super) struct Lane {
     pub(super) name: ProviderName,
@@ -23,7 +26,7 @@ pub(super) struct Lane {
     pub(super) budget: Budget,
     pub(super) circuit: Circuit,
     pub(super) permits: Arc<Semaphore>,
-    /// How many grants it has.
+    /// How many slots it has.
     pub(super) grants: AtomicUsize,
     queue: Mutex<BTreeMap<Place, Queued>>,
     arrived: Notify,
@@ -129,7 +132,6 @@ impl Lane {
 
     /// The most urgent grant for which `fits` holds, among the first thousand.
     pub(super) fn take(&self, fits: impl Fn(&Slot) -> bool) -> Option<Queued> {
-        const LOOK_AT: usize = 1000;
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let place = *queue.iter().take(LOOK_AT).find(|(_, queued)| fits(&queued.slot))?.0;
         let queued = queue.remove(&place)?;
@@ -137,15 +139,26 @@ impl Lane {
         Some(queued)
     }
 
+    /// Whether [`take`](Self::take) would find one.
+    pub(super) fn has(&self, fits: impl Fn(&Slot) -> bool) -> bool {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.values().take(LOOK_AT).any(|queued| fits(&queued.slot))
+    }
+
     /// How many wait.
     pub(super) fn waiting(&self) -> usize {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Waits until somebody waits.
-    pub(super) async fn somebody_waits(&self) {
-        while self.waiting() == 0 {
+    /// Waits until there is something to do: somebody waits, or the provider is frozen and has to be probed.
+    pub(super) async fn something_to_do(&self) {
+        while self.waiting() == 0 && self.circuit.frozen().is_none() {
             self.arrived.notified().await;
         }
+    }
+
+    /// The circuit has opened: [`something_to_do`](Self::something_to_do) looks again.
+    pub(super) fn froze(&self) {
+        self.arrived.notify_one();
     }
 }

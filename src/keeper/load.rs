@@ -19,12 +19,11 @@ use crate::{
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
-    let mut failure = None;
     let reader = Arc::clone(&shared);
     let Ok((doubtful, read)) = tokio::task::spawn_blocking(move || reader.load_grants()).await else {
         return shared.load_failed("the loader died");
     };
-    failure = failure.or(read.err().map(|error| error.to_string()));
+    let mut failure = read.err().map(|error| error.to_string());
     for id in doubtful {
         if shared.stopping.is_cancelled() {
             return;

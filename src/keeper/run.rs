@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Shared,
+    circuit::CLIENT_REFUSED,
     lane::{InFlight, Lane, Queued},
     load,
     slot::{Slot, Urgency},
@@ -11,8 +12,9 @@ use super::{
 };
 use crate::{
     clock::Now,
+    config::Kind,
     lifecycle::warm,
-    model::{Credential, ExchangeOutcome, Secret, State},
+    model::{Credential, Secret, State},
     provider::Exchange,
 };
 
@@ -147,11 +149,19 @@ impl Shared {
 async fn dispatch(shared: Arc<Shared>, number: usize) {
     let lane = &shared.lanes[number];
     let provider = u16::try_from(number).unwrap_or(u16::MAX);
+    let thawed = |slot: &Slot| lane.circuit.frozen_for(slot.brief().own_client).is_none();
     loop {
-        lane.somebody_waits().await;
+        lane.something_to_do().await;
         if lane.circuit.frozen().is_some() {
-            probe(&shared, lane, provider).await;
-            continue;
+            let wait = lane.circuit.until_probe(shared.now().boot);
+            if wait.is_zero() {
+                probe(&shared, lane, provider).await;
+                continue;
+            }
+            if !lane.has(thawed) {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
         }
         if let Err(wait) = lane.budget.take() {
             tokio::time::sleep(wait.min(super::timers::LONGEST_SLEEP)).await;
@@ -159,10 +169,7 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         }
         let Ok(permit) = Arc::clone(&lane.permits).acquire_owned().await else { return };
         // The freeze may have come while this waited for its turn.
-        if lane.circuit.frozen().is_some() {
-            continue;
-        }
-        let Some(Queued { slot, in_flight }) = lane.take(|_| true) else { continue };
+        let Some(Queued { slot, in_flight }) = lane.take(thawed) else { continue };
         let exchange = Arc::clone(&shared).exchange(slot, in_flight);
         shared.tasks.spawn(async move {
             exchange.await;
@@ -172,21 +179,26 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
 }
 
 /// While a provider is frozen: one probe at a time with what cannot be harmed. An API key or a re-use token that
-/// waits anyway; else a made-up token, which a provider that is well refuses as such. Never a one-time token.
+/// waits anyway; else a made-up credential, which a provider that is well refuses as such. Never a one-time token.
 async fn probe(shared: &Arc<Shared>, lane: &Lane, provider: u16) {
-    let wait = lane.circuit.until_probe(shared.now().boot);
-    if !wait.is_zero() {
-        tokio::time::sleep(wait).await;
-        return;
-    }
-    if let Some(Queued { slot, in_flight }) = lane.take(harmless) {
+    let Some(reason) = lane.circuit.frozen() else { return };
+    if let Some(Queued { slot, in_flight }) = lane.take(|slot| harmless(slot) && tells_of(reason, slot)) {
         run_probe(shared, slot, in_flight).await;
         return;
     }
-    let made_up = Credential::RefreshToken(Secret::new("consentry-probe"));
+    if lane.config.client_secret_file.is_none() && lane.config.kind != Kind::Oauth2 {
+        // Each of its grants has a client of its own: there is none to ask as, but whether it can be reached can be told.
+        let reached = lane.endpoint.reachable().await.is_ok();
+        shared.circuit_changed(provider, lane.circuit.reached(reached, shared.now().boot));
+        return;
+    }
+    let made_up = Secret::new("consentry-probe");
+    let made_up = match lane.config.kind {
+        Kind::DineroPersonal => Credential::ApiKey(made_up),
+        Kind::VismaConnect | Kind::Oauth2 => Credential::RefreshToken(made_up),
+    };
     let outcome = lane.endpoint.exchange(Exchange { credential: &made_up, client: None, fresh_connection: true }).await;
-    let well = matches!(outcome, ExchangeOutcome::Refused { .. });
-    shared.circuit_changed(provider, lane.circuit.probed(well));
+    shared.circuit_changed(provider, lane.circuit.probed(&outcome, shared.now().boot));
 }
 
 /// The probe is a task of its own like every exchange, so that nothing cancels it half-way.
@@ -200,6 +212,12 @@ async fn run_probe(shared: &Arc<Shared>, slot: Arc<Slot>, in_flight: InFlight) {
 fn harmless(slot: &Slot) -> bool {
     let brief = slot.brief();
     !brief.one_time && !brief.paused && brief.state != State::Lost
+}
+
+/// Whether its exchange says something about what froze the provider: one with a client of its own says nothing about
+/// a refused client, and is not frozen by it.
+fn tells_of(reason: &str, slot: &Slot) -> bool {
+    reason != CLIENT_REFUSED || !slot.brief().own_client
 }
 
 #[cfg(test)]

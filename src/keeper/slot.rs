@@ -71,6 +71,7 @@ pub(super) enum Urgency {
 
 /// What is remembered of a stored grant.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the stored grant")]
 pub(super) struct Brief {
     /// The commit that wrote the record: the engine must not give an older one.
     pub(super) sequence: u64,
@@ -78,6 +79,8 @@ pub(super) struct Brief {
     pub(super) since: Timestamp,
     pub(super) paused: bool,
     pub(super) one_time: bool,
+    /// It has client credentials of its own.
+    pub(super) own_client: bool,
     pub(super) access: Option<BriefAccess>,
     /// When the grant is due on the wall clock.
     pub(super) due: Option<Timestamp>,
@@ -235,6 +238,7 @@ impl Brief {
             since: grant.since,
             paused: grant.paused,
             one_time: grant.is_one_time(),
+            own_client: grant.client.is_some(),
             access,
             due,
             refreshed_at: grant.refreshed_at,

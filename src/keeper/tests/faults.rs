@@ -179,3 +179,57 @@ async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmles
     world.keeper.sweep();
     world.until(|world| world.sent("one-1-one-a") == 2).await;
 }
+
+#[tokio::test]
+async fn refused_candidates_do_not_freeze_a_provider_for_those_who_come_after() {
+    let world = World::new().await;
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(code(world.enrol(name, &format!("dead-{name}")).await), Code::Refused);
+    }
+    assert!(world.enrol("g", "key-g").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_frozen_provider_is_probed_though_nobody_waits_for_it() {
+    let world = World::new().await;
+    world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
+    assert_eq!(code(world.enrol("a", "key-a").await), Code::ProviderUnavailable);
+    world
+        .until(|world| {
+            world.clock.advance(Duration::from_millis(100));
+            world.keeper.shared.lanes[0].circuit.frozen().is_none()
+        })
+        .await;
+    assert!(world.enrol("a", "key-a").await.is_ok());
+}
+
+#[tokio::test]
+async fn how_many_refusals_are_many_depends_on_the_providers_own_grants() {
+    let small = ProviderConfig { name: "small".parse().expect("valid"), ..provider_config() };
+    let world = World::of(KeepWarm::Always, vec![provider_config(), small]).await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    let body = Enrolment { provider: "small".parse().expect("valid"), ..enrolment("key-c") };
+    world.keeper.enrol(org("c"), body).await.expect("enrolled");
+    let grants = |lane: usize| world.keeper.shared.lanes[lane].grants.load(Ordering::Relaxed);
+    assert_eq!((grants(0), grants(1)), (2, 1));
+    world.keeper.remove(&org("a"), false).await.expect("removed");
+    assert_eq!((grants(0), grants(1)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_grant_with_a_client_of_its_own_goes_on_while_the_providers_is_refused() {
+    let world = World::new().await;
+    let own = |secret: &str| Enrolment {
+        client_id: Some("own".into()),
+        client_secret: Some(Secret::new("secret")),
+        ..enrolment(secret)
+    };
+    world.keeper.enrol(org("a"), own("key-a")).await.expect("enrolled");
+    world.enrol("b", "one-b").await.expect("enrolled");
+    world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
+    assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::ProviderUnavailable);
+    assert!(world.keeper.refresh(&org("a"), None).await.is_ok());
+    assert_eq!(world.keeper.shared.lanes[0].circuit.frozen(), Some("client_refused"));
+    assert!(world.keeper.enrol(org("c"), own("key-c")).await.is_ok());
+}
