@@ -2,14 +2,16 @@
 
 CARGO ?= cargo
 FOR ?=
+NAME ?=
 OIDC := tests/peers/oidc
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint fmt clippy deny doc
+.PHONY: help demo test peers bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
 	@echo 'make test            every test, real peers included; fetches what they need'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -17,6 +19,10 @@ demo:
 
 test: peers
 	$(CARGO) test --locked
+
+# In release; each prints a table and writes target/bench/NAME.json.
+bench:
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory)
 
 # What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
 peers: $(OIDC)/node_modules/.package-lock.json

@@ -234,28 +234,34 @@ impl Shared {
         organization: &OrganizationId,
         new: Option<&Arc<Slot>>,
     ) -> Result<Option<Left>, KeeperError> {
-        let Some(entry) = self.index.find(organization) else { return Ok(None) };
-        let old = Arc::clone(&entry.slot);
-        if new.is_some_and(|new| Arc::ptr_eq(new, &old)) {
-            return Ok(None);
+        loop {
+            let Some(entry) = self.index.find(organization) else { return Ok(None) };
+            let old = Arc::clone(&entry.slot);
+            if new.is_some_and(|new| Arc::ptr_eq(new, &old)) {
+                return Ok(None);
+            }
+            // A grant that goes with its last organization: its exchange ends first, so that no answer is orphaned.
+            let flight = old.lock().flight.clone();
+            if let Some(flight) = flight.filter(|_| old.brief().organizations <= 1) {
+                let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
+            }
+            let (mut new_record, first) = match new {
+                Some(new) if new.id < old.id => (Some(Arc::clone(&new.record).lock_owned().await), true),
+                _ => (None, false),
+            };
+            let record = Arc::clone(&old.record).lock_owned().await;
+            if let (Some(new), false) = (new, first) {
+                new_record = Some(Arc::clone(&new.record).lock_owned().await);
+            }
+            // While this waited, the organization may have been removed or moved by somebody else.
+            if !self.index.find(organization).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &old)) {
+                continue;
+            }
+            let mut grant = self.read(&old)?.value;
+            let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+            grant.organizations.retain(|other| other != organization);
+            return Ok(Some(Left { slot: old, grant, intent, new_record, _record: record }));
         }
-        // A grant that goes with its last organization: its exchange ends first, so that no answer is orphaned.
-        let flight = old.lock().flight.clone();
-        if let Some(flight) = flight.filter(|_| old.brief().organizations <= 1) {
-            let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
-        }
-        let (mut new_record, first) = match new {
-            Some(new) if new.id < old.id => (Some(Arc::clone(&new.record).lock_owned().await), true),
-            _ => (None, false),
-        };
-        let record = Arc::clone(&old.record).lock_owned().await;
-        if let (Some(new), false) = (new, first) {
-            new_record = Some(Arc::clone(&new.record).lock_owned().await);
-        }
-        let mut grant = self.read(&old)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
-        grant.organizations.retain(|other| other != organization);
-        Ok(Some(Left { slot: old, grant, intent, new_record, _record: record }))
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.

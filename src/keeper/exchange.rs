@@ -1,6 +1,9 @@
 //! One exchange: intent, call, commit, publish.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     KeeperError, Shared,
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, Fleet, exchange_ended},
+    lifecycle::{self, Ended, exchange_ended},
     model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
     vault::{Change as VaultChange, Stray},
@@ -41,6 +44,7 @@ impl Shared {
             Ok(prepared) => prepared,
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
+                    self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
                     self.hold_back(slot);
                 }
                 return Err(error);
@@ -80,9 +84,11 @@ impl Shared {
             State::Lost => return Err(lost(&grant)),
             State::InDoubt(reason) => {
                 let policy = &self.lane(slot).policy;
-                let fleet = Fleet { shares_subject: self.shares_subject(slot, &grant) };
+                let fleet = self.fleet(slot.provider, &grant);
                 let due = lifecycle::due(&grant, open.as_ref(), policy, fleet, now, self.clock.boot_id(), 0.0);
                 if due.is_none_or(|due| due > now.wall) {
+                    // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
+                    self.amend_brief(slot, now, |brief| brief.due = due);
                     return Err(in_doubt(reason, &grant));
                 }
             }
@@ -126,11 +132,6 @@ impl Shared {
         Ok(())
     }
 
-    fn shares_subject(&self, slot: &Slot, grant: &Grant) -> bool {
-        let hash = grant.subject.as_deref().map(subject_hash);
-        hash.is_none_or(|hash| self.index.living_grants_of(slot.provider, hash) > 1)
-    }
-
     fn observe(&self, lane: &Lane, slot: &Slot, prepared: &Prepared, outcome: &ExchangeOutcome, started: Duration) {
         let now = self.now();
         let took = now.boot.saturating_sub(started);
@@ -144,7 +145,7 @@ impl Shared {
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
             own_client: grant.client.is_some(),
-            grants: self.index.slot_count(),
+            grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
         });
         self.circuit_changed(slot.provider, change);

@@ -5,12 +5,11 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use super::{
     Keeper, KeeperError, Shared,
     index::Entry,
-    lane::Urgency,
-    slot::{CachedToken, Slot},
+    slot::{CachedToken, Slot, Urgency},
 };
 use crate::{
     clock::Now,
-    lifecycle::{MAX_RETRY_AFTER, ServeVerdict, serve},
+    lifecycle::{MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, serve},
     model::{AccessToken, OrganizationId, State},
     wire,
 };
@@ -40,21 +39,8 @@ impl Keeper {
                 shared.serve(&entry, degraded)
             }
             ServeVerdict::Refresh => {
-                let exchanged = shared.exchange_and_wait(&entry.slot).await;
-                // A token that lives but is shorter than wished is still better than none.
-                match shared.decide(&entry.slot, min_ttl) {
-                    ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
-                    ServeVerdict::Refresh => match shared.decide(&entry.slot, Duration::ZERO) {
-                        ServeVerdict::Serve { degraded } => {
-                            shared.serve(&entry, degraded.or(exchanged.err().map(|_| "provider_unavailable")))
-                        }
-                        verdict => Err(exchanged.err().unwrap_or_else(|| shared.refusal(&entry.slot, verdict))),
-                    },
-                    verdict => Err(match exchanged {
-                        Err(error @ KeeperError::VaultUnavailable(_)) => error,
-                        _ => shared.refusal(&entry.slot, verdict),
-                    }),
-                }
+                let exchanged = shared.exchange_for_caller(&entry.slot).await;
+                shared.after_exchange(&entry, min_ttl, exchanged)
             }
             verdict => Err(shared.refusal(&entry.slot, verdict)),
         }
@@ -78,7 +64,7 @@ impl Keeper {
             refusal => return Err(shared.refusal(slot, refusal)),
         }
         shared.may_force(slot)?;
-        shared.exchange_and_wait(slot).await?;
+        shared.exchange_for_caller(slot).await?;
         match shared.decide(slot, Duration::ZERO) {
             ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
             verdict => Err(shared.refusal(slot, verdict)),
@@ -162,6 +148,37 @@ impl Shared {
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {
             self.lane(slot).enqueue(slot, Urgency::Fetched);
         }
+    }
+
+    /// What a fetch gets after the exchange that it waited for. A token that lives but is shorter than wished is still
+    /// better than none.
+    fn after_exchange(
+        &self,
+        entry: &Entry,
+        min_ttl: Duration,
+        exchanged: Result<(), KeeperError>,
+    ) -> Result<Served, KeeperError> {
+        let failed = exchanged.as_ref().err().map(|_| "provider_unavailable");
+        for wished in [min_ttl, Duration::ZERO] {
+            match (self.decide(&entry.slot, wished), &exchanged) {
+                (ServeVerdict::Serve { degraded }, _) => return self.serve(entry, degraded.or(failed)),
+                (ServeVerdict::Refresh, _) => {}
+                (_, Err(error @ KeeperError::VaultUnavailable(_))) => return Err(error.clone()),
+                (verdict, _) => return Err(self.refusal(&entry.slot, verdict)),
+            }
+        }
+        exchanged.and_then(|()| Err(self.refusal(&entry.slot, ServeVerdict::Refresh)))
+    }
+
+    /// As [`exchange_and_wait`](Self::exchange_and_wait), for one who fetches: a refused credential is his operator's
+    /// concern, and for him no more than a provider that gives nothing.
+    async fn exchange_for_caller(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
+        self.exchange_and_wait(slot).await.map_err(|error| match error {
+            KeeperError::Refused(_) => {
+                KeeperError::ProviderUnavailable { reason: "refused", retry_after: REFUSED_INTERVAL }
+            }
+            error => error,
+        })
     }
 
     /// Queues an exchange before all that nobody waits for, and waits for its end, bounded.

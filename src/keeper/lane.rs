@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
 };
 
 use tokio::sync::{Notify, Semaphore};
@@ -9,15 +9,10 @@ use super::{
     KeeperError,
     budget::Budget,
     circuit::Circuit,
-    slot::{Flight, FlightEnd, Slot},
+    slot::{Flight, FlightEnd, Place, Slot, Urgency},
     timers::boot_millis,
 };
-use crate::{
-    config::ProviderConfig,
-    lifecycle::Policy,
-    model::{GrantId, ProviderName},
-    provider::TokenEndpoint,
-};
+use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint};
 
 /// One provider in the keeper: its endpoint, its rules, and the queue of grants that want an exchange there.
 pub(super) struct Lane {
@@ -28,27 +23,10 @@ pub(super) struct Lane {
     pub(super) budget: Budget,
     pub(super) circuit: Circuit,
     pub(super) permits: Arc<Semaphore>,
+    /// How many grants it has.
+    pub(super) grants: AtomicUsize,
     queue: Mutex<BTreeMap<Place, Queued>>,
     arrived: Notify,
-}
-
-/// A place in a queue: the smallest goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    urgency: Urgency,
-    lapses: u64,
-    grant: GrantId,
-}
-
-/// How soon a grant should have its turn; the budget goes to the first ones first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Urgency {
-    /// A caller waits for it.
-    Awaited,
-    /// It was fetched lately.
-    Fetched,
-    /// Neither.
-    Idle,
 }
 
 /// A grant that waits for its exchange, with the end that tells those who wait for it.
@@ -116,6 +94,7 @@ impl Lane {
             budget,
             circuit: Circuit::default(),
             permits: Arc::new(Semaphore::new(concurrency)),
+            grants: AtomicUsize::new(0),
             queue: Mutex::default(),
             arrived: Notify::new(),
         }

@@ -1,7 +1,7 @@
 //! From the vault into memory: everything in the background, and at once the organization that is asked for.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -16,29 +16,38 @@ use crate::{
     vault::{Change, Stored, VaultError},
 };
 
-/// Reads every grant and organization; readiness and whatever needs the whole follow.
+/// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
+/// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
+    let mut failure = None;
     let reader = Arc::clone(&shared);
-    let read = tokio::task::spawn_blocking(move || reader.load_everything()).await;
-    let doubtful = match read {
-        Ok(Ok(doubtful)) => doubtful,
-        Ok(Err(error)) => return shared.load_failed(&error.to_string()),
+    let (doubtful, read) = match tokio::task::spawn_blocking(move || reader.load_grants()).await {
+        Ok(loaded) => loaded,
         Err(_) => return shared.load_failed("the loader died"),
     };
-    for stored in doubtful {
-        if let Err(error) = shared.make_slot(stored).await {
-            return shared.load_failed(&error.to_string());
+    failure = failure.or(read.err().map(|error| error.to_string()));
+    for id in doubtful {
+        if shared.stopping.is_cancelled() {
+            return;
+        }
+        if let Err(error) = shared.make_slot(id).await {
+            failure = failure.or(Some(error.to_string()));
         }
     }
     // Organizations come last: each finds its grant's slot made.
     let reader = Arc::clone(&shared);
-    match tokio::task::spawn_blocking(move || reader.load_organizations()).await {
-        Ok(Ok(organizations)) => {
-            shared.loaded.store(true, Ordering::Release);
-            tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
-        }
-        Ok(Err(error)) => shared.load_failed(&error.to_string()),
-        Err(_) => shared.load_failed("the loader died"),
+    let organizations = match tokio::task::spawn_blocking(move || reader.load_organizations()).await {
+        Ok(Ok(organizations)) => organizations,
+        Ok(Err(error)) => return shared.load_failed(&failure.unwrap_or_else(|| error.to_string())),
+        Err(_) => return shared.load_failed("the loader died"),
+    };
+    if let Some(failure) = failure {
+        return shared.load_failed(&failure);
+    }
+    if !shared.stopping.is_cancelled() {
+        shared.loaded.store(true, Ordering::Release);
+        tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        shared.reconsider_doubts().await;
     }
 }
 
@@ -52,32 +61,37 @@ impl Shared {
         let _ = self.load_failure.set(why.to_owned());
     }
 
-    /// Makes a slot of every grant that is as it should be, and gives back those that must be written first.
-    fn load_everything(&self) -> Result<Vec<Stored<Grant>>, VaultError> {
-        let mut intents: HashMap<GrantId, Intent> = HashMap::new();
-        self.vault.for_each_intent(&mut |stored| {
-            intents.insert(stored.value.grant, stored.value);
+    /// Makes a slot of every grant that is as it should be, and gives back those that must be looked at first.
+    fn load_grants(&self) -> (Vec<GrantId>, Result<(), VaultError>) {
+        let mut intents = HashSet::new();
+        let intents_read = self.vault.for_each_intent(&mut |stored| {
+            intents.insert(stored.value.grant);
             Ok(())
-        })?;
+        });
         let mut doubtful = Vec::new();
-        self.vault.for_each_grant(&mut |stored| {
-            if self.stopping.is_cancelled() {
+        let grants_read = self.vault.for_each_grant(&mut |stored| {
+            let grant = &stored.value;
+            if self.stopping.is_cancelled() || !self.lane_of.contains_key(&grant.provider) {
                 return Ok(());
             }
-            let intent = intents.get(&stored.value.id);
-            if intent.is_some() || stored.value.epoch < self.vault.epoch() {
-                doubtful.push(stored);
+            // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.
+            let perhaps = intents_read.is_err() && grant.is_one_time();
+            if perhaps || intents.contains(&grant.id) || grant.epoch < self.vault.epoch() {
+                doubtful.push(grant.id);
             } else {
-                self.add(&stored.value, stored.sequence, None);
+                self.add(grant, stored.sequence, None);
             }
             Ok(())
-        })?;
-        Ok(doubtful)
+        });
+        (doubtful, intents_read.and(grants_read))
     }
 
     fn load_organizations(&self) -> Result<usize, VaultError> {
         let mut count = 0;
         self.vault.for_each_organization(&mut |stored| {
+            if self.stopping.is_cancelled() {
+                return Ok(());
+            }
             let organization = stored.value;
             if let Some(slot) = self.index.slot(organization.grant) {
                 count += 1;
@@ -96,16 +110,16 @@ impl Shared {
 
     /// The one organization that is asked for while the rest is still being loaded.
     pub(super) async fn load_one(&self, organization: &OrganizationId) -> Result<Arc<Entry>, KeeperError> {
+        // Making a slot may write its grant: not any more once this keeper is drained and another may be at work.
+        let _token = self.tasks.token();
+        if self.stopping.is_cancelled() {
+            return Err(KeeperError::Starting);
+        }
         let failed = |error: VaultError| self.vault_failed(&error);
         let stored = self.vault.organization(organization).map_err(failed)?;
         let found = stored.ok_or(KeeperError::UnknownOrganization)?.value;
-        let slot = if let Some(slot) = self.index.slot(found.grant) {
-            slot
-        } else {
-            let grant = self.vault.grant(found.grant).map_err(failed)?;
-            let grant = grant.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
-            self.make_slot(grant).await?
-        };
+        let slot =
+            if let Some(slot) = self.index.slot(found.grant) { slot } else { self.make_slot(found.grant).await? };
         let last_fetched = slot.last_fetched();
         self.index.insert_new(found.id, slot, last_fetched);
         self.index.find(organization).ok_or(KeeperError::Starting)
@@ -113,12 +127,18 @@ impl Shared {
 
     /// Makes the slot of a grant, after what start found out about it is durable: a crash in the middle of an
     /// exchange, or a vault that went back in time.
-    async fn make_slot(&self, stored: Stored<Grant>) -> Result<Arc<Slot>, KeeperError> {
+    async fn make_slot(&self, id: GrantId) -> Result<Arc<Slot>, KeeperError> {
         let _making = self.making.lock().await;
-        if let Some(slot) = self.index.slot(stored.value.id) {
+        if let Some(slot) = self.index.slot(id) {
             return Ok(slot);
         }
+        // Read here and not before, so that what is written below is never older than what is there.
+        let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
+        let stored = stored.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
         let Stored { value: mut grant, mut sequence } = stored;
+        if !self.lane_of.contains_key(&grant.provider) {
+            return Err(KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()));
+        }
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         let now = self.now().wall;
         let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
@@ -130,9 +150,7 @@ impl Shared {
             self.tell(&grant, notice);
         }
         self.add(&grant, sequence, intent.as_ref());
-        self.index
-            .slot(grant.id)
-            .ok_or_else(|| KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()))
+        self.index.slot(grant.id).ok_or(KeeperError::Starting)
     }
 
     /// Puts a stored grant's slot in the index; nothing where its provider is not configured or it is there already.
@@ -148,6 +166,7 @@ impl Shared {
             self.index.count_subject(provider, subject, false);
             return;
         }
+        self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
         self.index.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }

@@ -38,7 +38,6 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-pub use census::{Census, ExpiringSeries, ProviderCensus};
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
@@ -52,7 +51,7 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
-    metrics::Metrics,
+    metrics::{Census, Metrics},
     model::{Grant, ProviderName},
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},

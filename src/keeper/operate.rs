@@ -1,6 +1,9 @@
 //! What operators do: list, show, remove, pause, status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{Keeper, KeeperError, Shared, index::Entry, slot::Slot};
 use crate::{
@@ -132,8 +135,15 @@ impl Keeper {
         shared.view(organization).await
     }
 
-    /// The net below the timers; gives back how many grants it had to catch.
+    /// The net below the timers; gives back how many grants it had to catch. Has to be called within a Tokio runtime.
     pub fn sweep(&self) -> usize {
+        if let Ok(token) = self.shared.admit() {
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                shared.reconsider_doubts().await;
+                drop(token);
+            });
+        }
         let caught = self.shared.sweep();
         if caught > 0 {
             tracing::warn!(caught, "the sweep found due grants without a timer");
@@ -192,6 +202,7 @@ impl Shared {
         }
         self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
+        self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
         self.index.remove_slot(slot);
     }
 }

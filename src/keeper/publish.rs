@@ -10,7 +10,7 @@ use super::{
 use crate::{
     clock::Now,
     lifecycle::{Fleet, Notice, due, refresh_after},
-    model::{Fingerprint, Grant, Intent, State},
+    model::{DoubtReason, Fingerprint, Grant, Intent, State},
 };
 
 impl Shared {
@@ -56,10 +56,35 @@ impl Shared {
         Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now)
     }
 
-    fn fleet(&self, provider: u16, grant: &Grant) -> Fleet {
-        let Some(subject) = &grant.subject else { return Fleet { shares_subject: true } };
+    /// What the rules must know of the other grants. While the vault is still being loaded nobody knows who shares a
+    /// subject, and the answer is the one that lets nothing be tried.
+    pub(super) fn fleet(&self, provider: u16, grant: &Grant) -> Fleet {
+        let Some(subject) = grant.subject.as_deref().filter(|_| self.is_loaded()) else {
+            return Fleet { shares_subject: true };
+        };
         let living = self.index.living_grants_of(provider, super::slot::subject_hash(subject));
         Fleet { shares_subject: living > 1 }
+    }
+
+    /// Works out anew when doubtful grants are due that wait for an operator: the other grants of their subject may
+    /// have gone, or the loading that hid them has ended.
+    pub(super) async fn reconsider_doubts(&self) {
+        for slot in self.index.slots() {
+            let brief = slot.brief();
+            let may_be_tried = matches!(brief.state, State::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed));
+            if !may_be_tried || brief.due.is_some() || brief.paused || brief.organizations == 0 {
+                continue;
+            }
+            let _record = slot.record.lock().await;
+            if self.stopping.is_cancelled() || slot.lock().removed {
+                continue;
+            }
+            if let (Ok(stored), Ok(intent)) = (self.read(&slot), self.vault.intent(slot.id)) {
+                let now = self.now();
+                let brief = self.brief(slot.provider, &stored.value, stored.sequence, intent.as_ref(), now);
+                self.set_brief(&slot, brief, now);
+            }
+        }
     }
 
     /// Puts a brief in a slot and sets its timer.

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Shared,
-    lane::{InFlight, Lane, Queued, Urgency},
+    lane::{InFlight, Lane, Queued},
     load,
-    slot::Slot,
+    slot::{Slot, Urgency},
     timers::boot_moment,
 };
 use crate::{
@@ -50,7 +50,12 @@ where
                     }
                     tracing::error!("a loop of the keeper died and is begun anew");
                 }
-                () = shared.stopping.cancelled() => return running.abort(),
+                () = shared.stopping.cancelled() => {
+                    running.abort();
+                    // Until it has really ended it may still start an exchange, and whoever drains must know of that.
+                    let _ = running.await;
+                    return;
+                }
             }
             tokio::time::sleep(REST).await;
         }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{KeeperError, lane::Place};
+use super::KeeperError;
 use crate::{
     clock::Now,
     lifecycle::Standing,
@@ -47,6 +47,26 @@ pub(super) struct SlotState {
     pub(super) forced: Forced,
     /// The grant is gone from the vault; nothing may be started with this slot.
     pub(super) removed: bool,
+}
+
+/// A place in a queue: the smallest goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) urgency: Urgency,
+    /// When its access token ends, in milliseconds of the boot-time clock.
+    pub(super) lapses: u64,
+    pub(super) grant: GrantId,
+}
+
+/// How soon a grant should have its turn; the budget goes to the first ones first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// A caller waits for it.
+    Awaited,
+    /// It was fetched lately.
+    Fetched,
+    /// Neither.
+    Idle,
 }
 
 /// What is remembered of a stored grant.

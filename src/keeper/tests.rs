@@ -157,10 +157,6 @@ impl TokenEndpoint for Issuer {
             Ok(())
         })
     }
-
-    fn reachable(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
-        Box::pin(async { Ok(()) })
-    }
 }
 
 struct World {

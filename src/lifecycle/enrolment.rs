@@ -8,10 +8,6 @@ use crate::{
     },
 };
 
-/// A grant that is stored without proof waits up to this long for its first exchange, by chance, so that an import
-/// does not ask for everything in its first second.
-pub const FIRST_BACKOFF_AFTER_IMPORT: Duration = Duration::from_secs(1);
-
 /// How far in the future a consent may be said to have been given: other machines' clocks are not ours.
 const CLOCK_TOLERANCE: Duration = Duration::from_hours(24);
 /// The longest secret that is taken, in bytes.

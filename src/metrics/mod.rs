@@ -5,6 +5,7 @@
 //! bounded: providers and warnings come from the configuration, reasons and outcomes from fixed lists. The one metric
 //! that names organizations is written from the latest census alone, so that what is no longer reported is gone.
 
+mod census;
 mod families;
 mod series;
 
@@ -17,15 +18,12 @@ use std::{
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+pub use self::census::{Census, ExpiringSeries, ProviderCensus, STATES};
 use self::{
     families::{FAMILIES, describe_all},
     series::ProviderTable,
 };
-use crate::{
-    keeper::{Census, ExpiringSeries},
-    model::ProviderName,
-    wire::Code,
-};
+use crate::{model::ProviderName, wire::Code};
 
 /// Fetches: in memory as a rule, a vault read at times, an exchange now and then.
 const FETCH_BUCKETS: [f64; 14] =

@@ -6,14 +6,8 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Recorder};
 
-use super::{families::FAMILIES, float, within};
-use crate::{
-    keeper::{Census, ProviderCensus},
-    model::{ExchangeOutcome, ProviderName},
-};
-
-/// Every state of an organization as the metric counts them.
-const STATES: [&str; 5] = ["active", "failing", "in_doubt", "lost", "paused"];
+use super::{Census, ProviderCensus, STATES, families::FAMILIES, float, within};
+use crate::model::{ExchangeOutcome, ProviderName};
 
 /// The series of every provider that was ever seen. Providers come from the configuration and from stored grants, so
 /// that there are few.

@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    keeper::ProviderCensus,
-    model::{ExchangeOutcome, Timestamp},
-};
+use crate::model::{ExchangeOutcome, Timestamp};
 
 const DAY: Duration = Duration::from_hours(24);
 

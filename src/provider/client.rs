@@ -251,18 +251,6 @@ impl Provider {
         }
     }
 
-    async fn call_reachable(&self) -> Result<(), ProviderError> {
-        let url = match (&self.discovery, &self.config.token_url) {
-            (Some(discovery), None) => discovery.url(),
-            _ => self.token_endpoint().await.ok_or_else(|| self.not_offered("token endpoint"))?,
-        };
-        match self.get(url, None, MAX_TOKEN_ANSWER).await {
-            Ok(reply) if reply.status < 500 => Ok(()),
-            Ok(reply) => Err(self.unavailable(format!("status {}", reply.status))),
-            Err(failure) => Err(self.unavailable(failure.into_detail())),
-        }
-    }
-
     fn unavailable(&self, detail: String) -> ProviderError {
         ProviderError::Unavailable { provider: self.config.name.to_string(), detail }
     }
@@ -372,9 +360,5 @@ impl TokenEndpoint for Provider {
         client: Option<&'a ClientCredentials>,
     ) -> BoxFuture<'a, Result<(), ProviderError>> {
         Box::pin(self.call_revoke(refresh_token, client))
-    }
-
-    fn reachable(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
-        Box::pin(self.call_reachable())
     }
 }

@@ -60,10 +60,6 @@ pub trait TokenEndpoint: Send + Sync {
         refresh_token: &'a Secret,
         client: Option<&'a ClientCredentials>,
     ) -> BoxFuture<'a, Result<(), ProviderError>>;
-
-    /// Whether the provider can be reached at all, asked with what harms nobody: its discovery document or token
-    /// endpoint without credentials.
-    fn reachable(&self) -> BoxFuture<'_, Result<(), ProviderError>>;
 }
 
 /// A call beside the token endpoint that did not work.

@@ -52,7 +52,7 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
     let gate = world.issuer.closes();
     gate.add_permits(1);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("stored");
-    world.until(|world| world.failing()).await;
+    world.until(World::failing).await;
     let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
     let stopped = Arc::clone(&stop);
     let recovering = std::thread::spawn(move || {
@@ -80,8 +80,102 @@ async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
     world.enrol("a", "one-new").await.expect("replaced");
     assert_eq!(world.vault.stats().records, 2, "a grant and an organization");
     world.issuer.next_is(silence());
-    world.advance(Duration::from_secs(60));
+    world.advance(Duration::from_mins(1));
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
     assert_eq!(world.vault.stats().records, 2);
+}
+
+#[tokio::test]
+async fn a_removal_that_meets_a_replacement_leaves_nothing_dangling() {
+    let world = World::new().await;
+    world.enrol("a", "reuse-ab").await.expect("enrolled");
+    world.enrol("b", "reuse-ab").await.expect("joined");
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let record = slot.record.lock().await;
+    let (replacing, removing) = (world.keeper.clone(), world.keeper.clone());
+    let replaced = tokio::spawn(async move { replacing.enrol(org("a"), unverified("key-a")).await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let removed = tokio::spawn(async move { removing.remove(&org("a"), false).await });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    drop(record);
+    replaced.await.expect("whole").expect("replaced");
+    removed.await.expect("whole").expect("removed");
+    assert_eq!(code(world.fetch("a").await), Code::UnknownOrganization);
+    assert_eq!(world.vault.stats().records, 2, "b and its grant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_drained_keeper_runs_any_more() {
+    for _ in 0..20 {
+        let world = World::new().await;
+        world.keeper.drain().await;
+        assert_eq!(Arc::strong_count(&world.keeper.shared), 1, "a loop that still runs could send a token");
+    }
+}
+
+#[tokio::test]
+async fn a_doubtful_grant_of_a_provider_that_is_gone_does_not_keep_the_others_from_being_loaded() {
+    let other = ProviderConfig { name: "other".parse().expect("valid"), ..provider_config() };
+    let mut world = World::of(KeepWarm::Always, vec![provider_config(), other]).await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    let body = Enrolment { provider: "other".parse().expect("valid"), ..enrolment("one-b") };
+    world.keeper.enrol(org("b"), body).await.expect("enrolled");
+    let _gate = world.issuer.closes();
+    world.advance(HOUR * 2);
+    world.until(|world| world.issuer.count() == 4).await;
+    *world.issuer.gate.lock().expect("whole") = None;
+    world.providers.pop();
+    let world = world.restarted().await;
+    assert!(world.fetch("a").await.is_ok());
+    assert_eq!(code(world.fetch("b").await), Code::UnknownOrganization);
+}
+
+#[tokio::test]
+async fn doubtful_grants_of_one_subject_see_each_other_while_they_are_loaded() {
+    let world = World::new().await;
+    let names = ["a", "b", "c", "d", "e", "f"];
+    for name in names {
+        world.issuer.subjects.lock().expect("whole").insert(format!("one-{name}"), "alice".into());
+        world.enrol(name, &format!("one-{name}")).await.expect("enrolled");
+    }
+    let gate = world.issuer.closes();
+    world.advance(HOUR * 2);
+    world.until(|world| world.issuer.count() == 12).await;
+    *world.issuer.gate.lock().expect("whole") = None;
+    let world = world.restarted().await;
+    for name in names {
+        assert_eq!(code(world.fetch(name).await), Code::InDoubt);
+    }
+    drop(gate);
+    world.advance(HOUR);
+    world.keeper.sweep();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.issuer.count(), 12, "a replay could end what the others have");
+}
+
+#[tokio::test]
+async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmless_again() {
+    let world = World::new().await;
+    for secret in ["one-a", "one-1-one-a", "key-b"] {
+        world.issuer.subjects.lock().expect("whole").insert(secret.into(), "alice".into());
+    }
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.issuer.next_is(silence());
+    world.advance(HOUR.mul_f64(0.85));
+    world.until(|world| world.issuer.count() == 2).await;
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.advance(HOUR);
+    world.until(|world| world.sent("key-b") == 2).await;
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    world.until(|_| slot.lock().flight.is_none() && slot.lock().timer.is_none()).await;
+    assert_eq!(world.keeper.sweep(), 0, "it waits for an operator, and nothing was forgotten");
+    assert_eq!(world.sent("one-1-one-a"), 1);
+    world.keeper.remove(&org("b"), false).await.expect("removed");
+    world.keeper.sweep();
+    world.until(|world| world.sent("one-1-one-a") == 2).await;
 }

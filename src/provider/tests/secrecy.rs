@@ -64,8 +64,6 @@ async fn errors_of_the_connection_do_not_show_the_url() {
     let provider = provider(config);
     let outcome = exchange(&provider).await;
     assert!(!format!("{outcome:?} {provider:?}").contains(MARKER), "{outcome:?}");
-    let error = provider.reachable().await.expect_err("nobody listens");
-    assert!(!format!("{error} {error:?}").contains(MARKER), "{error}");
     let findings = provider.findings().await;
     assert!(!format!("{findings:?}").contains(MARKER), "{findings:?}");
 }

@@ -2,8 +2,13 @@
 //!
 //! Everything here blocks and panics: a test is a thread, and what it cannot do ends it. Every wait has an end.
 
+pub(crate) mod caller;
+mod description;
+pub(crate) mod echo;
 pub(crate) mod http;
 pub(crate) mod oidc;
+pub(crate) mod sandbox;
+pub(crate) mod tap;
 pub(crate) mod worker;
 
 use std::{

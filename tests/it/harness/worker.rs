@@ -3,10 +3,14 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
+    io::Read,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, PoisonError},
+    thread,
+    time::Instant,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,9 +18,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    eventually,
+    LOOK_EVERY, PATIENCE,
+    caller::Caller,
+    description, eventually,
     http::{self, Headers, Response},
     oidc::{Client, Peer},
+    sandbox::{CONSENTS, KEYS, Stand},
 };
 
 /// What a worker is to be told; [`start`](Self::start) runs it.
@@ -24,6 +31,8 @@ use super::{
 pub(crate) struct Setup {
     refresh: String,
     access: String,
+    log: String,
+    for_all: bool,
     providers: Vec<(String, String, String)>,
 }
 
@@ -36,9 +45,20 @@ impl Setup {
     }
 
     /// Adds an `[[access]]` rule; the tests' own user is always admin.
-    #[expect(dead_code, reason = "every test so far calls as the worker's own user")]
     pub(crate) fn access(mut self, lines: &str) -> Self {
         self.access.extend(["[[access]]\n", lines, "\n"]);
+        self
+    }
+
+    /// Lets every user of the machine connect; who may do what is then up to the access rules alone.
+    pub(crate) fn reachable_for_all(mut self) -> Self {
+        self.for_all = true;
+        self
+    }
+
+    /// Sets the lines of `[log]`, in place of `level = "debug"`.
+    pub(crate) fn log(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.log);
         self
     }
 
@@ -60,6 +80,25 @@ impl Setup {
         self.provider(name, client.secret, &lines)
     }
 
+    /// Adds the sandbox's two providers: [`CONSENTS`] (`kind = "visma-connect"`) and [`KEYS`] (`kind = "dinero-personal"`).
+    pub(crate) fn sandbox(self, stand: &Stand) -> Self {
+        self.sandbox_as(stand, CONSENTS, KEYS)
+    }
+
+    /// As [`sandbox`](Self::sandbox), with names of the test's own.
+    pub(crate) fn sandbox_as(self, stand: &Stand, consents: &str, keys: &str) -> Self {
+        let url = stand.url();
+        let common = format!("organizations_url = \"{url}/v1/organizations\"\nmax_per_minute = 6000");
+        let (id, secret) = stand.client();
+        let lines = format!("kind = \"visma-connect\"\nissuer = \"{url}\"\nclient_id = \"{id}\"\n{common}");
+        let setup = self.provider(consents, secret, &lines);
+        let (id, secret) = stand.personal_client();
+        let lines = format!(
+            "kind = \"dinero-personal\"\ntoken_url = \"{url}/dineroapi/oauth/token\"\nclient_id = \"{id}\"\n{common}"
+        );
+        setup.provider(keys, secret, &lines)
+    }
+
     /// Writes the configuration, runs `consentry init`, starts `consentry run` and waits until it is ready.
     pub(crate) fn start(self) -> Worker {
         let folder = tempfile::Builder::new().prefix("consentry-it-").tempdir().expect("a temporary folder");
@@ -78,6 +117,10 @@ impl Setup {
         }
         fs::write(&worker.config, self.text(&worker)).expect("the folder is ours");
 
+        if self.for_all {
+            let all = fs::Permissions::from_mode(0o711);
+            fs::set_permissions(worker.folder.path(), all).expect("the folder is ours");
+        }
         let made = worker.command(&["init"]);
         assert!(made.status.success(), "consentry init: {}", String::from_utf8_lossy(&made.stderr));
         worker.started()
@@ -85,9 +128,11 @@ impl Setup {
 
     fn text(&self, worker: &Worker) -> String {
         let folder = worker.folder.path().display();
+        let mode = if self.for_all { "0666" } else { "0600" };
+        let log = if self.log.is_empty() { "level = \"debug\"" } else { &self.log };
         let mut text = format!(
             "[vault]\npath = \"{folder}/vault\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
-             [socket]\npath = \"{}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\nlevel = \"debug\"\n\n\
+             [socket]\npath = \"{}\"\nmode = \"{mode}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\n{log}\n\n\
              [refresh]\n{}\n{}\n",
             worker.socket.display(),
             worker.http,
@@ -126,10 +171,33 @@ impl Worker {
         self.request("GET", path, &[], "")
     }
 
-    /// Any request on the socket.
+    /// `POST path` on the socket, without a body.
+    pub(crate) fn post(&self, path: &str, headers: Headers<'_>) -> Response {
+        self.request("POST", path, headers, "")
+    }
+
+    /// Any request on the socket. The answer is held against `docs/openapi.yaml`.
     pub(crate) fn request(&self, method: &str, path: &str, headers: Headers<'_>, body: &str) -> Response {
-        http::over_unix(&self.socket, method, path, headers, body)
-            .unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+        let answer = http::over_unix(&self.socket, method, path, headers, body);
+        self.checked(method, path, answer)
+    }
+
+    /// As [`request`](Self::request), as another user; only root can do that.
+    pub(crate) fn request_as(
+        &self,
+        caller: &Caller,
+        method: &str,
+        path: &str,
+        headers: Headers<'_>,
+        body: &str,
+    ) -> Response {
+        self.checked(method, path, caller.request(&self.socket, method, path, headers, body))
+    }
+
+    fn checked(&self, method: &str, path: &str, answer: std::io::Result<Response>) -> Response {
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()));
+        description::check(method, path, &answer);
+        answer
     }
 
     /// `PUT /v1/organizations/{organization}`; every secret in the body is planted.
@@ -152,11 +220,43 @@ impl Worker {
         token
     }
 
+    /// `GET path` on the HTTP listener.
+    pub(crate) fn inside(&self, path: &str) -> Response {
+        http::over_tcp(&self.http.to_string(), "GET", path, &[], "")
+    }
+
     /// `GET /metrics` on the HTTP listener.
     pub(crate) fn metrics(&self) -> String {
-        let answer = http::over_tcp(&self.http.to_string(), "GET", "/metrics", &[], "");
+        let answer = self.inside("/metrics");
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.body
+    }
+
+    /// The sum of a metric's samples whose labels hold all of `labels`, as they are written (`state="active"`).
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.metrics();
+        let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        samples
+            .filter(|(head, _)| head.is_empty() || head.starts_with('{'))
+            .filter(|(head, _)| labels.iter().all(|label| head.contains(label)))
+            .map(|(_, value)| value.parse::<f64>().expect("a sample is a number"))
+            .sum()
+    }
+
+    /// The socket's file.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The process, while it runs.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the worker runs").id()
+    }
+
+    /// Changes the configuration's file; it is in force after a restart or SIGHUP.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(&self.config).expect("it was written");
+        fs::write(&self.config, change(text)).expect("the folder is ours");
     }
 
     /// What the worker has logged so far, in all its lives.
@@ -171,7 +271,34 @@ impl Worker {
 
     /// Runs another command of the binary with the same configuration.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        consentry(&self.config).args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
+        self.command_with(arguments, &[])
+    }
+
+    /// As [`command`](Self::command), with further environment variables. What does not end in time is killed.
+    pub(crate) fn command_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        let mut child = consentry(&self.config)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let end = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("it is our child") {
+                break status;
+            }
+            if Instant::now() > end {
+                child.kill().expect("it is our child");
+                child.wait().expect("it is our child");
+                let err = err.join().expect("no panic");
+                panic!("consentry {arguments:?} does not end: {}", String::from_utf8_lossy(&err));
+            }
+            thread::sleep(LOOK_EVERY);
+        };
+        Output { status, stdout: out.join().expect("no panic"), stderr: err.join().expect("no panic") }
     }
 
     /// Sends a signal.
@@ -183,8 +310,13 @@ impl Worker {
     /// Ends it softly, as a service manager does, and waits.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end, to which it must have been asked.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the worker runs");
-        eventually("the worker ends after SIGTERM", || child.try_wait().expect("it is our child"))
+        eventually("the worker ends", || child.try_wait().expect("it is our child"))
     }
 
     /// Ends it as a power cut would: it learns nothing of it.
@@ -229,7 +361,7 @@ impl Drop for Worker {
             self.kill9();
         }
         let log = self.log();
-        if std::thread::panicking() {
+        if thread::panicking() {
             #[expect(clippy::print_stderr, reason = "the test has failed, and this is the best witness")]
             {
                 eprintln!("--- the worker's log\n{log}---");
@@ -241,6 +373,14 @@ impl Drop for Worker {
         }
         assert!(!log.contains("panicked"), "something panicked:\n{log}");
     }
+}
+
+fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.expect("it is piped").read_to_end(&mut bytes).expect("a pipe of our child");
+        bytes
+    })
 }
 
 fn consentry(config: &Path) -> Command {

@@ -1,0 +1,243 @@
+//! A place for a worker: a configuration, an identity, and a vault that is filled with organizations.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use consentry::{
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    metrics::Metrics,
+    model::{
+        AccessToken, Consent, Credential, Grant, GrantId, Labels, Organization, OrganizationId, Secret, State,
+        Timestamp, Usage,
+    },
+    vault::{Change, Identity, Vault},
+};
+use tempfile::TempDir;
+
+use super::{CLIENT_ID, access_token};
+
+/// Organizations in one commit: large enough that the sync costs little, small enough for the journal's groups.
+const BATCH: u64 = 250;
+/// Commits that are under way at once.
+const AT_ONCE: usize = 4;
+/// The number of the first organization.
+const FIRST: u64 = 10_000_000;
+/// How long the access tokens of a warm fleet live: no benchmark lasts as long.
+const WARM: Duration = Duration::from_hours(48);
+
+/// What may differ between benchmarks.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The engine's cache.
+    pub(crate) vault_cache: &'static str,
+    /// The cache of access tokens.
+    pub(crate) token_cache: &'static str,
+    /// Where the issuer listens; `None`: nobody is asked.
+    pub(crate) issuer: Option<SocketAddr>,
+}
+
+impl Default for Options {
+    /// As the configuration's own defaults.
+    fn default() -> Self {
+        Self { vault_cache: "64MB", token_cache: "256MB", issuer: None }
+    }
+}
+
+/// How the organizations of a filled vault stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fleet {
+    /// Each has an access token that lives for long.
+    Warm,
+    /// Each one's access token has lapsed, so that it is refreshed at once.
+    Due(Usage),
+}
+
+/// A folder with everything that a worker needs. Gone when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Below the build's folder, which is on a disk: a commit costs what a disk costs.
+    folder: TempDir,
+    /// Elsewhere, since the path of a socket must be short.
+    socket: TempDir,
+    options: Options,
+}
+
+impl Site {
+    /// An empty vault.
+    pub(crate) fn new(options: Options) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let socket = tempfile::Builder::new().prefix("bench-").tempdir()?;
+        let site = Self { folder, socket, options };
+        fs::write(site.config_file(), site.text())?;
+        let config = site.config()?;
+        let identity = Identity::create(&config.vault.identity_file)?;
+        Vault::create(&config.vault, &identity)?;
+        Ok(site)
+    }
+
+    /// The same place with other settings.
+    pub(crate) fn set(&mut self, options: Options) -> Result<()> {
+        self.options = options;
+        Ok(fs::write(self.config_file(), self.text())?)
+    }
+
+    /// Where the configuration is.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.folder.path().join("consentry.toml")
+    }
+
+    /// Where the worker listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.path().join("consentry.sock")
+    }
+
+    /// Where the worker's log goes.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// The configuration as the worker reads it.
+    pub(crate) fn config(&self) -> Result<Config> {
+        Ok(Config::parse(&self.text())?)
+    }
+
+    /// The vault, while no worker has it.
+    pub(crate) fn open(&self) -> Result<Vault> {
+        open(&self.config()?)
+    }
+
+    /// Adds organizations up to `count`, through the vault's own commits.
+    pub(crate) fn fill(&self, from: u64, count: u64, fleet: Fleet) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let vault = self.open()?;
+        let now = SystemClock::new().now().wall;
+        runtime.block_on(async {
+            let mut under_way = tokio::task::JoinSet::new();
+            let mut next = from;
+            while next < count {
+                let end = (next + BATCH).min(count);
+                let changes: Vec<Change> = (next..end).flat_map(|number| records(&vault, number, fleet, now)).collect();
+                let vault = vault.clone();
+                under_way.spawn(async move { vault.commit(changes).await });
+                if under_way.len() >= AT_ONCE
+                    && let Some(committed) = under_way.join_next().await
+                {
+                    committed??;
+                }
+                next = end;
+            }
+            while let Some(committed) = under_way.join_next().await {
+                committed??;
+            }
+            anyhow::Ok(())
+        })?;
+        Ok(vault.close()?)
+    }
+
+    fn text(&self) -> String {
+        let Options { vault_cache, token_cache, issuer } = &self.options;
+        let folder = self.folder.path().display();
+        let socket = self.socket();
+        let issuer = issuer.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9)));
+        format!(
+            r#"
+[vault]
+path = "{folder}/vault"
+identity_file = "{folder}/identity.txt"
+cache = "{vault_cache}"
+
+[socket]
+path = "{}"
+
+[http]
+listen = ""
+
+[refresh]
+token_cache = "{token_cache}"
+concurrency = 64
+
+[providers.bench]
+kind = "oauth2"
+client_id = "{CLIENT_ID}"
+token_url = "http://{issuer}/token"
+max_per_minute = 1000000
+"#,
+            socket.display()
+        )
+    }
+}
+
+/// Opens the vault of a configuration.
+pub(crate) fn open(config: &Config) -> Result<Vault> {
+    let identity = Identity::read(&config.vault.identity_file)?;
+    Ok(Vault::open(&config.vault, &identity, Metrics::new(&[]))?)
+}
+
+/// The id of an organization.
+pub(crate) fn organization(number: u64) -> String {
+    (FIRST + number).to_string()
+}
+
+/// The refresh token that an organization is filled with; its number comes first, and of a one-time token how often it
+/// was exchanged.
+pub(crate) fn refresh_token(number: u64, usage: Usage, exchanged: u64) -> String {
+    let kind = if usage == Usage::OneTime { 'o' } else { 'r' };
+    format!("{kind}-{number:010}-{exchanged:010}-{:0>40}", "")
+}
+
+/// A grant and its organization.
+fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change; 2] {
+    let organization: OrganizationId = organization(number).parse().expect("digits");
+    let usage = match fleet {
+        Fleet::Warm => Usage::Reuse,
+        Fleet::Due(usage) => usage,
+    };
+    let token = Secret::new(refresh_token(number, usage, 0));
+    let fingerprint = vault.fingerprint(&token);
+    let subject = format!("{number:036}");
+    let (issued_at, expires_at) = match fleet {
+        Fleet::Warm => (now, now + WARM),
+        Fleet::Due(_) => (now - Duration::from_hours(2), now - Duration::from_hours(1)),
+    };
+    let access = AccessToken {
+        token: Secret::new(access_token(&subject, 0)),
+        token_type: "Bearer".to_owned(),
+        scope: Some("dineropublicapi:read dineropublicapi:write offline_access".to_owned()),
+        issued_at,
+        expires_at,
+    };
+    let consent = Consent {
+        granted_at: now - Duration::from_hours(24),
+        expires_at: Some(now + Duration::from_hours(24 * 179)),
+        assumed: false,
+        expected: usage,
+        shown: Some(usage),
+        grace: Duration::ZERO,
+        warned: Vec::new(),
+    };
+    let id: GrantId = vault.random_grant_id();
+    let grant = Grant {
+        id,
+        provider: "bench".parse().expect("lower case"),
+        credential: Credential::RefreshToken(token),
+        fingerprint,
+        spent: Vec::new(),
+        client: None,
+        access: Some(access),
+        state: State::Active,
+        since: now,
+        paused: false,
+        subject: Some(subject),
+        consent: Some(consent),
+        refreshed_at: Some(issued_at),
+        failures: 0,
+        retry_at: None,
+        refusals: None,
+        last_fetched_at: None,
+        organizations: vec![organization.clone()],
+        epoch: vault.epoch(),
+    };
+    let organization = Organization { id: organization, grant: id, labels: Labels::new(), added_at: now };
+    [Change::PutGrant(Box::new(grant)), Change::PutOrganization(Box::new(organization))]
+}

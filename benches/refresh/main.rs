@@ -1,0 +1,253 @@
+//! Refreshes that end in the vault, against the same HTTP client at the same issuer with nothing stored.
+//!
+//! Every organization's access token has lapsed when the worker starts, so that its timers fire for all at once and 64
+//! exchanges are under way until none is left. What is counted is what the issuer answered between the first tenth and
+//! the last twentieth; before it counts, every one of them must be active. A one-time token takes an intent that is
+//! durable before the request leaves, a connection of its own, and a second commit; a re-use token takes one commit.
+
+#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+
+#[path = "../common/mod.rs"]
+#[expect(dead_code, reason = "each benchmark uses its part of what they share")]
+mod common;
+
+mod bare;
+mod issuer;
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use consentry::model::Usage;
+use serde_json::{Value, json};
+
+use self::common::{
+    caller::{Connection, get, load},
+    process::{Cores, Process, on_core, role},
+    report::{Report, Series, table, thousands},
+    site::{Fleet, Options, Site, refresh_token},
+    worker::Worker,
+};
+
+/// As the worker's: what differs is what it does, not where its memory comes from.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 3;
+/// How many exchanges one round has.
+const EXCHANGES: u64 = 8000;
+/// What is counted of them: from, to.
+const COUNTED: (u64, u64) = (EXCHANGES / 10, EXCHANGES - EXCHANGES / 20);
+/// How often the issuer is asked how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long a round may take.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+#[derive(Clone, Copy)]
+enum Subject {
+    /// reqwest, set up as the worker's is, and the body read.
+    Reqwest,
+    /// The worker's own provider client: request, answer and verdict, nothing stored.
+    Provider,
+    /// The worker.
+    Worker,
+}
+
+#[derive(Default)]
+struct Measured {
+    rate: Series,
+    cpu: Series,
+}
+
+fn main() -> Result<()> {
+    match role() {
+        Some((role, _)) if role == "issuer" => issuer::serve(),
+        Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, EXCHANGES),
+        Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, EXCHANGES),
+        Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
+        None => measure(),
+    }
+}
+
+fn measure() -> Result<()> {
+    let mut report = Report::new("refresh");
+    let cores = Cores::pick();
+    report.note(&cores.in_words());
+    let mut process = Process::role("issuer", &[], cores.other)?;
+    let address: SocketAddr = process.line()?.parse()?;
+    let issuer = Issuer { process, address };
+    let ceiling = on_core(cores.subject, || issuer.ceiling())??;
+    report.note(&format!(
+        "the stand-in issuer alone, asked by the cheapest caller: {} exchanges/s on 64 connections that are kept, {} µs of its CPU each",
+        thousands(ceiling.0, 0),
+        thousands(ceiling.1, 1),
+    ));
+    report.keep("issuer", json!({ "exchanges_per_second": ceiling.0, "cpu_microseconds_per_exchange": ceiling.1 }));
+
+    let mut rows = Vec::new();
+    let mut kept = Vec::new();
+    for (usage, name) in [(Usage::Reuse, "re-use"), (Usage::OneTime, "one-time")] {
+        let subjects = [Subject::Reqwest, Subject::Provider, Subject::Worker];
+        let mut measured = subjects.map(|_| Measured::default());
+        for _ in 0..ROUNDS {
+            for (subject, measured) in subjects.iter().zip(&mut measured) {
+                let (rate, cpu) = issuer.round(*subject, usage, cores)?;
+                measured.rate.push(rate);
+                measured.cpu.push(cpu);
+            }
+        }
+        let baseline = &measured[0];
+        for (subject, side) in subjects.iter().zip(&measured) {
+            let rate_ratio = side.rate.median() / baseline.rate.median();
+            let cpu_ratio = side.cpu.median() / baseline.cpu.median();
+            rows.push(vec![
+                name.to_owned(),
+                subject.name().to_owned(),
+                side.rate.shown(0),
+                format!("{rate_ratio:.2}"),
+                side.cpu.shown(0),
+                format!("{cpu_ratio:.2}"),
+            ]);
+            kept.push(json!({
+                "usage": name,
+                "subject": subject.name(),
+                "exchanges_per_second": side.rate.json(),
+                "cpu_microseconds_per_exchange": side.cpu.json(),
+                "rate_ratio": rate_ratio,
+                "cpu_ratio": cpu_ratio,
+            }));
+        }
+    }
+    table(&["token", "who exchanges", "exchanges/s", "ratio", "CPU µs an exchange", "ratio"], &rows);
+    report.keep("in_flight", json!(bare::IN_FLIGHT));
+    report.keep("exchanges", json!(EXCHANGES));
+    report.keep("subjects", json!(kept));
+    issuer.process.kill()?;
+    report.finish()
+}
+
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reqwest => "reqwest alone",
+            Self::Provider => "the worker's client, nothing stored",
+            Self::Worker => "consentry",
+        }
+    }
+}
+
+struct Issuer {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Issuer {
+    /// Exchanges a second and its CPU for each in microseconds, asked by a caller that costs nearly nothing.
+    fn ceiling(&self) -> Result<(f64, f64)> {
+        let form = format!("grant_type=refresh_token&refresh_token={}", refresh_token(0, Usage::Reuse, 0));
+        let request = format!(
+            "POST /token HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{form}",
+            form.len()
+        );
+        let requests = [request.into_bytes()];
+        let mut connections = Vec::new();
+        for _ in 0..bare::IN_FLIGHT {
+            connections.push(self.connect()?);
+        }
+        load(&mut connections, &requests, Duration::from_millis(300))?;
+        let before = self.process.cpu()?;
+        let seen = load(&mut connections, &requests, Duration::from_secs(1))?;
+        let cpu = self.process.cpu_since(before)?;
+        Ok((seen.rate(), cpu.as_secs_f64() * 1e6 / seen.answers as f64))
+    }
+
+    /// One round: exchanges a second, and CPU for each in microseconds.
+    fn round(&self, subject: Subject, usage: Usage, cores: Cores) -> Result<(f64, f64)> {
+        let site = Site::new(Options { issuer: Some(self.address), ..Options::default() })?;
+        if matches!(subject, Subject::Worker) {
+            site.fill(0, EXCHANGES, Fleet::Due(usage))?;
+        }
+        let mut count = Count::new(self)?;
+        let arguments =
+            [site.config_file().display().to_string(), bare::word(usage).to_owned(), self.address.to_string()];
+        match subject {
+            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, cores.subject)?),
+            Subject::Provider => count.watch(&Process::role("provider", &arguments, cores.subject)?),
+            Subject::Worker => {
+                let worker = Worker::start(&site, cores.subject)?;
+                let seen = count.watch(&worker.process)?;
+                all_active(&worker)?;
+                worker.process.terminate()?;
+                Ok(seen)
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Connection<TcpStream>> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        Ok(Connection::new(stream))
+    }
+}
+
+/// How many exchanges the issuer has answered since this was made.
+struct Count {
+    connection: Connection<TcpStream>,
+    before: u64,
+}
+
+impl Count {
+    fn new(issuer: &Issuer) -> Result<Self> {
+        let mut count = Self { connection: issuer.connect()?, before: 0 };
+        count.before = count.now()?;
+        Ok(count)
+    }
+
+    fn now(&mut self) -> Result<u64> {
+        self.connection.ask(&get("/count"))?;
+        let answer = self.connection.answer()?;
+        Ok(std::str::from_utf8(&answer.body)?.trim().parse::<u64>()? - self.before)
+    }
+
+    /// Waits until there are `count`.
+    fn reaches(&mut self, count: u64) -> Result<u64> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let now = self.now()?;
+            if now >= count {
+                return Ok(now);
+            }
+            ensure!(Instant::now() < end, "after {PATIENCE:?} there are {now} of {count} exchanges");
+            sleep(LOOK_EVERY);
+        }
+    }
+
+    fn watch(&mut self, process: &Process) -> Result<(f64, f64)> {
+        let first = self.reaches(COUNTED.0)?;
+        let (started, cpu) = (Instant::now(), process.cpu()?);
+        let last = self.reaches(COUNTED.1)?;
+        let (took, cpu) = (started.elapsed(), process.cpu_since(cpu)?);
+        let all = self.reaches(EXCHANGES)?;
+        ensure!(all == EXCHANGES, "{all} exchanges instead of {EXCHANGES}");
+        let counted = (last - first) as f64;
+        Ok((counted / took.as_secs_f64(), cpu.as_secs_f64() * 1e6 / counted))
+    }
+}
+
+/// Makes sure that every answer was stored as its grant's newest.
+fn all_active(worker: &Worker) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let status: Value = serde_json::from_slice(&worker.get("/v1/status")?.body)?;
+        let active = status["organizations"]["active"].as_u64().context("the status counts organizations")?;
+        let overdue = status["providers"][0]["overdue"].as_u64().context("the status counts those overdue")?;
+        if active == EXCHANGES && overdue == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "not every organization was refreshed: {status}");
+        sleep(LOOK_EVERY);
+    }
+}

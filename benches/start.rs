@@ -1,0 +1,151 @@
+//! From the start of the process to the first token, and to readiness, against reading and opening every record of the
+//! same vault in a bare loop.
+//!
+//! The files are in the page cache, as after a restart of the worker alone. A million organizations take a minute to
+//! fill and are measured where `CONSENTRY_BENCH_MILLION` is set.
+
+#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+
+#[path = "common/mod.rs"]
+#[expect(dead_code, reason = "each benchmark uses its part of what they share")]
+mod common;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use consentry::config::{Config, locate};
+use serde_json::{Value, json};
+
+use self::common::{
+    process::{Process, role},
+    report::{Report, Series, say, table, thousands},
+    site::{Fleet, Options, Site, open, organization},
+    worker::Worker,
+};
+
+/// As the worker's: what differs is what it does, not where its memory comes from.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 3;
+
+/// What was measured of one way to start.
+#[derive(Default)]
+struct Start {
+    first_token: Series,
+    ready: Series,
+    cpu: Series,
+}
+
+fn main() -> Result<()> {
+    match role() {
+        Some((role, arguments)) if role == "read" => read(&arguments),
+        Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
+        None => measure(),
+    }
+}
+
+fn measure() -> Result<()> {
+    let mut report = Report::new("start");
+    let mut sizes = vec![1000, 100_000];
+    if std::env::var_os("CONSENTRY_BENCH_MILLION").is_some() {
+        sizes.push(1_000_000);
+    }
+    report.note("nothing is pinned; the vault's files are in the page cache");
+    let mut rows = Vec::new();
+    let mut kept = Vec::new();
+    for size in sizes {
+        let site = Site::new(Options::default())?;
+        let started = Instant::now();
+        site.fill(0, size, Fleet::Warm)?;
+        let filled = started.elapsed();
+        report.note(&format!("{} organizations filled in {:.1} s", thousands(size as f64, 0), filled.as_secs_f64()));
+
+        let (mut opened, mut bare, mut bare_cpu) = (Series::default(), Series::default(), Series::default());
+        let (mut clean, mut crashed) = (Start::default(), Start::default());
+        for round in 0..ROUNDS {
+            let arguments = [site.config_file().display().to_string()];
+            let started = Instant::now();
+            let mut process = Process::role("read", &arguments, None)?;
+            let seen: Value = serde_json::from_str(&process.line()?)?;
+            bare.push(started.elapsed().as_secs_f64());
+            bare_cpu.push(process.cpu()?.as_secs_f64());
+            opened.push(seen["opened"].as_f64().context("when it was open")?);
+            process.wait()?;
+
+            // Another organization each time, so that nothing has warmed it.
+            let asked = organization(size / 2 + round as u64);
+            clean.round(&site, &asked)?.process.kill()?;
+            crashed.round(&site, &asked)?.process.terminate()?;
+        }
+        rows.push(row(size, "bare loop", None, &bare, &bare_cpu, &bare));
+        rows.push(row(size, "consentry", Some(&clean.first_token), &clean.ready, &clean.cpu, &bare));
+        let name = "consentry, after it was killed";
+        rows.push(row(size, name, Some(&crashed.first_token), &crashed.ready, &crashed.cpu, &bare));
+        kept.push(json!({
+            "organizations": size,
+            "filled_in_seconds": filled.as_secs_f64(),
+            "bare_loop": { "opened_seconds": opened.json(), "all_read_seconds": bare.json(), "cpu_seconds": bare_cpu.json() },
+            "clean": clean.json(),
+            "killed": crashed.json(),
+            "ready_ratio": clean.ready.median() / bare.median(),
+        }));
+    }
+    let columns = ["organizations", "what starts", "first token ms", "ready ms", "ratio", "CPU ms until then"];
+    table(&columns, &rows);
+    report.keep("sizes", json!(kept));
+    report.finish()
+}
+
+fn row(size: u64, name: &str, first: Option<&Series>, ready: &Series, cpu: &Series, bare: &Series) -> Vec<String> {
+    let ms = |series: &Series| series.scaled(1000.0).shown(0);
+    vec![
+        thousands(size as f64, 0),
+        name.to_owned(),
+        first.map_or_else(|| "–".to_owned(), ms),
+        ms(ready),
+        format!("{:.2}", ready.median() / bare.median()),
+        ms(cpu),
+    ]
+}
+
+impl Start {
+    fn round(&mut self, site: &Site, organization: &str) -> Result<Worker> {
+        let mut worker = Worker::start(site, None)?;
+        let first = worker.until_ok(&format!("/v1/organizations/{organization}/token"))?;
+        let ready = worker.ready()?;
+        self.first_token.push(first.as_secs_f64());
+        self.ready.push(ready.as_secs_f64());
+        self.cpu.push(worker.process.cpu()?.as_secs_f64());
+        Ok(worker)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "first_token_seconds": self.first_token.json(),
+            "ready_seconds": self.ready.json(),
+            "cpu_seconds": self.cpu.json(),
+        })
+    }
+}
+
+/// The baseline: opens the vault and reads every grant and every organization.
+fn read(arguments: &[String]) -> Result<()> {
+    let started = Instant::now();
+    let file = arguments.first().context("a configuration")?;
+    let config = Config::load(&locate(Some(file.as_ref()))?)?;
+    let vault = open(&config)?;
+    let opened: Duration = started.elapsed();
+    let mut records = 0u64;
+    vault.for_each_grant(&mut |_| {
+        records += 1;
+        Ok(())
+    })?;
+    vault.for_each_organization(&mut |_| {
+        records += 1;
+        Ok(())
+    })?;
+    say(&json!({ "opened": opened.as_secs_f64(), "records": records }).to_string());
+    vault.close()?;
+    Ok(())
+}
