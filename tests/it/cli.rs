@@ -280,6 +280,20 @@ fn a_secret_that_cannot_be_one_is_refused_before_it_is_sent(#[case] bytes: &[u8]
 }
 
 #[test]
+fn a_credential_that_cannot_be_proved_now_is_told_with_the_way_around_it() {
+    let provider = "kind = \"oauth2\"\nclient_id = \"c\"\ntoken_url = \"http://127.0.0.1:9/token\"";
+    let worker = Setup::default().provider("p", "a-client-secret", provider).start();
+    worker.plant(SECRET);
+    let file = worker.file("token");
+    fs::write(&file, SECRET).expect("the folder is ours");
+    let add = ["org", "add", "1", "--provider", "p", "--refresh-token-file", file.to_str().expect("text")];
+    let refused = worker.command(&add);
+    assert_fails(&refused, 5, "1 is not enrolled");
+    assert!(stderr(&refused).contains("--no-verify"), "{refused:?}");
+    assert_fails(&worker.command(&["token", "1"]), 3, "no such organization");
+}
+
+#[test]
 fn bad_lines_of_an_import_are_told_by_number_and_without_their_secrets() {
     let provider = "kind = \"oauth2\"\nclient_id = \"c\"\ntoken_url = \"http://127.0.0.1:9/token\"";
     let worker = Setup::default().provider("p", "a-client-secret", provider).start();

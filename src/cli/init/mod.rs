@@ -163,7 +163,17 @@ fn tell(report: &Report, json: bool, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn cannot_make<'a>(what: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Failure + 'a {
-    move |error| Failure::failed(format!("cannot make the {what} {}: {error}", path.display()))
+    move |error| {
+        let failure =
+            |why: &dyn std::fmt::Display| Failure::failed(format!("cannot make the {what} {}: {why}", path.display()));
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            failure(&"this user may not write there").with_hint(
+                "name a configuration in a folder of your own with --config, or run this as the worker's user",
+            )
+        } else {
+            failure(&error)
+        }
+    }
 }
 
 /// Writes a file whole or not at all, durably, and never over another.

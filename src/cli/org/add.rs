@@ -9,6 +9,7 @@ use crate::{
         parse::{self, Label, Source},
         print::Out,
     },
+    client::ClientError,
     model::{OrganizationId, ProviderName, Timestamp, Usage},
     wire,
 };
@@ -69,7 +70,8 @@ struct CredentialArgs {
 pub(super) async fn add(global: &Global, args: AddArgs, out: &mut Out) -> Result<(), Failure> {
     let client = global.client()?;
     let organization = args.organization.clone();
-    let enrolled = client.put(&organization, &enrolment(args)?).await?;
+    let enrolled =
+        client.put(&organization, &enrolment(args)?).await.map_err(|error| unproved(&organization, error))?;
     if global.json {
         return out.json(&enrolled.organization);
     }
@@ -80,6 +82,20 @@ pub(super) async fn add(global: &Global, args: AddArgs, out: &mut Out) -> Result
     };
     out.line(format_args!("{organization} {done}"))?;
     show::card(&enrolled.organization, out)
+}
+
+/// What the worker says of a provider that does not answer is about fetching.
+fn unproved(organization: &OrganizationId, error: ClientError) -> Failure {
+    if error.code() != Some(wire::Code::ProviderUnavailable) {
+        return error.into();
+    }
+    Failure::new(
+        Exit::Unavailable,
+        format!(
+            "{organization} is not enrolled: its provider gives no answer now, so the credential could not be proved"
+        ),
+    )
+    .with_hint("try again later, or store it unproved with --no-verify")
 }
 
 fn enrolment(args: AddArgs) -> Result<wire::Enrolment, Failure> {
