@@ -15,7 +15,7 @@ const MAX_SECRET_BYTES: usize = 8 * 1024;
 /// The longest client id, in bytes.
 const MAX_CLIENT_ID_BYTES: usize = 256;
 /// The longest grace that makes sense: issuers offer up to a minute.
-const MAX_GRACE: Duration = Duration::from_hours(1);
+const MAX_GRACE: Duration = Duration::from_mins(10);
 
 /// What is being enrolled.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub enum EnrolmentError {
     #[error("granted_at, expires_at, usage and grace belong to a refresh token, not to an API key")]
     NotForKeys,
     /// More grace than any issuer gives.
-    #[error("grace is longer than an hour")]
+    #[error("grace is longer than ten minutes")]
     GraceTooLong,
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::{
+    Exchange, TokenEndpoint as _,
     client::{Provider, configured_urls},
     client_secrets,
     discovery::Document,
@@ -12,7 +13,10 @@ use super::{
     transport::{Failure, Reply, is_safe_endpoint, without_secrets},
     verdict::OauthError,
 };
-use crate::config::{ClientAuth, Kind, ProviderConfig};
+use crate::{
+    config::{ClientAuth, Kind, ProviderConfig},
+    model::{Credential, ExchangeOutcome, Secret},
+};
 
 /// What every client id of Visma Connect begins with.
 const VISMA_CLIENT_PREFIX: &str = "isv_";
@@ -67,8 +71,8 @@ impl Provider {
         findings
     }
 
-    /// What the provider itself says: its discovery, and its token endpoint asked without any credential. Good news is
-    /// included; [`offline_findings`](Self::offline_findings) are not.
+    /// What the provider itself says: its discovery, its token endpoint asked without any credential, and whether it
+    /// knows our client, asked with a made-up credential that it refuses if it does. Good news is included; [`offline_findings`](Self::offline_findings) are not.
     pub async fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Some(discovery) = &self.discovery {
@@ -88,10 +92,33 @@ impl Provider {
             Some(url) => {
                 let shown = without_secrets(&url);
                 let reply = self.post(url, Form::harmless(), true, self.transport.timeout()).await;
-                findings.push(token_endpoint_finding(&shown, reply));
+                let endpoint = token_endpoint_finding(&shown, reply);
+                let answers = endpoint.severity == Severity::Ok;
+                findings.push(endpoint);
+                if answers && self.config().client_secret_file.is_some() {
+                    findings.extend(self.client_finding().await);
+                }
             }
         }
         findings
+    }
+
+    /// Whether the issuer knows our client: then it refuses a made-up credential as such.
+    async fn client_finding(&self) -> Option<Finding> {
+        let made_up = Secret::new("consentry-check");
+        let credential = match self.config().kind {
+            Kind::DineroPersonal => Credential::ApiKey(made_up),
+            Kind::VismaConnect | Kind::Oauth2 => Credential::RefreshToken(made_up),
+        };
+        let exchange = Exchange { credential: &credential, client: None, fresh_connection: true };
+        match self.exchange(exchange).await {
+            ExchangeOutcome::Refused { .. } => Some(Finding::ok("the issuer knows client_id and client secret")),
+            ExchangeOutcome::ClientRefused { detail } => Some(Finding::error(
+                format!("the issuer refuses this client: {detail}"),
+                "compare client_id and the client secret with the registration, and client_auth with what the issuer takes",
+            )),
+            _ => None,
+        }
     }
 }
 

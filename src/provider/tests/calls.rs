@@ -320,6 +320,19 @@ async fn an_online_check_passes_where_the_token_endpoint_refuses_in_oauths_words
 }
 
 #[tokio::test]
+async fn an_online_check_tells_whether_the_issuer_knows_the_client() {
+    for (answer, severity) in [("invalid_grant", Severity::Ok), ("invalid_client", Severity::Error)] {
+        let server = MockServer::start().await;
+        Mock::given(method("POST")).respond_with(refuses(answer)).mount(&server).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = with_secrets(at(url_of(&server, "/token").as_str()), folder.path(), "planted");
+        let findings = provider(config).findings().await;
+        assert_eq!(findings.last().expect("of the client").severity, severity, "{findings:?}");
+        assert!(!format!("{findings:?}").contains("planted"), "{findings:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_online_check_names_what_is_wrong() {
     let server = MockServer::start().await;
     Mock::given(method("GET")).respond_with(ResponseTemplate::new(404)).mount(&server).await;
