@@ -110,7 +110,7 @@ impl Shared {
                 if let State::InDoubt(reason) = grant.state {
                     return Err(in_doubt(reason, grant));
                 }
-                self.exchange_and_wait(slot).await?;
+                self.exchange_and_wait(slot, None).await?;
             }
             self.check_reach(slot, &wanted.organization).await?;
         }
@@ -157,7 +157,7 @@ impl Shared {
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
-        let proven = match self.exchange_and_wait(&slot).await {
+        let proven = match self.exchange_and_wait(&slot, None).await {
             Ok(()) => self.check_reach(&slot, &wanted.organization).await,
             Err(KeeperError::Lost { .. }) => Err(KeeperError::Refused("it answers invalid_grant".into())),
             Err(error) => Err(error),

@@ -279,7 +279,7 @@ impl Shared {
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));
-        self.cache.put(slot, Arc::new(self.cacheable(access)));
+        self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
     }
 
     async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {

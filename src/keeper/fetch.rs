@@ -6,7 +6,7 @@ use super::{
     Keeper, KeeperError, Shared,
     index::Entry,
     lane::Urgency,
-    slot::{CachedToken, Slot},
+    slot::{Brief, CachedToken, Outcome, Slot, SlotState},
 };
 use crate::{
     clock::Now,
@@ -34,13 +34,14 @@ impl Keeper {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
         entry.fetched(shared.now().wall);
+        let seen = entry.slot.brief().outcome();
         match shared.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
                 shared.refresh_behind(&entry.slot);
                 shared.serve(&entry, degraded)
             }
             ServeVerdict::Refresh => {
-                let exchanged = shared.exchange_and_wait(&entry.slot).await;
+                let exchanged = shared.exchange_and_wait(&entry.slot, Some(seen)).await;
                 // A token that lives but is shorter than wished is still better than none.
                 match shared.decide(&entry.slot, min_ttl) {
                     ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
@@ -66,6 +67,7 @@ impl Keeper {
         let entry = shared.find(organization).await?;
         let slot = &entry.slot;
         entry.fetched(shared.now().wall);
+        let seen = slot.brief().outcome();
         let verdict = shared.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
             let served = shared.serve(&entry, degraded)?;
@@ -78,7 +80,7 @@ impl Keeper {
             refusal => return Err(shared.refusal(slot, refusal)),
         }
         shared.may_force(slot)?;
-        shared.exchange_and_wait(slot).await?;
+        shared.exchange_and_wait(slot, Some(seen)).await?;
         match shared.decide(slot, Duration::ZERO) {
             ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
             verdict => Err(shared.refusal(slot, verdict)),
@@ -108,13 +110,20 @@ impl Shared {
     fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
-        let cached = match cached(slot) {
+        let (brief, cached) = remembered(slot);
+        let cached = match cached {
             Some(cached) => cached,
             None => self.read_token(slot)?,
         };
-        let brief = slot.brief();
-        let left = brief.access.map(|access| access.left(now)).unwrap_or_default();
         let access = &cached.access;
+        // What the vault gave may be of another exchange than the brief: newer, or older than one that was not stored.
+        let left = match brief.access.filter(|times| times.is_of(access)) {
+            Some(times) => times.left(now),
+            None => access.expires_at.since(now.wall).min(access.lifetime()),
+        };
+        if left.is_zero() {
+            return Err(self.refusal(slot, ServeVerdict::Refresh));
+        }
         Ok(Served {
             token: wire::Token {
                 organization: entry.id.clone(),
@@ -140,9 +149,8 @@ impl Shared {
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
         let cached = Arc::new(self.cacheable(access));
         // Another task may have stored a newer one since; that one stays.
-        if slot.brief().sequence == sequence {
-            self.cache.put(slot, Arc::clone(&cached));
-        }
+        let kept = |state: &SlotState| state.brief.access.is_some_and(|times| times.is_of(&cached.access));
+        self.cache.put(slot, Arc::clone(&cached), kept);
         Ok(cached)
     }
 
@@ -160,13 +168,14 @@ impl Shared {
         };
         let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {
-            self.lane(slot).enqueue(slot, Urgency::Fetched);
+            self.lane(slot).enqueue(slot, Urgency::Fetched, Some(brief.outcome()));
         }
     }
 
-    /// Queues an exchange before all that nobody waits for, and waits for its end, bounded.
-    pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let flight = self.lane(slot).enqueue(slot, Urgency::Awaited);
+    /// Queues an exchange before all that nobody waits for, and waits for its end, bounded. Where `seen` is given and
+    /// an exchange has ended since, that one is enough.
+    pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>, seen: Option<Outcome>) -> Result<(), KeeperError> {
+        let Some(flight) = self.lane(slot).enqueue(slot, Urgency::Awaited, seen) else { return Ok(()) };
         let patience = self.refresh.timeout + QUEUE_PATIENCE;
         let waited = tokio::select! {
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
@@ -235,9 +244,12 @@ impl Shared {
     }
 }
 
-/// The token as the bounded cache has it; this use spares it once.
-fn cached(slot: &Slot) -> Option<Arc<CachedToken>> {
+/// What is remembered of the grant, and the token as the bounded cache has it, if that is the one which the brief is
+/// about; this use spares it once.
+fn remembered(slot: &Slot) -> (Brief, Option<Arc<CachedToken>>) {
     let mut state = slot.lock();
     state.used = true;
-    state.token.clone()
+    let brief = state.brief;
+    let fits = |token: &Arc<CachedToken>| brief.access.is_some_and(|times| times.is_of(&token.access));
+    (brief, state.token.clone().filter(fits))
 }

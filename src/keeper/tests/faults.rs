@@ -233,3 +233,35 @@ async fn a_grant_with_a_client_of_its_own_goes_on_while_the_providers_is_refused
     assert_eq!(world.keeper.shared.lanes[0].circuit.frozen(), Some("client_refused"));
     assert!(world.keeper.enrol(org("c"), own("key-c")).await.is_ok());
 }
+
+#[tokio::test]
+async fn a_cached_token_is_never_served_with_the_times_of_another() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.clock.advance(Duration::from_secs(3599));
+    // As between the moment when a new exchange's times are published and the one when its token is.
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let now = world.keeper.shared.now();
+    {
+        let mut state = slot.lock();
+        let access = state.brief.access.as_mut().expect("has one");
+        access.issued_at = now.wall;
+        access.expires_at = now.wall + HOUR;
+        access.expires_boot = now.boot + HOUR;
+    }
+    let served = world.fetch("a").await.expect("lives");
+    assert_eq!((served.token.access_token.as_str(), served.token.expires_in), ("at-1", 1));
+}
+
+#[tokio::test]
+async fn a_caller_who_decided_before_an_exchange_ended_does_not_start_another() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    let shared = &world.keeper.shared;
+    let slot = Arc::clone(&shared.find(&org("a")).await.expect("there").slot);
+    let seen = slot.brief().outcome();
+    world.clock.advance(HOUR * 2);
+    assert_eq!(world.fetch("a").await.expect("refreshed").token.access_token, "at-2");
+    shared.exchange_and_wait(&slot, Some(seen)).await.expect("nothing to do");
+    assert_eq!(world.issuer.count(), 2);
+}
