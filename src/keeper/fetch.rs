@@ -164,7 +164,8 @@ impl Shared {
     fn refresh_behind(&self, slot: &Arc<Slot>) {
         let (brief, idle) = {
             let state = slot.lock();
-            (state.brief, state.timer.is_none() && state.flight.is_none())
+            // Its timer may be set to a moment before an idle limit, far behind the end of this token.
+            (state.brief, state.flight.is_none())
         };
         let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {

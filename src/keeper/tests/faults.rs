@@ -265,3 +265,16 @@ async fn a_caller_who_decided_before_an_exchange_ended_does_not_start_another() 
     shared.exchange_and_wait(&slot, Some(seen)).await.expect("nothing to do");
     assert_eq!(world.issuer.count(), 2);
 }
+
+#[tokio::test]
+async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_token_lapses() {
+    let config = ProviderConfig { idle_lifetime: Some(HOUR * 240), ..provider_config() };
+    let world = World::of(KeepWarm::FetchedWithin(HOUR / 2), vec![config]).await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.advance(HOUR.mul_f64(0.85));
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let now = world.keeper.shared.now().boot;
+    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer) > (now + HOUR).as_millis())).await;
+    assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
+    world.until(|world| world.issuer.count() == 2).await;
+}
