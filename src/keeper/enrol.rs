@@ -6,7 +6,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
-    lifecycle::{Enrolling, new_grant, valid_labels},
+    lifecycle::{Enrolling, FROZEN_RETRY, new_grant, valid_labels},
     model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
     provider::ProviderError,
     vault::Change,
@@ -146,7 +146,7 @@ impl Shared {
         if wanted.verify
             && let Some(reason) = lane.circuit.frozen_for(grant.client.is_some())
         {
-            return Err(KeeperError::ProviderUnavailable { reason, retry_after: Duration::from_secs(5) });
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         if !wanted.verify {
             return self.store_unproven(grant, wanted).await;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{MAX_RETRY_AFTER, ServeVerdict, serve},
+    lifecycle::{FROZEN_RETRY, MAX_RETRY_AFTER, ServeVerdict, serve},
     model::{AccessToken, OrganizationId, State},
     wire,
 };
@@ -214,6 +214,9 @@ impl Shared {
         if let Some(wait) = brief.retry_at.map(|at| at.since(now.wall)).filter(|wait| !wait.is_zero()) {
             let reason = brief.state.reason().unwrap_or("provider_unavailable");
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: wait.min(MAX_RETRY_AFTER) });
+        }
+        if let Some(reason) = self.lane(slot).circuit.frozen_for(brief.own_client) {
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
         self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })

@@ -278,3 +278,15 @@ async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_toke
     assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
     world.until(|world| world.issuer.count() == 2).await;
 }
+
+#[tokio::test]
+async fn a_caller_who_forces_an_exchange_of_a_frozen_provider_is_told_at_once() {
+    let world = World::new().await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
+    assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::ProviderUnavailable);
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::ProviderUnavailable);
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    assert!(slot.lock().flight.is_none(), "nothing waits for the provider's recovery in the caller's name");
+}
