@@ -13,14 +13,17 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, exchange_ended},
-    model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
+    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, exchange_ended},
+    model::{AccessToken, Credential, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
     vault::{Change as VaultChange, Stray},
 };
 
 /// How often a commit that the vault refused is tried again while its answer is kept in memory.
 const COMMIT_RETRY: Duration = Duration::from_secs(2);
+/// How long a grant waits after the vault failed it; and after it failed for good, when only a restart can help.
+const VAULT_PAUSE: Duration = Duration::from_secs(10);
+const POISONED_PAUSE: Duration = Duration::from_mins(5);
 
 /// What was decided before the call, and must still hold when its answer is stored.
 struct Prepared {
@@ -44,7 +47,7 @@ impl Shared {
             Ok(prepared) => prepared,
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
-                    self.hold_back(slot);
+                    self.hold_back(slot, self.now().wall + self.vault_pause());
                 }
                 return Err(error);
             }
@@ -75,6 +78,10 @@ impl Shared {
             if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
+        }
+        // A refresh token may be rotated by any exchange, and its successor would be lost. A key cannot.
+        if let (Credential::RefreshToken(_), Some(reason)) = (&grant.credential, self.vault.poisoned()) {
+            return Err(KeeperError::VaultUnavailable(reason));
         }
         if let Some(intent) = &open {
             self.doubt_the_dead(slot, &mut grant, intent, now).await?;
@@ -166,8 +173,8 @@ impl Shared {
                 Ok(result) => return result,
                 Err(error) => error,
             };
-            self.serve_unstored(slot, prepared, outcome);
-            self.hold_back(slot);
+            let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
+            self.hold_back(slot, retry_at);
             in_flight.tell(Err(error.clone()));
             let worth_keeping = matches!(outcome, ExchangeOutcome::Granted(_)) || prepared.one_time;
             if !worth_keeping || self.vault.poisoned().is_some() || self.stopping.is_cancelled() {
@@ -256,14 +263,14 @@ impl Shared {
     }
 
     /// An access token whose answer rotated nothing may be served while the vault takes nothing (rule 1 of the
-    /// design): losing it costs one exchange and no credential.
-    fn serve_unstored(&self, slot: &Arc<Slot>, prepared: &Prepared, outcome: &ExchangeOutcome) {
-        let ExchangeOutcome::Granted(answer) = outcome else { return };
+    /// design): losing it costs one exchange and no credential. Gives the moment of its refresh if it is served.
+    fn serve_unstored(&self, slot: &Arc<Slot>, prepared: &Prepared, outcome: &ExchangeOutcome) -> Option<Timestamp> {
+        let ExchangeOutcome::Granted(answer) = outcome else { return None };
         let given = answer.refresh_token.as_ref().map(|token| self.vault.fingerprint(token));
         if prepared.one_time || given.is_some_and(|given| given != prepared.sent) {
-            return;
+            return None;
         }
-        let Some(lifetime) = answer.expires_in else { return };
+        let lifetime = answer.expires_in?;
         let now = self.now();
         let access = AccessToken {
             token: answer.access_token.clone(),
@@ -280,6 +287,23 @@ impl Shared {
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));
         self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
+        Some(times.issued_at + times.refresh_after)
+    }
+
+    /// When to try again what could not be stored: what the issuer asks for holds all the same.
+    fn unstored_retry(&self, outcome: &ExchangeOutcome) -> Timestamp {
+        let asked_for = match outcome {
+            ExchangeOutcome::Refused { .. } => REFUSED_INTERVAL,
+            ExchangeOutcome::RateLimited { retry_after } | ExchangeOutcome::Unavailable { retry_after } => {
+                retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
+            }
+            _ => Duration::ZERO,
+        };
+        self.now().wall + asked_for.max(self.vault_pause())
+    }
+
+    fn vault_pause(&self) -> Duration {
+        if self.vault.poisoned().is_some() { POISONED_PAUSE } else { VAULT_PAUSE }
     }
 
     async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {
@@ -295,14 +319,14 @@ impl Shared {
         self.vault.commit(changes).await.map(|_| ()).map_err(|error| self.vault_failed(&error))
     }
 
-    /// The vault takes nothing: the slot says so and waits a little; nothing of that can be stored.
-    fn hold_back(&self, slot: &Arc<Slot>) {
+    /// The vault takes nothing: the slot says so and waits; nothing of that can be stored.
+    fn hold_back(&self, slot: &Arc<Slot>, retry_at: Timestamp) {
         let now = self.now();
         self.amend_brief(slot, now, |brief| {
             if matches!(brief.state, State::Active | State::Failing(_)) {
                 brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
             }
-            brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
+            brief.retry_at = Some(retry_at);
             // A grant that is not due by itself (paused, held, without organizations) does not become so by this.
             brief.due = brief.due.and(brief.retry_at);
         });

@@ -290,3 +290,33 @@ async fn a_caller_who_forces_an_exchange_of_a_frozen_provider_is_told_at_once() 
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
     assert!(slot.lock().flight.is_none(), "nothing waits for the provider's recovery in the caller's name");
 }
+
+#[tokio::test]
+async fn a_vault_that_takes_nothing_does_not_make_the_worker_call_the_issuer_more_often() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.vault.poison_for_test();
+    world.advance(HOUR.mul_f64(0.85));
+    world.until(|world| world.issuer.count() == 4).await;
+    world.until(|world| world.failing() && world.issuer.at_once.load(Ordering::SeqCst) == 0).await;
+    let served = world.fetch("a").await.expect("an answer that rotated nothing may be served");
+    assert_eq!((served.token.expires_in, served.token.degraded.as_deref()), (3600, Some("vault_unavailable")));
+    for _ in 0..30 {
+        world.advance(Duration::from_mins(1));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.issuer.count(), 4, "their tokens live for another half an hour");
+    world.advance(Duration::from_mins(20));
+    world.until(|world| world.issuer.count() == 6).await;
+}
+
+#[tokio::test]
+async fn no_refresh_token_is_sent_whose_successor_could_not_be_stored() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "reuse-a").await.expect("enrolled");
+    world.vault.poison_for_test();
+    world.clock.advance(HOUR * 2);
+    assert_eq!(code(world.fetch("a").await), Code::VaultUnavailable);
+    assert_eq!(world.issuer.count(), 1);
+}
