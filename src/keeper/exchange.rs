@@ -60,8 +60,15 @@ impl Shared {
             fresh_connection: prepared.one_time,
         });
         let outcome = call.await;
-        self.observe(lane, slot, &prepared, &outcome, started);
-        self.store(slot, &prepared, &outcome, in_flight).await
+        let change = self.observe(lane, slot, &prepared, &outcome, started);
+        if change != Some(Change::Closed) {
+            self.circuit_changed(slot.provider, change);
+            return self.store(slot, &prepared, &outcome, in_flight).await;
+        }
+        // Recovery looks at every grant, and the answer may hold the only token there is: it is stored first.
+        let stored = self.store(slot, &prepared, &outcome, in_flight).await;
+        self.circuit_changed(slot.provider, change);
+        stored
     }
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
@@ -138,7 +145,14 @@ impl Shared {
         Ok(())
     }
 
-    fn observe(&self, lane: &Lane, slot: &Slot, prepared: &Prepared, outcome: &ExchangeOutcome, started: Duration) {
+    fn observe(
+        &self,
+        lane: &Lane,
+        slot: &Slot,
+        prepared: &Prepared,
+        outcome: &ExchangeOutcome,
+        started: Duration,
+    ) -> Option<Change> {
         let now = self.now();
         let took = now.boot.saturating_sub(started);
         self.metrics.exchanged(&lane.name, outcome.label(), took);
@@ -146,7 +160,7 @@ impl Shared {
         let grant = &prepared.grant;
         let id = grant.id.as_bytes();
         let unknown_subject = u64::from_be_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]]);
-        let change = lane.circuit.observe(&Observation {
+        lane.circuit.observe(&Observation {
             outcome,
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
@@ -154,8 +168,7 @@ impl Shared {
             candidate: grant.organizations.is_empty(),
             grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
-        });
-        self.circuit_changed(slot.provider, change);
+        })
     }
 
     /// Carries the outcome over into the grant as it is stored now, commits, and publishes (rules 1 and 7 of the
