@@ -93,20 +93,10 @@ impl Shared {
         if let Some(intent) = &open {
             self.doubt_the_dead(slot, &mut grant, intent, now).await?;
         }
-        match grant.state {
-            State::Lost => return Err(lost(&grant)),
-            State::InDoubt(reason) => {
-                let policy = &self.lane(slot).policy;
-                let fleet = self.fleet(slot.provider, &grant);
-                let due = lifecycle::due(&grant, open.as_ref(), policy, fleet, now, self.clock.boot_id(), 0.0);
-                if due.is_none_or(|due| due > now.wall) {
-                    // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
-                    self.amend_brief(slot, now, |brief| brief.due = due);
-                    return Err(in_doubt(reason, &grant));
-                }
-            }
-            State::Active | State::Failing(_) => {}
+        if grant.state == State::Lost {
+            return Err(lost(&grant));
         }
+        self.may_try_doubtful(slot, &grant, open.as_ref())?;
         let sent = grant.fingerprint;
         let mut intent = None;
         if one_time {
@@ -123,9 +113,25 @@ impl Shared {
             };
             let commit = self.vault.commit(vec![VaultChange::PutIntent(next.clone())]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
+            // That may have taken long enough for a grace to be over.
+            self.may_try_doubtful(slot, &grant, Some(&next))?;
             intent = Some(next);
         }
         Ok(Prepared { grant, sent, one_time, intent, asked_at: self.now().wall })
+    }
+
+    /// Whether a grant may be exchanged as far as a doubt about it goes; where not, it is due when the rules say.
+    fn may_try_doubtful(&self, slot: &Arc<Slot>, grant: &Grant, intent: Option<&Intent>) -> Result<(), KeeperError> {
+        let State::InDoubt(reason) = grant.state else { return Ok(()) };
+        let (now, policy) = (self.now(), &self.lane(slot).policy);
+        let fleet = self.fleet(slot.provider, grant);
+        let due = lifecycle::due(grant, intent, policy, fleet, now, self.clock.boot_id(), 0.0);
+        if due.is_some_and(|due| due <= now.wall) {
+            return Ok(());
+        }
+        // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
+        self.amend_brief(slot, now, |brief| brief.due = due);
+        Err(in_doubt(reason, grant))
     }
 
     /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
