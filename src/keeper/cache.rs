@@ -26,21 +26,20 @@ impl TokenCache {
         }
     }
 
-    /// Gives the slot its token in place of an older one, and makes room.
-    pub(super) fn put(&self, slot: &Arc<Slot>, token: Arc<CachedToken>) {
-        let cost = token.cost();
+    /// Gives the slot its token in place of an older one, if the slot's state still `fits`, and makes room.
+    pub(super) fn put(&self, slot: &Arc<Slot>, token: Arc<CachedToken>, fits: impl FnOnce(&SlotState) -> bool) {
         let had_one = {
             let mut state = slot.lock();
-            if state.removed {
+            if state.removed || !fits(&state) {
                 return;
             }
+            self.bytes.fetch_add(token.cost(), Ordering::Relaxed);
             let before = state.token.replace(token);
             if let Some(before) = &before {
                 self.bytes.fetch_sub(before.cost(), Ordering::Relaxed);
             }
             before.is_some()
         };
-        self.bytes.fetch_add(cost, Ordering::Relaxed);
         if !had_one {
             self.order.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::downgrade(slot));
         }
@@ -124,15 +123,15 @@ mod tests {
     fn it_stays_within_its_bound_and_spares_what_is_used() {
         let cache = TokenCache::new(u64::try_from(token().cost() * 2).expect("small"));
         let slots: Vec<_> = (0..4).map(slot).collect();
-        cache.put(&slots[0], token());
-        cache.put(&slots[1], token());
+        cache.put(&slots[0], token(), |_| true);
+        cache.put(&slots[1], token(), |_| true);
         slots[0].lock().used = true;
-        cache.put(&slots[2], token());
+        cache.put(&slots[2], token(), |_| true);
         assert!(slots[0].lock().token.is_some(), "used");
         assert!(slots[1].lock().token.is_none());
-        cache.put(&slots[3], token());
+        cache.put(&slots[3], token(), |_| true);
         assert_eq!(cache.bytes(), token().cost() * 2);
-        cache.put(&slots[3], token());
+        cache.put(&slots[3], token(), |_| true);
         assert_eq!(cache.bytes(), token().cost() * 2, "a replaced token is not counted twice");
     }
 }

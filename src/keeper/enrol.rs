@@ -6,7 +6,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
-    lifecycle::{Enrolling, new_grant, valid_labels},
+    lifecycle::{Enrolling, FROZEN_RETRY, new_grant, valid_labels},
     model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
     provider::ProviderError,
     vault::Change,
@@ -110,7 +110,7 @@ impl Shared {
                 if let State::InDoubt(reason) = grant.state {
                     return Err(in_doubt(reason, grant));
                 }
-                self.exchange_and_wait(slot).await?;
+                self.exchange_and_wait(slot, None).await?;
             }
             self.check_reach(slot, &wanted.organization).await?;
         }
@@ -146,7 +146,7 @@ impl Shared {
         if wanted.verify
             && let Some(reason) = lane.circuit.frozen_for(grant.client.is_some())
         {
-            return Err(KeeperError::ProviderUnavailable { reason, retry_after: Duration::from_secs(5) });
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         if !wanted.verify {
             return self.store_unproven(grant, wanted).await;
@@ -157,7 +157,7 @@ impl Shared {
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
-        let proven = match self.exchange_and_wait(&slot).await {
+        let proven = match self.exchange_and_wait(&slot, None).await {
             Ok(()) => self.check_reach(&slot, &wanted.organization).await,
             Err(KeeperError::Lost { .. }) => Err(KeeperError::Refused("it answers invalid_grant".into())),
             Err(error) => Err(error),

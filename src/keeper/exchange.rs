@@ -13,14 +13,17 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, exchange_ended},
-    model::{AccessToken, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
+    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, exchange_ended},
+    model::{AccessToken, Credential, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
     provider::Exchange,
     vault::{Change as VaultChange, Stray},
 };
 
 /// How often a commit that the vault refused is tried again while its answer is kept in memory.
 const COMMIT_RETRY: Duration = Duration::from_secs(2);
+/// How long a grant waits after the vault failed it; and after it failed for good, when only a restart can help.
+const VAULT_PAUSE: Duration = Duration::from_secs(10);
+const POISONED_PAUSE: Duration = Duration::from_mins(5);
 
 /// What was decided before the call, and must still hold when its answer is stored.
 struct Prepared {
@@ -45,7 +48,7 @@ impl Shared {
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
                     self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
-                    self.hold_back(slot);
+                    self.hold_back(slot, self.now().wall + self.vault_pause());
                 }
                 return Err(error);
             }
@@ -58,8 +61,15 @@ impl Shared {
             fresh_connection: prepared.one_time,
         });
         let outcome = call.await;
-        self.observe(lane, slot, &prepared, &outcome, started);
-        self.store(slot, &prepared, &outcome, in_flight).await
+        let change = self.observe(lane, slot, &prepared, &outcome, started);
+        if change != Some(Change::Closed) {
+            self.circuit_changed(slot.provider, change);
+            return self.store(slot, &prepared, &outcome, in_flight).await;
+        }
+        // Recovery looks at every grant, and the answer may hold the only token there is: it is stored first.
+        let stored = self.store(slot, &prepared, &outcome, in_flight).await;
+        self.circuit_changed(slot.provider, change);
+        stored
     }
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
@@ -77,23 +87,17 @@ impl Shared {
         if grant.paused {
             return Err(KeeperError::Paused);
         }
+        // A refresh token may be rotated by any exchange, and its successor would be lost. A key cannot.
+        if let (Credential::RefreshToken(_), Some(reason)) = (&grant.credential, self.vault.poisoned()) {
+            return Err(KeeperError::VaultUnavailable(reason));
+        }
         if let Some(intent) = &open {
             self.doubt_the_dead(slot, &mut grant, intent, now).await?;
         }
-        match grant.state {
-            State::Lost => return Err(lost(&grant)),
-            State::InDoubt(reason) => {
-                let policy = &self.lane(slot).policy;
-                let fleet = self.fleet(slot.provider, &grant);
-                let due = lifecycle::due(&grant, open.as_ref(), policy, fleet, now, self.clock.boot_id(), 0.0);
-                if due.is_none_or(|due| due > now.wall) {
-                    // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
-                    self.amend_brief(slot, now, |brief| brief.due = due);
-                    return Err(in_doubt(reason, &grant));
-                }
-            }
-            State::Active | State::Failing(_) => {}
+        if grant.state == State::Lost {
+            return Err(lost(&grant));
         }
+        self.may_try_doubtful(slot, &grant, open.as_ref())?;
         let sent = grant.fingerprint;
         let mut intent = None;
         if one_time {
@@ -110,9 +114,25 @@ impl Shared {
             };
             let commit = self.vault.commit(vec![VaultChange::PutIntent(next.clone())]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
+            // That may have taken long enough for a grace to be over.
+            self.may_try_doubtful(slot, &grant, Some(&next))?;
             intent = Some(next);
         }
         Ok(Prepared { grant, sent, one_time, intent, asked_at: self.now().wall })
+    }
+
+    /// Whether a grant may be exchanged as far as a doubt about it goes; where not, it is due when the rules say.
+    fn may_try_doubtful(&self, slot: &Arc<Slot>, grant: &Grant, intent: Option<&Intent>) -> Result<(), KeeperError> {
+        let State::InDoubt(reason) = grant.state else { return Ok(()) };
+        let (now, policy) = (self.now(), &self.lane(slot).policy);
+        let fleet = self.fleet(slot.provider, grant);
+        let due = lifecycle::due(grant, intent, policy, fleet, now, self.clock.boot_id(), 0.0);
+        if due.is_some_and(|due| due <= now.wall) {
+            return Ok(());
+        }
+        // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
+        self.amend_brief(slot, now, |brief| brief.due = due);
+        Err(in_doubt(reason, grant))
     }
 
     /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
@@ -132,7 +152,14 @@ impl Shared {
         Ok(())
     }
 
-    fn observe(&self, lane: &Lane, slot: &Slot, prepared: &Prepared, outcome: &ExchangeOutcome, started: Duration) {
+    fn observe(
+        &self,
+        lane: &Lane,
+        slot: &Slot,
+        prepared: &Prepared,
+        outcome: &ExchangeOutcome,
+        started: Duration,
+    ) -> Option<Change> {
         let now = self.now();
         let took = now.boot.saturating_sub(started);
         self.metrics.exchanged(&lane.name, outcome.label(), took);
@@ -140,7 +167,7 @@ impl Shared {
         let grant = &prepared.grant;
         let id = grant.id.as_bytes();
         let unknown_subject = u64::from_be_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]]);
-        let change = lane.circuit.observe(&Observation {
+        lane.circuit.observe(&Observation {
             outcome,
             grant: slot.id,
             subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
@@ -148,8 +175,7 @@ impl Shared {
             candidate: grant.organizations.is_empty(),
             grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
-        });
-        self.circuit_changed(slot.provider, change);
+        })
     }
 
     /// Carries the outcome over into the grant as it is stored now, commits, and publishes (rules 1 and 7 of the
@@ -167,8 +193,8 @@ impl Shared {
                 Ok(result) => return result,
                 Err(error) => error,
             };
-            self.serve_unstored(slot, prepared, outcome);
-            self.hold_back(slot);
+            let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
+            self.hold_back(slot, retry_at);
             in_flight.tell(Err(error.clone()));
             let worth_keeping = matches!(outcome, ExchangeOutcome::Granted(_)) || prepared.one_time;
             if !worth_keeping || self.vault.poisoned().is_some() || self.stopping.is_cancelled() {
@@ -257,14 +283,14 @@ impl Shared {
     }
 
     /// An access token whose answer rotated nothing may be served while the vault takes nothing (rule 1 of the
-    /// design): losing it costs one exchange and no credential.
-    fn serve_unstored(&self, slot: &Arc<Slot>, prepared: &Prepared, outcome: &ExchangeOutcome) {
-        let ExchangeOutcome::Granted(answer) = outcome else { return };
+    /// design): losing it costs one exchange and no credential. Gives the moment of its refresh if it is served.
+    fn serve_unstored(&self, slot: &Arc<Slot>, prepared: &Prepared, outcome: &ExchangeOutcome) -> Option<Timestamp> {
+        let ExchangeOutcome::Granted(answer) = outcome else { return None };
         let given = answer.refresh_token.as_ref().map(|token| self.vault.fingerprint(token));
         if prepared.one_time || given.is_some_and(|given| given != prepared.sent) {
-            return;
+            return None;
         }
-        let Some(lifetime) = answer.expires_in else { return };
+        let lifetime = answer.expires_in?;
         let now = self.now();
         let access = AccessToken {
             token: answer.access_token.clone(),
@@ -280,7 +306,24 @@ impl Shared {
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));
-        self.cache.put(slot, Arc::new(self.cacheable(access)));
+        self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
+        Some(times.issued_at + times.refresh_after)
+    }
+
+    /// When to try again what could not be stored: what the issuer asks for holds all the same.
+    fn unstored_retry(&self, outcome: &ExchangeOutcome) -> Timestamp {
+        let asked_for = match outcome {
+            ExchangeOutcome::Refused { .. } => REFUSED_INTERVAL,
+            ExchangeOutcome::RateLimited { retry_after } | ExchangeOutcome::Unavailable { retry_after } => {
+                retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
+            }
+            _ => Duration::ZERO,
+        };
+        self.now().wall + asked_for.max(self.vault_pause())
+    }
+
+    fn vault_pause(&self) -> Duration {
+        if self.vault.poisoned().is_some() { POISONED_PAUSE } else { VAULT_PAUSE }
     }
 
     async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {
@@ -296,14 +339,14 @@ impl Shared {
         self.vault.commit(changes).await.map(|_| ()).map_err(|error| self.vault_failed(&error))
     }
 
-    /// The vault takes nothing: the slot says so and waits a little; nothing of that can be stored.
-    fn hold_back(&self, slot: &Arc<Slot>) {
+    /// The vault takes nothing: the slot says so and waits; nothing of that can be stored.
+    fn hold_back(&self, slot: &Arc<Slot>, retry_at: Timestamp) {
         let now = self.now();
         self.amend_brief(slot, now, |brief| {
             if matches!(brief.state, State::Active | State::Failing(_)) {
                 brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
             }
-            brief.retry_at = Some(now.wall + COMMIT_RETRY * 5);
+            brief.retry_at = Some(retry_at);
             // A grant that is not due by itself (paused, held, without organizations) does not become so by this.
             brief.due = brief.due.and(brief.retry_at);
         });

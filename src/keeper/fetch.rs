@@ -5,11 +5,11 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use super::{
     Keeper, KeeperError, Shared,
     index::Entry,
-    slot::{CachedToken, Slot, Urgency},
+    slot::{Brief, CachedToken, Outcome, Slot, SlotState, Urgency},
 };
 use crate::{
     clock::Now,
-    lifecycle::{MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, serve},
+    lifecycle::{FROZEN_RETRY, MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, serve},
     model::{AccessToken, OrganizationId, State},
     wire,
 };
@@ -33,13 +33,14 @@ impl Keeper {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
         entry.fetched(shared.now().wall);
+        let seen = entry.slot.brief().outcome();
         match shared.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
                 shared.refresh_behind(&entry.slot);
                 shared.serve(&entry, degraded)
             }
             ServeVerdict::Refresh => {
-                let exchanged = shared.exchange_for_caller(&entry.slot).await;
+                let exchanged = shared.exchange_for_caller(&entry.slot, seen).await;
                 shared.after_exchange(&entry, min_ttl, exchanged)
             }
             verdict => Err(shared.refusal(&entry.slot, verdict)),
@@ -52,6 +53,7 @@ impl Keeper {
         let entry = shared.find(organization).await?;
         let slot = &entry.slot;
         entry.fetched(shared.now().wall);
+        let seen = slot.brief().outcome();
         let verdict = shared.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
             let served = shared.serve(&entry, degraded)?;
@@ -64,7 +66,7 @@ impl Keeper {
             refusal => return Err(shared.refusal(slot, refusal)),
         }
         shared.may_force(slot)?;
-        shared.exchange_for_caller(slot).await?;
+        shared.exchange_for_caller(slot, seen).await?;
         match shared.decide(slot, Duration::ZERO) {
             ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
             verdict => Err(shared.refusal(slot, verdict)),
@@ -94,13 +96,20 @@ impl Shared {
     fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
-        let cached = match cached(slot) {
+        let (brief, cached) = remembered(slot);
+        let cached = match cached {
             Some(cached) => cached,
             None => self.read_token(slot)?,
         };
-        let brief = slot.brief();
-        let left = brief.access.map(|access| access.left(now)).unwrap_or_default();
         let access = &cached.access;
+        // What the vault gave may be of another exchange than the brief: newer, or older than one that was not stored.
+        let left = match brief.access.filter(|times| times.is_of(access)) {
+            Some(times) => times.left(now),
+            None => access.expires_at.since(now.wall).min(access.lifetime()),
+        };
+        if left.is_zero() {
+            return Err(self.refusal(slot, ServeVerdict::Refresh));
+        }
         Ok(Served {
             token: wire::Token {
                 organization: entry.id.clone(),
@@ -126,9 +135,8 @@ impl Shared {
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
         let cached = Arc::new(self.cacheable(access));
         // Another task may have stored a newer one since; that one stays.
-        if slot.brief().sequence == sequence {
-            self.cache.put(slot, Arc::clone(&cached));
-        }
+        let kept = |state: &SlotState| state.brief.access.is_some_and(|times| times.is_of(&cached.access));
+        self.cache.put(slot, Arc::clone(&cached), kept);
         Ok(cached)
     }
 
@@ -142,11 +150,12 @@ impl Shared {
     fn refresh_behind(&self, slot: &Arc<Slot>) {
         let (brief, idle) = {
             let state = slot.lock();
-            (state.brief, state.timer.is_none() && state.flight.is_none())
+            // Its timer may be set to a moment before an idle limit, far behind the end of this token.
+            (state.brief, state.flight.is_none())
         };
         let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {
-            self.lane(slot).enqueue(slot, Urgency::Fetched);
+            self.lane(slot).enqueue(slot, Urgency::Fetched, Some(brief.outcome()));
         }
     }
 
@@ -172,8 +181,8 @@ impl Shared {
 
     /// As [`exchange_and_wait`](Self::exchange_and_wait), for one who fetches: a refused credential is his operator's
     /// concern, and for him no more than a provider that gives nothing.
-    async fn exchange_for_caller(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        self.exchange_and_wait(slot).await.map_err(|error| match error {
+    async fn exchange_for_caller(&self, slot: &Arc<Slot>, seen: Outcome) -> Result<(), KeeperError> {
+        self.exchange_and_wait(slot, Some(seen)).await.map_err(|error| match error {
             KeeperError::Refused(_) => {
                 KeeperError::ProviderUnavailable { reason: "refused", retry_after: REFUSED_INTERVAL }
             }
@@ -181,9 +190,10 @@ impl Shared {
         })
     }
 
-    /// Queues an exchange before all that nobody waits for, and waits for its end, bounded.
-    pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let flight = self.lane(slot).enqueue(slot, Urgency::Awaited);
+    /// Queues an exchange before all that nobody waits for, and waits for its end, bounded. Where `seen` is given and
+    /// an exchange has ended since, that one is enough.
+    pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>, seen: Option<Outcome>) -> Result<(), KeeperError> {
+        let Some(flight) = self.lane(slot).enqueue(slot, Urgency::Awaited, seen) else { return Ok(()) };
         let patience = self.refresh.timeout + QUEUE_PATIENCE;
         let waited = tokio::select! {
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
@@ -222,6 +232,9 @@ impl Shared {
             let reason = brief.state.reason().unwrap_or("provider_unavailable");
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: wait.min(MAX_RETRY_AFTER) });
         }
+        if let Some(reason) = self.lane(slot).circuit.frozen_for(brief.own_client) {
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
+        }
         slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
         self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
@@ -252,9 +265,12 @@ impl Shared {
     }
 }
 
-/// The token as the bounded cache has it; this use spares it once.
-fn cached(slot: &Slot) -> Option<Arc<CachedToken>> {
+/// What is remembered of the grant, and the token as the bounded cache has it, if that is the one which the brief is
+/// about; this use spares it once.
+fn remembered(slot: &Slot) -> (Brief, Option<Arc<CachedToken>>) {
     let mut state = slot.lock();
     state.used = true;
-    state.token.clone()
+    let brief = state.brief;
+    let fits = |token: &Arc<CachedToken>| brief.access.is_some_and(|times| times.is_of(&token.access));
+    (brief, state.token.clone().filter(fits))
 }

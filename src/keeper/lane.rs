@@ -9,7 +9,7 @@ use super::{
     KeeperError,
     budget::Budget,
     circuit::Circuit,
-    slot::{Flight, FlightEnd, Place, Slot, Urgency},
+    slot::{Flight, FlightEnd, Outcome, Place, Slot, Urgency},
     timers::boot_millis,
 };
 use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint};
@@ -104,8 +104,9 @@ impl Lane {
     }
 
     /// Queues an exchange of the grant unless one is queued or under way, and gives the flight to wait for. A more
-    /// urgent call moves a queued one forward.
-    pub(super) fn enqueue(&self, slot: &Arc<Slot>, urgency: Urgency) -> Flight {
+    /// urgent call moves a queued one forward. Where `seen` is given and an exchange has ended since that was so, there
+    /// is nothing to wait for: whoever asked looks again.
+    pub(super) fn enqueue(&self, slot: &Arc<Slot>, urgency: Urgency, seen: Option<Outcome>) -> Option<Flight> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = slot.lock();
         if let Some(flight) = state.flight.clone() {
@@ -117,7 +118,10 @@ impl Lane {
                 state.queued = Some(sooner);
                 queue.insert(sooner, queued);
             }
-            return flight;
+            return Some(flight);
+        }
+        if seen.is_some_and(|seen| seen != state.brief.outcome()) {
+            return None;
         }
         let (end, flight) = Flight::new();
         let lapses = state.brief.access.map_or(0, |access| boot_millis(access.expires_boot));
@@ -127,7 +131,7 @@ impl Lane {
         let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end) };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
-        flight
+        Some(flight)
     }
 
     /// The most urgent grant for which `fits` holds, among the first thousand.

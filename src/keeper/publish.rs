@@ -28,7 +28,7 @@ impl Shared {
         let token = grant.access.clone().map(|access| Arc::new(self.cacheable(access)));
         self.set_brief(slot, brief, now);
         match token {
-            Some(token) => self.cache.put(slot, token),
+            Some(token) => self.cache.put(slot, token, |_| true),
             None => self.cache.forget(&mut slot.lock()),
         }
         for old in before {

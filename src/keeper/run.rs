@@ -103,7 +103,7 @@ impl Shared {
             Ok(()) => {
                 let lately = slot.last_fetched().is_some_and(|at| now.wall.since(at) <= FETCHED_LATELY);
                 let urgency = if lately { Urgency::Fetched } else { Urgency::Idle };
-                self.lane(slot).enqueue(slot, urgency);
+                self.lane(slot).enqueue(slot, urgency, None);
             }
             // Unless an exchange that a caller asked for has ended meanwhile: then that one's due moment counts.
             Err(later) => self.timers.set(slot, |state| {

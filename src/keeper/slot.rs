@@ -110,11 +110,23 @@ impl BriefAccess {
         self.expires_at.since(now.wall).min(self.expires_boot.saturating_sub(now.boot))
     }
 
+    /// Whether these are the times of that token.
+    pub(super) fn is_of(&self, access: &AccessToken) -> bool {
+        (self.issued_at, self.expires_at) == (access.issued_at, access.expires_at)
+    }
+
     /// Whether the moment of its refresh has passed, by either clock.
     pub(super) fn is_overdue(&self, now: Now) -> bool {
         let life = self.expires_at.since(self.issued_at);
         self.left(now) <= life.saturating_sub(self.refresh_after)
     }
+}
+
+/// What tells one exchange's end from the next one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    issued_at: Option<Timestamp>,
+    retry_at: Option<Timestamp>,
 }
 
 /// An access token ready to be handed out.
@@ -248,6 +260,11 @@ impl Brief {
             living_subject: living_subject(grant),
             organizations: u32::try_from(grant.organizations.len()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// What the last exchange left behind: another one has ended since where this has changed.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome { issued_at: self.access.map(|access| access.issued_at), retry_at: self.retry_at }
     }
 
     /// The grant as a fetch sees it.

@@ -219,8 +219,13 @@ fn fail(grant: &mut Grant, reason: FailingReason, retry_after: Option<Duration>,
 fn unknown(grant: &mut Grant, ended: &Ended<'_>, policy: &Policy, now: Now) -> Verdict {
     let notice = (!matches!(grant.state, State::InDoubt(_))).then_some(Notice::InDoubt);
     grant.failures = grant.failures.saturating_add(1);
-    let in_grace = ended.intent.is_some_and(|intent| retry_in_grace(grant, intent, policy, now, ended.boot_id));
-    grant.retry_at = (!in_grace).then(|| now.wall + backoff(grant.failures, ended.chance));
+    let in_grace = ended.intent.filter(|intent| retry_in_grace(grant, intent, policy, now, ended.boot_id));
+    grant.retry_at = match in_grace {
+        // At once, but once: an issuer that fails at once must not be hammered until the grace is over.
+        Some(Intent { attempt: 1, .. }) => None,
+        Some(intent) => Some(now.wall + backoff(intent.attempt, ended.chance)),
+        None => Some(now.wall + backoff(grant.failures, ended.chance)),
+    };
     set_state(grant, State::InDoubt(DoubtReason::NoAnswer), now.wall);
     Verdict { notice, stray: None, close_intent: false }
 }
@@ -465,6 +470,27 @@ pub(super) mod tests {
         let mut key = key_grant();
         exchange_ended(&mut key, &Ended { one_time: false, ..ended(&outcome, None) }, &policy(), now());
         assert_eq!(key.state, State::Failing(FailingReason::ProviderUnavailable));
+    }
+
+    #[test]
+    fn within_the_grace_the_first_silence_is_followed_up_at_once_and_the_next_ones_ever_later() {
+        let outcome = ExchangeOutcome::Unknown { why: NoAnswer::ServerError, detail: detail() };
+        let mut grant = consent_grant();
+        grant.consent.as_mut().expect("consent").grace = Duration::from_mins(1);
+        let waits = [1, 2, 3].map(|attempt| {
+            let intent = Intent {
+                grant: grant.id,
+                fingerprint: grant.fingerprint,
+                attempt,
+                first_at: now().wall,
+                first_boot: now().boot,
+                boot_id: 1,
+            };
+            let silent = Ended { intent: Some(&intent), chance: 1.0, ..ended(&outcome, None) };
+            exchange_ended(&mut grant, &silent, &policy(), now());
+            grant.retry_at.map(|at| at.since(now().wall).as_secs())
+        });
+        assert_eq!(waits, [None, Some(4), Some(8)]);
     }
 
     #[test]

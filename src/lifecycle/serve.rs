@@ -50,7 +50,7 @@ pub enum Verdict {
 }
 
 /// How long a caller should wait while a provider is frozen.
-const FROZEN_RETRY: Duration = Duration::from_secs(5);
+pub const FROZEN_RETRY: Duration = Duration::from_secs(5);
 
 /// Decides a fetch that wants at least `min_ttl`. A token that still lives is served while refreshing fails (rule 11
 /// of the design), also with less left than was asked for.

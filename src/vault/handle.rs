@@ -191,6 +191,12 @@ impl Vault {
         answer.recv().map_err(|_| self.0.shared.gone())?
     }
 
+    /// As after a sync that failed.
+    #[cfg(test)]
+    pub(crate) fn poison_for_test(&self) {
+        self.0.shared.poison(&VaultError::Closed);
+    }
+
     #[cfg(test)]
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared

@@ -233,3 +233,90 @@ async fn a_grant_with_a_client_of_its_own_goes_on_while_the_providers_is_refused
     assert_eq!(world.keeper.shared.lanes[0].circuit.frozen(), Some("client_refused"));
     assert!(world.keeper.enrol(org("c"), own("key-c")).await.is_ok());
 }
+
+#[tokio::test]
+async fn a_cached_token_is_never_served_with_the_times_of_another() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.clock.advance(Duration::from_secs(3599));
+    // As between the moment when a new exchange's times are published and the one when its token is.
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let now = world.keeper.shared.now();
+    {
+        let mut state = slot.lock();
+        let access = state.brief.access.as_mut().expect("has one");
+        access.issued_at = now.wall;
+        access.expires_at = now.wall + HOUR;
+        access.expires_boot = now.boot + HOUR;
+    }
+    let served = world.fetch("a").await.expect("lives");
+    assert_eq!((served.token.access_token.as_str(), served.token.expires_in), ("at-1", 1));
+}
+
+#[tokio::test]
+async fn a_caller_who_decided_before_an_exchange_ended_does_not_start_another() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    let shared = &world.keeper.shared;
+    let slot = Arc::clone(&shared.find(&org("a")).await.expect("there").slot);
+    let seen = slot.brief().outcome();
+    world.clock.advance(HOUR * 2);
+    assert_eq!(world.fetch("a").await.expect("refreshed").token.access_token, "at-2");
+    shared.exchange_and_wait(&slot, Some(seen)).await.expect("nothing to do");
+    assert_eq!(world.issuer.count(), 2);
+}
+
+#[tokio::test]
+async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_token_lapses() {
+    let config = ProviderConfig { idle_lifetime: Some(HOUR * 240), ..provider_config() };
+    let world = World::of(KeepWarm::FetchedWithin(HOUR / 2), vec![config]).await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.advance(HOUR.mul_f64(0.85));
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let now = world.keeper.shared.now().boot;
+    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer) > (now + HOUR).as_millis())).await;
+    assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
+    world.until(|world| world.issuer.count() == 2).await;
+}
+
+#[tokio::test]
+async fn a_caller_who_forces_an_exchange_of_a_frozen_provider_is_told_at_once() {
+    let world = World::new().await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
+    assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::ProviderUnavailable);
+    assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::ProviderUnavailable);
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    assert!(slot.lock().flight.is_none(), "nothing waits for the provider's recovery in the caller's name");
+}
+
+#[tokio::test]
+async fn a_vault_that_takes_nothing_does_not_make_the_worker_call_the_issuer_more_often() {
+    let world = World::new().await;
+    world.enrol("a", "key-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    world.vault.poison_for_test();
+    world.advance(HOUR.mul_f64(0.85));
+    world.until(|world| world.issuer.count() == 4).await;
+    world.until(|world| world.failing() && world.issuer.at_once.load(Ordering::SeqCst) == 0).await;
+    let served = world.fetch("a").await.expect("an answer that rotated nothing may be served");
+    assert_eq!((served.token.expires_in, served.token.degraded.as_deref()), (3600, Some("vault_unavailable")));
+    for _ in 0..30 {
+        world.advance(Duration::from_mins(1));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.issuer.count(), 4, "their tokens live for another half an hour");
+    world.advance(Duration::from_mins(20));
+    world.until(|world| world.issuer.count() == 6).await;
+}
+
+#[tokio::test]
+async fn no_refresh_token_is_sent_whose_successor_could_not_be_stored() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "reuse-a").await.expect("enrolled");
+    world.vault.poison_for_test();
+    world.clock.advance(HOUR * 2);
+    assert_eq!(code(world.fetch("a").await), Code::VaultUnavailable);
+    assert_eq!(world.issuer.count(), 1);
+}
