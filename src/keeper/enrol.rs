@@ -229,7 +229,7 @@ impl Shared {
         self.index.insert(organization.clone(), Arc::clone(slot), None);
         if let Some(left) = left {
             if left.grant.organizations.is_empty() {
-                self.forget(&left.slot);
+                self.forget(&left.slot, &left.grant);
             } else {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
@@ -331,7 +331,7 @@ impl Shared {
         }
         let changes = vec![Change::DeleteGrant(grant.id), Change::DeleteIntent(grant.id)];
         if self.vault.commit(changes).await.is_ok() {
-            self.forget(slot);
+            self.forget(slot, &grant);
         }
     }
 }

@@ -52,7 +52,7 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
     let gate = world.issuer.closes();
     gate.add_permits(1);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("stored");
-    world.until(|world| world.failing()).await;
+    world.until(World::failing).await;
     let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
     let stopped = Arc::clone(&stop);
     let recovering = std::thread::spawn(move || {
@@ -80,7 +80,7 @@ async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
     world.enrol("a", "one-new").await.expect("replaced");
     assert_eq!(world.vault.stats().records, 2, "a grant and an organization");
     world.issuer.next_is(silence());
-    world.advance(Duration::from_secs(60));
+    world.advance(Duration::from_mins(1));
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
     assert_eq!(world.vault.stats().records, 2);
