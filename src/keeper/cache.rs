@@ -8,6 +8,9 @@ use std::{
 
 use super::slot::{CachedToken, Slot, SlotState};
 
+/// Places in the order that are always there.
+const LEAST_ORDER: usize = 64;
+
 /// Access tokens kept in memory, up to a bound in bytes. What is dropped is read from the vault when it is asked
 /// for again. The oldest goes first, unless it was used since it was last looked at (second chance).
 #[derive(Debug)]
@@ -41,7 +44,7 @@ impl TokenCache {
             before.is_some()
         };
         if !had_one {
-            self.order.lock().unwrap_or_else(PoisonError::into_inner).push_back(Arc::downgrade(slot));
+            self.take_place(slot);
         }
         self.make_room();
     }
@@ -51,6 +54,18 @@ impl TokenCache {
         if let Some(token) = state.token.take() {
             self.bytes.fetch_sub(token.cost(), Ordering::Relaxed);
         }
+    }
+
+    /// Puts a slot last in the order. Places of slots that are gone are cleared away whenever the order has doubled:
+    /// below the bound nobody else would pass over them, and each keeps its slot's memory.
+    fn take_place(&self, slot: &Arc<Slot>) {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        if order.len() >= order.capacity().max(LEAST_ORDER) {
+            order.retain(|weak| weak.strong_count() > 0);
+            let room = order.len().max(LEAST_ORDER);
+            order.reserve_exact(room);
+        }
+        order.push_back(Arc::downgrade(slot));
     }
 
     fn make_room(&self) {
@@ -133,5 +148,17 @@ mod tests {
         assert_eq!(cache.bytes(), token().cost() * 2);
         cache.put(&slots[3], token(), |_| true);
         assert_eq!(cache.bytes(), token().cost() * 2, "a replaced token is not counted twice");
+    }
+
+    #[test]
+    fn slots_that_come_and_go_leave_nothing_behind() {
+        let cache = TokenCache::new(u64::MAX);
+        for _ in 0..10_000 {
+            let gone = slot(1);
+            cache.put(&gone, token(), |_| true);
+            cache.forget(&mut gone.lock());
+        }
+        assert!(cache.order.lock().expect("whole").len() <= 2 * LEAST_ORDER);
+        assert_eq!(cache.bytes(), 0);
     }
 }

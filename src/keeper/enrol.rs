@@ -9,12 +9,16 @@ use crate::{
     lifecycle::{Enrolling, FROZEN_RETRY, new_grant, valid_labels},
     model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
     provider::ProviderError,
-    vault::Change,
+    vault::{Change, MAX_RECORD_BYTES},
     wire,
 };
 
 /// How many locks keep enrolments of one secret, or of one organization, apart.
 pub(super) const LOCKS: usize = 512;
+
+/// How much of a grant's record the ids of its organizations may fill, in bytes: half, so that the tokens of an exchange
+/// always find room beside them.
+const MAX_ORGANIZATION_BYTES: usize = MAX_RECORD_BYTES / 2;
 
 /// What a request asks for, once it makes sense.
 struct Wanted {
@@ -195,6 +199,13 @@ impl Shared {
         // Read before the commit: what fails after it would leave the slot behind the record.
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
+        // Two bytes tell the length of each.
+        let bytes: usize = grant.organizations.iter().map(|id| id.as_str().len() + 2).sum();
+        if bytes > MAX_ORGANIZATION_BYTES {
+            let others = grant.organizations.len() - 1;
+            let why = format!("this secret serves {others} organizations, and no more fit; get another consent");
+            return Err(KeeperError::BadRequest(why.into()));
+        }
         let organization = self.organization_record(&wanted, grant.id)?;
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
@@ -218,7 +229,7 @@ impl Shared {
         self.index.insert(organization.clone(), Arc::clone(slot), None);
         if let Some(left) = left {
             if left.grant.organizations.is_empty() {
-                self.forget(&left.slot);
+                self.forget(&left.slot, &left.grant);
             } else {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
@@ -279,7 +290,11 @@ impl Shared {
     /// wrong company serves the wrong books).
     async fn check_reach(&self, slot: &Arc<Slot>, organization: &OrganizationId) -> Result<(), KeeperError> {
         let lane = self.lane(slot);
-        let access = self.read(slot)?.value.access;
+        let access = {
+            // Between another task's commit and its publication the record is newer than the slot knows.
+            let _record = slot.record.lock().await;
+            self.read(slot)?.value.access
+        };
         let Some(access) = access else {
             return Err(KeeperError::ProviderUnavailable { reason: "unverified", retry_after: Duration::from_secs(1) });
         };
@@ -316,7 +331,7 @@ impl Shared {
         }
         let changes = vec![Change::DeleteGrant(grant.id), Change::DeleteIntent(grant.id)];
         if self.vault.commit(changes).await.is_ok() {
-            self.forget(slot);
+            self.forget(slot, &grant);
         }
     }
 }

@@ -145,10 +145,16 @@ impl Index {
         }
     }
 
-    /// Forgets a slot and its fingerprints.
-    pub(super) fn remove_slot(&self, slot: &Arc<Slot>) {
+    /// Forgets a slot and the fingerprints of the grant that it stood for.
+    pub(super) fn remove_slot(&self, slot: &Arc<Slot>, grant: &Grant) {
         self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(&slot.id);
-        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).retain(|_, other| !Arc::ptr_eq(other, slot));
+        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
+            let key = fingerprint_key(*fingerprint);
+            if fingerprints.get(&key).is_some_and(|other| Arc::ptr_eq(other, slot)) {
+                fingerprints.remove(&key);
+            }
+        }
     }
 
     /// How many slots there are.

@@ -8,7 +8,7 @@ use std::{
 use super::{Keeper, KeeperError, Shared, index::Entry, slot::Slot};
 use crate::{
     lifecycle,
-    model::{Credential, Labels, OrganizationId, ProviderName, State},
+    model::{Credential, Grant, Labels, OrganizationId, ProviderName, State},
     provider::ProviderError,
     vault::Change,
     wire,
@@ -106,7 +106,7 @@ impl Keeper {
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);
         if last {
-            shared.forget(&left.slot);
+            shared.forget(&left.slot, &left.grant);
         } else {
             shared.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
         }
@@ -163,7 +163,7 @@ impl Shared {
     }
 
     /// Revokes a consent that nothing else needs.
-    async fn revoke(&self, slot: &Slot, grant: &crate::model::Grant) -> Result<(), KeeperError> {
+    async fn revoke(&self, slot: &Slot, grant: &Grant) -> Result<(), KeeperError> {
         if !matches!(grant.credential, Credential::RefreshToken(_)) || grant.state == State::Lost {
             return Ok(());
         }
@@ -193,7 +193,7 @@ impl Shared {
     }
 
     /// The grant is gone from the vault: its slot follows.
-    pub(super) fn forget(&self, slot: &Arc<Slot>) {
+    pub(super) fn forget(&self, slot: &Arc<Slot>, grant: &Grant) {
         let brief = slot.brief();
         {
             let mut state = slot.lock();
@@ -203,6 +203,6 @@ impl Shared {
         self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
         self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
-        self.index.remove_slot(slot);
+        self.index.remove_slot(slot, grant);
     }
 }

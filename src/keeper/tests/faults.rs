@@ -320,3 +320,18 @@ async fn no_refresh_token_is_sent_whose_successor_could_not_be_stored() {
     assert_eq!(code(world.fetch("a").await), Code::VaultUnavailable);
     assert_eq!(world.issuer.count(), 1);
 }
+
+#[tokio::test]
+async fn a_grant_takes_no_more_organizations_than_leave_room_for_its_tokens() {
+    let world = World::new().await;
+    let id = |number: usize| org(&format!("{number:0>128}"));
+    let mut taken = 0;
+    while world.keeper.enrol(id(taken), unverified("key-a")).await.is_ok() {
+        taken += 1;
+    }
+    assert!((200..300).contains(&taken), "{taken}");
+    assert_eq!(code(world.keeper.enrol(id(taken), unverified("key-a")).await), Code::BadRequest);
+    assert_eq!(code(world.keeper.token(&id(taken), Duration::ZERO).await), Code::UnknownOrganization);
+    world.clock.advance(HOUR * 2);
+    assert!(world.keeper.token(&id(0), Duration::ZERO).await.is_ok());
+}
