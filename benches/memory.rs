@@ -7,7 +7,7 @@
 #[expect(dead_code, reason = "each benchmark uses its part of what they share")]
 mod common;
 
-use std::{thread::sleep, time::Duration};
+use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
 use anyhow::Result;
 use serde_json::json;
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     let mut kept = Vec::new();
     let mut filled = 0;
-    let mut few = None;
+    let mut few = BTreeMap::new();
     for size in SIZES {
         site.fill(filled, size, Fleet::Warm)?;
         filled = size;
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
             let own = worker.process.status_bytes("RssAnon")?;
             let peak = worker.process.status_bytes("VmHWM")?;
             worker.process.terminate()?;
-            let (base, base_size) = *few.get_or_insert((resident, size));
+            let (base, base_size) = *few.entry(name).or_insert((resident, size));
             let each = (size > base_size).then(|| (resident as f64 - base as f64) / (size - base_size) as f64);
             let mebibytes = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
             rows.push(vec![

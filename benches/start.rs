@@ -27,7 +27,7 @@ use self::common::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// What was measured of one way to start.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! A stand-in issuer that costs next to nothing: it believes every token, keeps nothing but a count, and gives a JWT of
+//! A stand-in issuer that costs next to nothing: it believes every token, keeps nothing but counts, and gives a JWT of
 //! the usual size. A one-time token comes back with its number of exchanges raised, a re-use token as it was.
 
 use std::{
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use crate::common::{access_token, report::say, site::refresh_token};
 
 static EXCHANGES: AtomicU64 = AtomicU64::new(0);
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Serves until it is killed; says where.
 pub(crate) fn serve() -> Result<()> {
@@ -25,6 +26,7 @@ pub(crate) fn serve() -> Result<()> {
         loop {
             let stream = listener.accept().await?.0;
             stream.set_nodelay(true)?;
+            CONNECTIONS.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
                 // A caller that goes away is no failure.
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
@@ -36,7 +38,7 @@ pub(crate) fn serve() -> Result<()> {
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let answer = match *request.method() {
         Method::POST => exchange(request).await,
-        _ => Ok(EXCHANGES.load(Ordering::Relaxed).to_string()),
+        _ => Ok(format!("{} {}", EXCHANGES.load(Ordering::Relaxed), CONNECTIONS.load(Ordering::Relaxed))),
     };
     Ok(match answer {
         Ok(body) => {

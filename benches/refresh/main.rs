@@ -37,10 +37,10 @@ use self::common::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 3;
-/// How many exchanges one round has.
+/// How many exchanges one round of the worker has.
 const EXCHANGES: u64 = 8000;
-/// What is counted of them: from, to.
-const COUNTED: (u64, u64) = (EXCHANGES / 10, EXCHANGES - EXCHANGES / 20);
+/// And one of a baseline, which is faster: so that each takes a second or more.
+const BASELINE_EXCHANGES: u64 = 5 * EXCHANGES;
 /// How often the issuer is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a round may take.
@@ -60,13 +60,14 @@ enum Subject {
 struct Measured {
     rate: Series,
     cpu: Series,
+    connections: Series,
 }
 
 fn main() -> Result<()> {
     match role() {
         Some((role, _)) if role == "issuer" => issuer::serve(),
-        Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, EXCHANGES),
-        Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, EXCHANGES),
+        Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, BASELINE_EXCHANGES),
+        Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, BASELINE_EXCHANGES),
         Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
         None => measure(),
     }
@@ -94,9 +95,10 @@ fn measure() -> Result<()> {
         let mut measured = subjects.map(|_| Measured::default());
         for _ in 0..ROUNDS {
             for (subject, measured) in subjects.iter().zip(&mut measured) {
-                let (rate, cpu) = issuer.round(*subject, usage, cores)?;
-                measured.rate.push(rate);
-                measured.cpu.push(cpu);
+                let seen = issuer.round(*subject, usage, cores)?;
+                measured.rate.push(seen.rate);
+                measured.cpu.push(seen.cpu);
+                measured.connections.push(seen.connections);
             }
         }
         let baseline = &measured[0];
@@ -110,18 +112,23 @@ fn measure() -> Result<()> {
                 format!("{rate_ratio:.2}"),
                 side.cpu.shown(0),
                 format!("{cpu_ratio:.2}"),
+                format!("{:.2}", side.connections.median()),
             ]);
             kept.push(json!({
                 "usage": name,
                 "subject": subject.name(),
                 "exchanges_per_second": side.rate.json(),
                 "cpu_microseconds_per_exchange": side.cpu.json(),
+                "connections_per_exchange": side.connections.json(),
                 "rate_ratio": rate_ratio,
                 "cpu_ratio": cpu_ratio,
             }));
         }
     }
-    table(&["token", "who exchanges", "exchanges/s", "ratio", "CPU µs an exchange", "ratio"], &rows);
+    table(
+        &["token", "who exchanges", "exchanges/s", "ratio", "CPU µs an exchange", "ratio", "connections each"],
+        &rows,
+    );
     report.keep("in_flight", json!(bare::IN_FLIGHT));
     report.keep("exchanges", json!(EXCHANGES));
     report.keep("subjects", json!(kept));
@@ -164,8 +171,7 @@ impl Issuer {
         Ok((seen.rate(), cpu.as_secs_f64() * 1e6 / seen.answers as f64))
     }
 
-    /// One round: exchanges a second, and CPU for each in microseconds.
-    fn round(&self, subject: Subject, usage: Usage, cores: Cores) -> Result<(f64, f64)> {
+    fn round(&self, subject: Subject, usage: Usage, cores: Cores) -> Result<Seen> {
         let site = Site::new(Options { issuer: Some(self.address), ..Options::default() })?;
         if matches!(subject, Subject::Worker) {
             site.fill(0, EXCHANGES, Fleet::Due(usage))?;
@@ -174,11 +180,13 @@ impl Issuer {
         let arguments =
             [site.config_file().display().to_string(), bare::word(usage).to_owned(), self.address.to_string()];
         match subject {
-            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, cores.subject)?),
-            Subject::Provider => count.watch(&Process::role("provider", &arguments, cores.subject)?),
+            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, cores.subject)?, BASELINE_EXCHANGES),
+            Subject::Provider => {
+                count.watch(&Process::role("provider", &arguments, cores.subject)?, BASELINE_EXCHANGES)
+            }
             Subject::Worker => {
                 let worker = Worker::start(&site, cores.subject)?;
-                let seen = count.watch(&worker.process)?;
+                let seen = count.watch(&worker.process, EXCHANGES)?;
                 all_active(&worker)?;
                 worker.process.terminate()?;
                 Ok(seen)
@@ -193,6 +201,16 @@ impl Issuer {
     }
 }
 
+/// What one round showed.
+struct Seen {
+    /// Exchanges a second.
+    rate: f64,
+    /// CPU of each, in microseconds.
+    cpu: f64,
+    /// New connections for each.
+    connections: f64,
+}
+
 /// How many exchanges the issuer has answered since this was made.
 struct Count {
     connection: Connection<TcpStream>,
@@ -202,38 +220,45 @@ struct Count {
 impl Count {
     fn new(issuer: &Issuer) -> Result<Self> {
         let mut count = Self { connection: issuer.connect()?, before: 0 };
-        count.before = count.now()?;
+        count.before = count.now()?.0;
         Ok(count)
     }
 
-    fn now(&mut self) -> Result<u64> {
+    /// Exchanges since then, and connections ever.
+    fn now(&mut self) -> Result<(u64, u64)> {
         self.connection.ask(&get("/count"))?;
         let answer = self.connection.answer()?;
-        Ok(std::str::from_utf8(&answer.body)?.trim().parse::<u64>()? - self.before)
+        let (exchanges, connections) = std::str::from_utf8(&answer.body)?.split_once(' ').context("two counts")?;
+        Ok((exchanges.parse::<u64>()? - self.before, connections.parse()?))
     }
 
-    /// Waits until there are `count`.
-    fn reaches(&mut self, count: u64) -> Result<u64> {
+    /// Waits until there are `count` exchanges.
+    fn reaches(&mut self, count: u64) -> Result<(u64, u64)> {
         let end = Instant::now() + PATIENCE;
         loop {
             let now = self.now()?;
-            if now >= count {
+            if now.0 >= count {
                 return Ok(now);
             }
-            ensure!(Instant::now() < end, "after {PATIENCE:?} there are {now} of {count} exchanges");
+            ensure!(Instant::now() < end, "after {PATIENCE:?} there are {} of {count} exchanges", now.0);
             sleep(LOOK_EVERY);
         }
     }
 
-    fn watch(&mut self, process: &Process) -> Result<(f64, f64)> {
-        let first = self.reaches(COUNTED.0)?;
+    /// Waits for all of `exchanges`, and measures between the first tenth of them and the last twentieth.
+    fn watch(&mut self, process: &Process, exchanges: u64) -> Result<Seen> {
+        let (first, connected) = self.reaches(exchanges / 10)?;
         let (started, cpu) = (Instant::now(), process.cpu()?);
-        let last = self.reaches(COUNTED.1)?;
+        let (last, connections) = self.reaches(exchanges - exchanges / 20)?;
         let (took, cpu) = (started.elapsed(), process.cpu_since(cpu)?);
-        let all = self.reaches(EXCHANGES)?;
-        ensure!(all == EXCHANGES, "{all} exchanges instead of {EXCHANGES}");
+        let (all, _) = self.reaches(exchanges)?;
+        ensure!(all == exchanges, "{all} exchanges instead of {exchanges}");
         let counted = (last - first) as f64;
-        Ok((counted / took.as_secs_f64(), cpu.as_secs_f64() * 1e6 / counted))
+        Ok(Seen {
+            rate: counted / took.as_secs_f64(),
+            cpu: cpu.as_secs_f64() * 1e6 / counted,
+            connections: (connections - connected) as f64 / counted,
+        })
     }
 }
 
