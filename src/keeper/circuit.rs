@@ -93,6 +93,7 @@ impl Circuit {
                 if tells { state.close() } else { None }
             }
             ExchangeOutcome::Refused { .. } => {
+                state.silent = 0;
                 // The issuer is there and knows us: a probe that is refused is as good as one that is granted.
                 let closed = if tells && !state.is_open_for(REFUSED) { state.close() } else { None };
                 let many = !seen.candidate && state.note_refusal(seen);
@@ -215,7 +216,6 @@ impl CircuitState {
 
     /// Whether that is too many refusals to be so many customers' own doing.
     fn note_refusal(&mut self, seen: &Observation<'_>) -> bool {
-        self.silent = 0;
         while self.refused.front().is_some_and(|(at, _)| seen.boot.saturating_sub(*at) > REFUSAL_WINDOW) {
             self.refused.pop_front();
         }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{MutexGuard, OwnedMutexGuard};
 
 use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
 use crate::{
@@ -42,12 +42,9 @@ impl Keeper {
         let _admitted = shared.admit()?;
         let (wanted, enrolling) = shared.wanted(organization, enrolment)?;
         // Secrets take the lower half of the locks and organizations the upper, always in this order.
-        let half = LOCKS / 2;
-        let by_secret = usize::from(wanted.fingerprint.0[15]) % half;
-        let by_organization =
-            half + usize::try_from(super::slot::subject_hash(wanted.organization.as_str()) % 256).unwrap_or(0) % half;
+        let by_secret = usize::from(wanted.fingerprint.0[15]) % (LOCKS / 2);
         let _secret = shared.enrolling[by_secret].lock().await;
-        let _organization = shared.enrolling[by_organization].lock().await;
+        let _organization = shared.changing(&wanted.organization).await;
         match shared.holder(wanted.fingerprint)? {
             Some((slot, grant)) => shared.join(&slot, &grant, wanted).await,
             None => shared.enrol_new(wanted, enrolling).await,
@@ -56,6 +53,13 @@ impl Keeper {
 }
 
 impl Shared {
+    /// Keeps every other enrolment and removal of the organization away: both write its record.
+    pub(super) async fn changing(&self, organization: &OrganizationId) -> MutexGuard<'_, ()> {
+        let half = LOCKS / 2;
+        let place = usize::try_from(super::slot::subject_hash(organization.as_str()) % 256).unwrap_or(0) % half;
+        self.enrolling[half + place].lock().await
+    }
+
     fn wanted(&self, organization: OrganizationId, body: wire::Enrolment) -> Result<(Wanted, Enrolling), KeeperError> {
         let bad = |why: String| KeeperError::BadRequest(why.into());
         let provider = *self.lane_of.get(&body.provider).ok_or_else(|| {

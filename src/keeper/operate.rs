@@ -95,6 +95,7 @@ impl Keeper {
     pub async fn remove(&self, organization: &OrganizationId, revoke: bool) -> Result<(), KeeperError> {
         let shared = &self.shared;
         let _admitted = shared.admit()?;
+        let _organization = shared.changing(organization).await;
         let left = shared.leave(organization, None).await?.ok_or(KeeperError::UnknownOrganization)?;
         let last = left.grant.organizations.is_empty();
         if revoke && last {

@@ -28,6 +28,8 @@ use crate::{
 };
 
 const HOUR: Duration = Duration::from_hours(1);
+/// How often a test looks whether what it waits for is so, five milliseconds apart, before it gives up.
+const PATIENCE: usize = 12_000;
 
 /// A provider for tests that need its configuration only.
 pub(super) fn provider_config() -> ProviderConfig {
@@ -206,7 +208,7 @@ impl World {
     }
 
     async fn until(&self, what: impl Fn(&Self) -> bool) {
-        for _ in 0..2000 {
+        for _ in 0..PATIENCE {
             if what(self) {
                 return;
             }
@@ -231,6 +233,18 @@ impl World {
     async fn state(&self, organization: &str) -> String {
         let shown = self.keeper.show(&org(organization)).await.expect("enrolled");
         format!("{}/{}", shown.state, shown.reason.unwrap_or("-".into()))
+    }
+}
+
+impl World {
+    async fn until_state(&self, organization: &str, wanted: &str) {
+        for _ in 0..PATIENCE {
+            if self.state(organization).await == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it never became {wanted}");
     }
 }
 
@@ -365,15 +379,7 @@ async fn silence_after_a_one_time_token_is_doubt_and_its_living_token_is_served(
     world.issuer.next_is(silence());
     world.advance(HOUR.mul_f64(0.85));
     world.until(|world| world.issuer.count() == 2).await;
-    world
-        .until(|world| {
-            world.keeper.census().providers.values().next().expect("one").states["in_doubt"] == 1 || {
-                world.clock.advance(Duration::from_millis(50));
-                false
-            }
-        })
-        .await;
-    assert_eq!(world.state("a").await, "in_doubt/no_answer");
+    world.until_state("a", "in_doubt/no_answer").await;
     let served = world.fetch("a").await.expect("it still lives");
     assert_eq!(served.token.degraded.as_deref(), Some("no_answer"));
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
@@ -394,9 +400,7 @@ async fn a_doubt_that_can_harm_nobody_is_tried_again_when_the_token_has_lapsed()
     world.until(|world| world.issuer.count() == 2).await;
     world.advance(HOUR);
     world.until(|world| world.issuer.count() == 3).await;
-    world.until(|world| world.issuer.at_once.load(Ordering::SeqCst) == 0).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(world.state("a").await, "active/-");
+    world.until_state("a", "active/-").await;
 }
 
 #[tokio::test]

@@ -335,3 +335,18 @@ async fn a_grant_takes_no_more_organizations_than_leave_room_for_its_tokens() {
     world.clock.advance(HOUR * 2);
     assert!(world.keeper.token(&id(0), Duration::ZERO).await.is_ok());
 }
+
+#[tokio::test]
+async fn an_organization_that_is_removed_while_its_labels_change_does_not_come_back() {
+    let world = World::new().await;
+    world.enrol("a", "key-ab").await.expect("enrolled");
+    world.enrol("b", "key-ab").await.expect("joined");
+    let labels = Labels::from([("team".into(), "north".into())]);
+    let relabelled = Enrolment { labels: Some(labels), ..unverified("key-ab") };
+    let organization = org("a");
+    let (removed, _) =
+        tokio::join!(world.keeper.remove(&organization, false), world.keeper.enrol(org("a"), relabelled));
+    removed.expect("removed");
+    let stored = world.vault.organization(&org("a")).expect("read").is_some();
+    assert_eq!(stored, world.keeper.show(&org("a")).await.is_ok(), "what is stored is what is served");
+}
