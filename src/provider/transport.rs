@@ -19,8 +19,9 @@ pub(super) const MAX_TOKEN_ANSWER: usize = 256 * 1024;
 const MAX_CONNECT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept.
 const POOL_IDLE: Duration = Duration::from_secs(30);
-/// Unused connections kept for each host.
-const POOL_SIZE: usize = 16;
+/// Unused connections kept for each host: as many as there are exchanges under way by default, since they end in waves,
+/// and each connection that is thrown away costs a TLS handshake.
+const POOL_SIZE: usize = 64;
 /// The first buffer for a body whose length was not announced, in bytes.
 const FIRST_BUFFER: usize = 8 * 1024;
 /// How the worker names itself.
