@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  consentry token 123456 --min-ttl 5m\n  \
-    curl -H \"$(consentry token 123456 --header)\" https://api.dinero.dk/v1/organizations")]
+    consentry token 123456 --header | curl -H @- https://api.dinero.dk/v1/organizations")]
 pub(super) struct TokenArgs {
     /// The organization
     #[arg(value_name = "ORG")]
