@@ -21,7 +21,7 @@ pub struct AccessRule {
 pub enum Role {
     /// Fetch access tokens.
     Fetch,
-    /// Enrol, list, show, pause, resume, resolve.
+    /// Enrol, list, show, pause, resume.
     Operate,
     /// Everything.
     Admin,
