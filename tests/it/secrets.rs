@@ -279,6 +279,11 @@ fn say_it_wrong(worker: &Worker, out: &mut Out) {
 }
 
 fn use_the_command_line(worker: &Worker, out: &mut Out) {
+    // What was provoked before has frozen the provider, and a frozen one is asked for no proof of a credential.
+    let label = format!("provider=\"{CONSENTS}\"");
+    eventually("the provider is thawed", || {
+        (worker.metric("consentry_provider_circuit_open", &[&label]) < 0.5).then_some(())
+    });
     let file = |name: &str, text: &str| {
         let path = worker.file(name);
         fs::write(&path, text).expect("the folder is ours");
