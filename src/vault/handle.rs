@@ -4,7 +4,6 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
     thread::JoinHandle,
 };
@@ -16,7 +15,7 @@ use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Change, Stored, Stray, VaultError,
@@ -26,7 +25,7 @@ use super::{
     folder::Lock,
     keyring::Keyring,
     name::{Kind, Name, Namer},
-    writer::{Commit, Request},
+    writer::{Commit, Request, Writer},
 };
 use crate::{
     metrics::Metrics,
@@ -49,7 +48,7 @@ pub struct Vault(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     /// `None` only while it is dropped.
-    requests: Option<mpsc::Sender<Request>>,
+    requests: Option<mpsc::UnboundedSender<Request>>,
     places: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
 }
@@ -68,7 +67,7 @@ pub struct VaultStats {
 }
 
 impl Vault {
-    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::Sender<Request>, writer: JoinHandle<()>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedSender<Request>, writer: JoinHandle<()>) -> Self {
         let places = Arc::new(Semaphore::new(MAX_WAITING));
         Self(Arc::new(Handle { shared, requests: Some(requests), places, writer: Some(writer) }))
     }
@@ -176,18 +175,27 @@ impl Vault {
 
     /// Brings the engine to the disk and starts the journal over. Done by itself when the journal runs full. Blocks.
     pub fn checkpoint(&self) -> Result<(), VaultError> {
-        self.ask(Request::Checkpoint)
+        self.ask(Writer::checkpoint)
     }
 
     /// Ends the vault: commits that were given are finished, the engine is brought to the disk, the journal is marked as
     /// closed cleanly, and the lock is released. Other clones then answer [`VaultError::Closed`]. Blocks.
     pub fn close(self) -> Result<(), VaultError> {
-        self.ask(Request::Close)
+        let (done, answer) = std::sync::mpsc::sync_channel(1);
+        self.0.send(Request::Close(done))?;
+        answer.recv().map_err(|_| self.0.shared.gone())?
     }
 
-    fn ask(&self, request: fn(mpsc::SyncSender<Result<(), VaultError>>) -> Request) -> Result<(), VaultError> {
-        let (done, answer) = mpsc::sync_channel(1);
-        self.0.send(request(done))?;
+    /// Lets the writer do something between two commits, and waits for it. Blocks.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Writer) -> Result<T, VaultError> + Send + 'static,
+    ) -> Result<T, VaultError> {
+        let (done, answer) = std::sync::mpsc::sync_channel(1);
+        let run = move |writer: &mut Writer| {
+            let _ = done.send(what(writer));
+        };
+        self.0.send(Request::Run(Box::new(run)))?;
         answer.recv().map_err(|_| self.0.shared.gone())?
     }
 

@@ -1,8 +1,12 @@
 //! The vault's keys, encrypted by age to every recipient.
 //!
-//! The plaintext of `keyring.age` is postcard's encoding of, in this order: version (one byte, 1), vault id (16
-//! bytes), name key (32 bytes), fingerprint key (32 bytes), number of the data key that seals (varint), and the data
-//! keys (a varint count, then each as its varint number and 32 bytes).
+//! The plaintext of `keyring.age` is postcard's encoding of, in this order: version (one byte, 2), vault id (16
+//! bytes), name key (32 bytes), fingerprint key (32 bytes), number of the data key that seals (varint), the data
+//! keys (a varint count, then each as its varint number and 32 bytes), and the recipients (a varint count, then each as
+//! its varint length and text). `recipients.txt` says the same in clear, for people and for errors; nothing is ever
+//! encrypted to a key because that file lists it, since whoever can write to the folder could add one.
+//!
+//! Version 1 was the same without the recipients.
 //!
 //! The name and fingerprint keys are made once and never change: records are found by the one, and secrets recognised
 //! by the other, as long as the vault lives. Data keys can be added.
@@ -23,7 +27,7 @@ use super::{
     identity::Identity,
 };
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The most recipients a vault is encrypted to.
 const MAX_RECIPIENTS: usize = 64;
 /// The longest plaintext of a keyring, in bytes.
@@ -37,6 +41,8 @@ pub(super) struct Keyring {
     /// The number of the data key that seals; always among `data_keys`.
     pub(super) current: u32,
     pub(super) data_keys: BTreeMap<u32, Key>,
+    /// The public keys it is encrypted to.
+    pub(super) recipients: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,6 +53,7 @@ struct Form {
     fingerprint_key: [u8; 32],
     current: u32,
     data_keys: Vec<(u32, [u8; 32])>,
+    recipients: Vec<String>,
 }
 
 impl Drop for Form {
@@ -72,20 +79,21 @@ impl Keyring {
         fill(name_key.as_mut_slice())?;
         fill(fingerprint_key.as_mut_slice())?;
         fill(data_key.as_mut_slice())?;
-        Ok(Self { vault, name_key, fingerprint_key, current: 1, data_keys: BTreeMap::from([(1, data_key)]) })
+        let data_keys = BTreeMap::from([(1, data_key)]);
+        Ok(Self { vault, name_key, fingerprint_key, current: 1, data_keys, recipients: vec![] })
     }
 
-    /// Writes the keyring of a new vault, and the list of who can open it.
+    /// Writes the keyring of a new vault, encrypted to `identity` and `recipients`, and the list of who can open it.
     pub(super) fn write_new(
-        &self,
+        &mut self,
         folder: &Folder,
         identity: &Identity,
         recipients: &[String],
     ) -> Result<(), VaultError> {
         let recipients = parse_recipients(identity, recipients)?;
+        self.recipients = recipients.iter().map(ToString::to_string).collect();
         folder::write_new(&folder.keyring(), &self.encrypt(&recipients)?)?;
-        let list: Vec<_> = recipients.iter().map(ToString::to_string).collect();
-        folder::write_new(&folder.recipients(), (list.join("\n") + "\n").as_bytes())
+        folder::write_new(&folder.recipients(), (self.recipients.join("\n") + "\n").as_bytes())
     }
 
     /// Opens the keyring with one of the identities.
@@ -117,11 +125,24 @@ impl Keyring {
                 Err(_) => return Err(damaged("it was altered")),
             }
         }
-        let form: Form =
-            postcard::from_bytes(&plaintext[..length]).map_err(|_| damaged("its contents make no sense"))?;
-        if form.version != VERSION {
-            return Err(damaged("its version is unknown"));
+        let mut keyring = Self::decode(&plaintext[..length])?;
+        if keyring.recipients.is_empty() {
+            // Of version 1: nobody but this identity is known to open it.
+            keyring.recipients = vec![identity.recipient()];
         }
+        Ok(keyring)
+    }
+
+    /// Reads the plaintext; of version 1, `recipients` stays empty.
+    pub(super) fn decode(plaintext: &[u8]) -> Result<Self, VaultError> {
+        let damaged = |detail: &str| VaultError::Damaged { what: "its keyring", detail: detail.to_owned() };
+        let read = match plaintext.first() {
+            Some(&VERSION) => postcard::from_bytes::<Form>(plaintext),
+            // Its recipients, which it lacks, come last: an empty list stands for them.
+            Some(1) => postcard::from_bytes::<Form>(&Zeroizing::new([plaintext, &[0]].concat())),
+            _ => return Err(damaged("its version is unknown")),
+        };
+        let mut form = read.map_err(|_| damaged("its contents make no sense"))?;
         let data_keys: BTreeMap<_, _> =
             form.data_keys.iter().map(|(number, key)| (*number, Zeroizing::new(*key))).collect();
         if !data_keys.contains_key(&form.current) {
@@ -133,11 +154,12 @@ impl Keyring {
             fingerprint_key: Zeroizing::new(form.fingerprint_key),
             current: form.current,
             data_keys,
+            recipients: std::mem::take(&mut form.recipients),
         })
     }
 
-    fn encrypt(&self, recipients: &[age::x25519::Recipient]) -> Result<Vec<u8>, VaultError> {
-        let failed = |why: String| VaultError::Engine { detail: format!("age could not encrypt the keyring: {why}") };
+    /// The plaintext, in a buffer that is wiped.
+    pub(super) fn encode(&self) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let form = Form {
             version: VERSION,
             vault: self.vault,
@@ -145,16 +167,27 @@ impl Keyring {
             fingerprint_key: *self.fingerprint_key,
             current: self.current,
             data_keys: self.data_keys.iter().map(|(number, key)| (*number, **key)).collect(),
+            recipients: self.recipients.clone(),
         };
         let mut plaintext = Zeroizing::new(vec![0; MAX_PLAINTEXT_BYTES]);
-        let used = postcard::to_slice(&form, &mut plaintext).map_err(|error| failed(error.to_string()))?.len();
+        let (bytes, limit) = (MAX_PLAINTEXT_BYTES + 1, MAX_PLAINTEXT_BYTES);
+        let used = postcard::to_slice(&form, &mut plaintext)
+            .map_err(|_| VaultError::TooLarge { what: "the keyring", bytes, limit })?
+            .len();
+        plaintext.truncate(used);
+        Ok(plaintext)
+    }
+
+    fn encrypt(&self, recipients: &[age::x25519::Recipient]) -> Result<Vec<u8>, VaultError> {
+        let failed = |why: String| VaultError::Engine { detail: format!("age could not encrypt the keyring: {why}") };
+        let plaintext = self.encode()?;
         let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
             .map_err(|error| failed(error.to_string()))?;
         let mut sealed = Vec::new();
         encryptor
             .wrap_output(&mut sealed)
             .and_then(|mut writer| {
-                writer.write_all(&plaintext[..used])?;
+                writer.write_all(&plaintext)?;
                 writer.finish()
             })
             .map_err(|error| failed(error.to_string()))?;
@@ -193,13 +226,14 @@ mod tests {
         let (worker, recovery, stranger) = (identity("worker"), identity("recovery"), identity("stranger"));
         let folder = Folder::at(&temporary.path().join("vault"));
         folder.make().unwrap();
-        let made = Keyring::generate().unwrap();
+        let mut made = Keyring::generate().unwrap();
         made.write_new(&folder, &worker, &[recovery.recipient(), worker.recipient()]).unwrap();
 
         for opener in [&worker, &recovery] {
             let read = Keyring::read(&folder, opener).unwrap();
             assert_eq!((read.vault, read.current), (made.vault, 1));
             assert!(read.data_keys == made.data_keys && *read.name_key == *made.name_key);
+            assert_eq!(read.recipients, [worker.recipient(), recovery.recipient()]);
         }
         let error = Keyring::read(&folder, &stranger).err().unwrap();
         assert!(matches!(error, VaultError::WrongIdentity { .. }));
@@ -207,6 +241,18 @@ mod tests {
             assert!(error.to_string().contains(&known), "{error}");
         }
         assert_eq!(recipients(&folder).len(), 2, "the worker's own key is listed once");
+    }
+
+    #[test]
+    fn the_first_version_is_read_and_has_no_recipients() {
+        let made = Keyring::generate().unwrap();
+        let mut plaintext = made.encode().unwrap().to_vec();
+        assert_eq!(plaintext.pop(), Some(0), "an empty list");
+        plaintext[0] = 1;
+        let read = Keyring::decode(&plaintext).unwrap();
+        assert!(read.data_keys == made.data_keys && read.recipients.is_empty());
+        plaintext[0] = 3;
+        assert!(Keyring::decode(&plaintext).is_err());
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub(super) fn create(config: &VaultConfig, identity: &Identity, journal_bytes: u
 
 /// Makes the files of a vault; `format` comes last, since it says that the others are whole.
 fn fill(folder: &Folder, config: &VaultConfig, identity: &Identity, journal_bytes: u64) -> Result<(), VaultError> {
-    let keyring = Keyring::generate()?;
+    let mut keyring = Keyring::generate()?;
     keyring.write_new(folder, identity, &config.recipients)?;
 
     let name = Namer::new(&keyring.name_key).name(Kind::Meta, META_ID);

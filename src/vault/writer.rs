@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     Change, Vault, VaultError,
@@ -29,11 +29,14 @@ const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 pub(super) enum Request {
     /// To commit.
     Commit(Commit),
-    /// To bring the engine to the disk.
-    Checkpoint(mpsc::SyncSender<Result<(), VaultError>>),
+    /// To do something else with what only the writer may touch, between two commits.
+    Run(Box<dyn FnOnce(&mut Writer) + Send>),
     /// To end.
-    Close(mpsc::SyncSender<Result<(), VaultError>>),
+    Close(std::sync::mpsc::SyncSender<Result<(), VaultError>>),
 }
+
+/// Where requests come from. It is bounded by the places that commits wait for.
+pub(super) type Requests = mpsc::UnboundedReceiver<Request>;
 
 /// A batch of changes, and who waits for it.
 pub(super) struct Commit {
@@ -45,13 +48,13 @@ pub(super) struct Commit {
 
 /// The writer's state, all of it its own.
 pub(super) struct Writer {
-    shared: Arc<Shared>,
-    folder: Folder,
-    journal: Journal,
+    pub(super) shared: Arc<Shared>,
+    pub(super) folder: Folder,
+    pub(super) journal: Journal,
     encoder: Encoder,
     random: SystemRandom,
     /// The engine's last batch.
-    mark: Mark,
+    pub(super) mark: Mark,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
 }
@@ -67,7 +70,7 @@ impl Writer {
     /// Starts the writer, and gives the vault that it writes for.
     pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
         let shared = Arc::new(shared);
-        let (sender, requests) = mpsc::channel();
+        let (sender, mut requests) = mpsc::unbounded_channel();
         let path = folder.path().to_owned();
         let mut writer = Self {
             shared: Arc::clone(&shared),
@@ -79,7 +82,7 @@ impl Writer {
             unnoted: false,
         };
         let run = move || {
-            if let Err(panic) = caught(|| writer.run(&requests)) {
+            if let Err(panic) = caught(|| writer.run(&mut requests)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
             }
         };
@@ -89,19 +92,17 @@ impl Writer {
     }
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
-    fn run(&mut self, requests: &mpsc::Receiver<Request>) {
+    fn run(&mut self, requests: &mut Requests) {
         let mut next = None;
         loop {
             let request = next.take().or_else(|| requests.try_recv().ok()).or_else(|| {
                 self.idle();
-                requests.recv().ok()
+                requests.blocking_recv()
             });
             let Some(request) = request else { return };
             match request {
                 Request::Commit(first) => next = self.commit(first, requests),
-                Request::Checkpoint(done) => {
-                    let _ = done.send(self.checkpoint());
-                }
+                Request::Run(run) => run(self),
                 Request::Close(done) => {
                     let _ = done.send(self.close());
                     return;
@@ -111,7 +112,7 @@ impl Writer {
     }
 
     /// Commits `first` and all that wait behind it, as far as one group holds; gives the request that stopped it.
-    fn commit(&mut self, first: Commit, requests: &mpsc::Receiver<Request>) -> Option<Request> {
+    fn commit(&mut self, first: Commit, requests: &mut Requests) -> Option<Request> {
         let mut group = Group::default();
         let mut next = Some(Request::Commit(first));
         while let Some(Request::Commit(commit)) = next {
@@ -178,7 +179,7 @@ impl Writer {
     }
 
     /// Brings the engine to the disk, and lets the journal start over.
-    fn checkpoint(&mut self) -> Result<(), VaultError> {
+    pub(super) fn checkpoint(&mut self) -> Result<(), VaultError> {
         if let Some(error) = self.shared.poisoned() {
             return Err(error);
         }
