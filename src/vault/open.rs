@@ -25,7 +25,7 @@ use crate::{
 /// The commit that makes a vault.
 const FIRST_SEQUENCE: u64 = 1;
 /// What the vault keeps about itself goes by this name.
-const META_ID: &[u8] = b"vault";
+pub(super) const META_ID: &[u8] = b"vault";
 /// The cache of an engine that is opened only to be looked at, in bytes.
 const TRIAL_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 

@@ -282,6 +282,21 @@ impl Journal {
     }
 }
 
+#[cfg(test)]
+impl Journal {
+    /// Makes a journal on a simulated disk, as after a crash at `checkpoint`.
+    pub(super) fn format(
+        disk: &super::simulated::Disk,
+        vault: [u8; 16],
+        checkpoint: u64,
+        capacity: u64,
+    ) -> io::Result<()> {
+        disk.lay_out(FRAMES_AT + capacity);
+        write_first_header(disk, vault, checkpoint, None, capacity)?;
+        disk.sync_data()
+    }
+}
+
 /// The header that a journal is made with.
 fn write_first_header(
     file: &dyn Storage,
