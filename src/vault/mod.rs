@@ -19,6 +19,7 @@
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 
+mod backup;
 mod cipher;
 mod codec;
 mod engine;
@@ -33,16 +34,19 @@ mod memory;
 mod name;
 mod open;
 mod panics;
+mod restore;
 mod sled;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackedUp, ScheduledBackups};
 pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
 pub use open::Inspection;
+pub use restore::{Accepted, Gap, Restored};
 
 use crate::model::{Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp};
 

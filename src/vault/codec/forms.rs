@@ -1,4 +1,4 @@
-//! The forms of version 1. postcard writes fields in order and variants by their place, so neither may ever change here.
+//! The forms of version 1, and of version 2 of the vault's own record. postcard writes fields in order and variants by their place, so neither may ever change here.
 
 use std::time::Duration;
 
@@ -364,19 +364,47 @@ impl From<StrayForm<'_>> for Stray {
     }
 }
 
+/// Version 1; none of its epochs but the first was ever written.
+#[derive(Serialize, Deserialize)]
+pub(super) struct MetaForm1 {
+    epoch: u32,
+}
+
+impl From<MetaForm1> for Meta {
+    fn from(form: MetaForm1) -> Self {
+        Self { epoch: form.epoch, ..Self::NEW }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct MetaForm {
     epoch: u32,
+    reason: BackForm,
+}
+
+/// How a vault went back to an earlier state.
+#[derive(Serialize, Deserialize)]
+enum BackForm {
+    Restored,
+    RolledBack,
 }
 
 impl From<&Meta> for MetaForm {
     fn from(meta: &Meta) -> Self {
-        Self { epoch: meta.epoch }
+        let reason = match meta.reason {
+            DoubtReason::RolledBack => BackForm::RolledBack,
+            _ => BackForm::Restored,
+        };
+        Self { epoch: meta.epoch, reason }
     }
 }
 
 impl From<MetaForm> for Meta {
     fn from(form: MetaForm) -> Self {
-        Self { epoch: form.epoch }
+        let reason = match form.reason {
+            BackForm::Restored => DoubtReason::Restored,
+            BackForm::RolledBack => DoubtReason::RolledBack,
+        };
+        Self { epoch: form.epoch, reason }
     }
 }

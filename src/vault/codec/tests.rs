@@ -187,16 +187,19 @@ fn a_stray_reads_back_as_it_was() {
     assert_eq!(format!("{read:?}"), format!("{stray:?}"));
     assert_eq!(read.refresh_token.as_ref().map(Secret::expose), Some("refresh"));
     assert_eq!(read.access_token.expose(), "access");
-    let meta = Meta { epoch: 7 };
-    assert_eq!(Meta::read(&bytes_of(&meta)).unwrap(), meta);
+    for reason in [DoubtReason::Restored, DoubtReason::RolledBack] {
+        let meta = Meta { epoch: 7, reason };
+        assert_eq!(Meta::read(&bytes_of(&meta)).unwrap(), meta);
+    }
 }
 
 #[test]
 fn bytes_after_the_end_and_newer_versions_are_refused() {
-    let mut bytes = bytes_of(&Meta { epoch: 1 });
+    let mut bytes = bytes_of(&Meta::NEW);
     bytes.push(0);
     assert!(Meta::read(&bytes).unwrap_err().to_string().contains("bytes follow"));
-    assert!(Meta::read(&[VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
+    assert!(Meta::read(&[META_VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
+    assert!(Intent::read(&[VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
     assert!(Meta::read(&[]).is_err());
 }
 
@@ -213,6 +216,13 @@ fn a_record_that_is_too_large_is_refused_and_leaves_no_secret_behind() {
     let error = encoder.encode(&stray, |_| Ok(())).unwrap_err();
     assert!(matches!(error, VaultError::TooLarge { .. }), "{error}");
     assert!(encoder.buffer.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_vaults_own_record_is_fixed_to_the_byte_and_its_first_version_is_read() {
+    assert_eq!(Meta::read(&[1, 3]).unwrap(), Meta { epoch: 3, ..Meta::NEW });
+    assert_eq!(bytes_of(&Meta { epoch: 3, reason: DoubtReason::Restored }), [2, 3, 0]);
+    assert_eq!(bytes_of(&Meta { epoch: 3, reason: DoubtReason::RolledBack }), [2, 3, 1]);
 }
 
 #[test]
