@@ -138,7 +138,8 @@ impl Writer {
 
 /// The keyring in a backup's third kind of part.
 pub(super) fn keyring_of(plaintext: &[u8]) -> Result<Keyring, VaultError> {
-    Keyring::decode(plaintext).map_err(|error| VaultError::BackupUnusable { detail: error.to_string() })
+    let read = Keyring::decode(plaintext).and_then(|keyring| keyring::parse_own(&keyring.recipients).map(|_| keyring));
+    read.map_err(|error| VaultError::BackupUnusable { detail: error.to_string() })
 }
 
 /// Reads from `input` and tells how much.

@@ -1,6 +1,7 @@
 //! The vault as a whole, on real files. A crash is a copy of the folder taken while it is open: what the kernel holds at
 //! that moment is what a killed process leaves.
 
+mod back;
 mod backup;
 mod damage;
 mod killed;
