@@ -20,6 +20,8 @@ const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 const TRIAL: &str = "db.trial-";
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
+/// What the lock's file is called.
+pub(super) const LOCK_NAME: &str = "LOCK";
 
 /// Where the parts of one vault are.
 #[derive(Clone, Debug)]
@@ -88,7 +90,7 @@ impl Folder {
     }
 
     fn lock_file(&self) -> PathBuf {
-        self.path.join("LOCK")
+        self.path.join(LOCK_NAME)
     }
 
     /// One of the files that only a vault has, if any is there.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     Change, Vault, VaultError,
+    backup::Tee,
     codec::{Encoder, Record},
     engine::{self, Mark},
     folder::{self, Folder},
@@ -58,6 +59,8 @@ pub(super) struct Writer {
     pub(super) mark: Mark,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
+    /// Where commits go as well, while a backup is made.
+    pub(super) tee: Weak<Tee>,
 }
 
 /// Commits that are sealed and not yet synced.
@@ -92,7 +95,7 @@ impl Writer {
         let (sender, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(shared);
         let (encoder, random) = (Encoder::new(), SystemRandom::new());
-        (Self { shared, folder, journal, encoder, random, mark, unnoted: false }, sender, requests)
+        (Self { shared, folder, journal, encoder, random, mark, unnoted: false, tee: Weak::new() }, sender, requests)
     }
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
@@ -174,6 +177,9 @@ impl Writer {
         self.unnoted = true;
         let opened = self.shared.opened.load_full();
         let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
+            if let Some(tee) = self.tee.upgrade() {
+                tee.committed(&batches, &*opened.engine);
+            }
             let applied = engine::apply(&*opened.engine, self.mark, &batches);
             applied.inspect(|mark| self.shared.count(mark))
         });
