@@ -462,6 +462,9 @@ fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault,
         fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
             self.0.scan(kind, each)
         }
+        fn next(&self, after: Option<&name::Name>, most: usize) -> Result<Vec<(name::Name, Vec<u8>)>, VaultError> {
+            self.0.next(after, most)
+        }
         fn write(
             &self,
             writes: &std::collections::HashMap<name::Name, Option<&[u8]>>,
