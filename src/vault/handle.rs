@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -19,12 +19,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Change, Stored, Stray, VaultError,
-    cipher::Cipher,
+    cipher::{self, Cipher},
     codec::Record,
     engine::{Engine, Mark},
     folder::Lock,
     keyring::Keyring,
     name::{Kind, Name, Namer},
+    rekey::Rekeying,
     writer::{Commit, Request, Writer},
 };
 use crate::{
@@ -205,7 +206,7 @@ impl Vault {
         self.0.shared.poison(&VaultError::Closed);
     }
 
-    #[cfg(test)]
+    /// What readers and the writer have in common.
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared
     }
@@ -247,6 +248,8 @@ pub(super) struct Shared {
     /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
     /// the vault is poisoned with it.
     pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    /// How far the sealing under a new data key has come; no lock is held for longer than it takes to copy it.
+    pub(super) rekeying: Mutex<Option<Rekeying>>,
     records: AtomicU64,
     strays: AtomicU64,
     journal_bytes: u64,
@@ -263,7 +266,7 @@ pub(super) struct Opened {
 impl Shared {
     pub(super) fn new(
         opened: Opened,
-        keyring: Keyring,
+        keyring: &Keyring,
         epoch: u32,
         mark: &Mark,
         journal_bytes: u64,
@@ -278,11 +281,12 @@ impl Shared {
             fingerprints: derive(b"consentry/v1/fingerprint"),
             entity_tags: derive(b"consentry/v1/entity-tag"),
             namer: Namer::new(&keyring.name_key),
-            cipher: Cipher::new(keyring.vault, keyring.data_keys, keyring.current),
+            cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,
             epoch,
             poison: OnceLock::new(),
             stranded: OnceLock::new(),
+            rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
             journal_bytes,
@@ -317,22 +321,43 @@ impl Shared {
 
     fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
         let name = self.namer.name(R::KIND, id);
-        let sealed = if let Some(sealed) = self.stranded.get().and_then(|stranded| stranded.get(&name)) {
-            sealed.clone()
-        } else {
-            let opened = self.opened.load();
-            let opened = opened.as_ref().ok_or(VaultError::Closed)?;
-            opened.engine.get(&name).inspect_err(|error| self.poison(error))?
-        };
-        sealed.map(|sealed| self.open(&name, sealed)).transpose()
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(VaultError::Closed)?;
+        let Some(sealed) = self.sealed(opened, &name)? else { return Ok(None) };
+        self.open_as_it_is(opened, &name, sealed)
+    }
+
+    fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
+        match self.stranded.get().and_then(|stranded| stranded.get(name)) {
+            Some(sealed) => Ok(sealed.clone()),
+            None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
+        }
+    }
+
+    /// Opens a record that was read just now; `None` if it is gone. Where its data key was destroyed since, it is read once
+    /// more: it was sealed anew before that.
+    fn open_as_it_is<R: Record>(
+        &self,
+        opened: &Opened,
+        name: &Name,
+        sealed: Vec<u8>,
+    ) -> Result<Option<Stored<R>>, VaultError> {
+        let number = cipher::key_number(&sealed);
+        match self.open(name, sealed) {
+            Err(_) if self.is_outdated(number) => {
+                self.sealed(opened, name)?.map(|sealed| self.open(name, sealed)).transpose()
+            }
+            read => read.map(Some),
+        }
     }
 
     fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
         let stranded = self.stranded.get();
         let (mut unreadable, mut stopped) = (None, false);
-        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open(name, sealed) {
-            Ok(stored) => f(stored).inspect_err(|_| stopped = true),
+        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
+            Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
+            Ok(None) => Ok(()),
             Err(error) => {
                 unreadable.get_or_insert(error);
                 Ok(())

@@ -10,8 +10,10 @@ use super::{
     folder::{self, Folder, Plate},
     handle::{Opened, Shared},
     journal::{self, Batch, Entry, Journal},
-    keyring::{self, Keyring},
+    keyring::Keyring,
     name::{Kind, Name, Namer},
+    recipients::{self, Recipient},
+    rekey::Keys,
     sled::SledEngine,
     writer::Writer,
 };
@@ -36,8 +38,10 @@ pub struct Inspection {
     pub records: u64,
     /// Bytes on disk, journal included.
     pub bytes: u64,
-    /// The public keys of who can open it.
-    pub recipients: Vec<String>,
+    /// Who can open it.
+    pub recipients: Vec<Recipient>,
+    /// How many data keys it has: more than one while records are still to be sealed anew.
+    pub data_keys: usize,
     /// The number of its layout.
     pub format: u64,
 }
@@ -89,8 +93,10 @@ impl Vault {
         journal.start_over(mark.applied, None)?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
-        let shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
-        Writer::start(shared, folder, journal, mark)
+        let shared = Shared::new(opened, &keyring, epoch, &mark, journal.bytes(), metrics);
+        keyring.tell_recipients(&folder);
+        let own = identity.recipients().map(|own| own.to_string()).collect();
+        Writer::start(shared, Keys::new(keyring, own), folder, journal, mark)
     }
 
     /// Looks at a vault that no process holds, and changes none of its files: the engine is tried on a copy, which lies in
@@ -108,13 +114,16 @@ impl Vault {
         let (engine, found) = try_copy(&folder.db(), &copy, &Ends::of(&journal, &batches), &batches)?;
         let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
         let mark = engine::apply(&engine, found, &newer).map_err(as_damage)?;
+        let own: Vec<_> = identity.recipients().map(|own| own.to_string()).collect();
+        let (recipients, data_keys) = (recipients::of(&keyring, &own), keyring.data_keys.len());
         let cipher = Cipher::new(keyring.vault, keyring.data_keys, keyring.current);
         engine::verify(&engine, &mark, &mut |name, sealed| check_record(&cipher, name, sealed)).map_err(as_damage)?;
         drop(engine);
         Ok(Inspection {
             records: mark.records(),
             bytes: bytes_below(&folder, temporary.path()),
-            recipients: keyring::recipients(&folder),
+            recipients,
+            data_keys,
             format: plate.format,
         })
     }

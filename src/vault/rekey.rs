@@ -13,17 +13,10 @@
 //! A vault that is opened with several data keys is somewhere between 1 and 4, and begins again with 2. A record that does
 //! not open keeps the older keys alive and stops nothing else.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use super::{
-    Vault, VaultError, cipher,
-    engine::Engine as _,
-    folder,
-    handle::{Opened, Shared},
-    journal::Entry,
-    keyring::Keyring,
-    name::Name,
-    writer::Writer,
+    Vault, VaultError, cipher, folder, handle::Shared, journal::Entry, keyring::Keyring, name::Name, writer::Writer,
 };
 
 /// How many records are looked at in one go: commits wait that long.
@@ -116,12 +109,9 @@ impl Keys {
 impl Writer {
     /// Seals a few records anew, if there are such; gives whether there is more to do at once.
     pub(super) fn idle_work(&mut self) -> bool {
-        if self.shared.poisoned().is_some() {
-            return false;
-        }
         let Some(pass) = self.keys.pass.take() else { return false };
         self.keys.requests = 0;
-        match self.advance(pass) {
+        match self.shared.poisoned().map_or_else(|| self.advance(pass), Err) {
             Ok(pass) => self.keys.pass = pass,
             Err(error) => self.pause(&error),
         }
@@ -137,7 +127,7 @@ impl Writer {
         }
     }
 
-    fn rotate_data_key(&mut self) -> Result<u32, VaultError> {
+    pub(super) fn rotate_data_key(&mut self) -> Result<u32, VaultError> {
         if self.keys.pass.is_some() {
             let rekeying = self.shared.rekeying.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let percent = rekeying.map_or(0, |rekeying| rekeying.done * 100 / rekeying.total.max(1));
@@ -213,7 +203,8 @@ impl Writer {
     /// All names were gone through: once more, if anything was found; else the older keys go.
     fn end(&mut self, pass: Pass) -> Result<Option<Pass>, VaultError> {
         if let Some(why) = pass.why {
-            let detail = format!("{} records do not open and keep the older data keys alive; the first: {why}", pass.unreadable);
+            let detail =
+                format!("{} records do not open and keep the older data keys alive; the first: {why}", pass.unreadable);
             return Err(VaultError::Engine { detail });
         }
         if pass.sealed > 0 || !pass.checks {
@@ -246,8 +237,11 @@ impl Writer {
 
     /// Nothing is lost by stopping here: both keys are kept.
     fn pause(&self, error: &VaultError) {
-        self.shared.metrics.vault_failed();
-        tracing::error!(error = %error, "records are not sealed anew any further; the older data keys are kept until all are");
+        // What poisoned the vault has been counted and told.
+        if self.shared.poisoned().is_none() {
+            self.shared.metrics.vault_failed();
+            tracing::error!(error = %error, "records are not sealed anew any further; the older data keys are kept until all are");
+        }
         let mut rekeying = self.shared.rekeying.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(rekeying) = &mut *rekeying {
             rekeying.problem = Some(error.to_string());

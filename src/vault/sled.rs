@@ -215,7 +215,10 @@ mod tests {
         engine.write(&HashMap::from([(stray, Some(&b"s"[..]))]), &mark).unwrap();
         let next = |after, most| engine.next(after, most).unwrap();
         assert_eq!(next(None, 9), [(grant, b"g".to_vec()), (stray, b"s".to_vec())]);
-        assert_eq!((next(None, 1), next(Some(&grant), 1)), (vec![(grant, b"g".to_vec())], vec![(stray, b"s".to_vec())]));
+        assert_eq!(
+            (next(None, 1), next(Some(&grant), 1)),
+            (vec![(grant, b"g".to_vec())], vec![(stray, b"s".to_vec())])
+        );
         assert!(next(Some(&stray), 9).is_empty());
     }
 }

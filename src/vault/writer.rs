@@ -8,7 +8,11 @@ use std::{
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{
+    OwnedSemaphorePermit,
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
     Change, Vault, VaultError,
@@ -19,6 +23,7 @@ use super::{
     journal::{Batch, Entry, Journal},
     name::Kind,
     panics::caught,
+    rekey::Keys,
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.
@@ -55,6 +60,7 @@ pub(super) struct Writer {
     random: SystemRandom,
     /// The engine's last batch.
     pub(super) mark: Mark,
+    pub(super) keys: Keys,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
 }
@@ -68,7 +74,13 @@ struct Group {
 
 impl Writer {
     /// Starts the writer, and gives the vault that it writes for.
-    pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
+    pub(super) fn start(
+        shared: Shared,
+        keys: Keys,
+        folder: Folder,
+        journal: Journal,
+        mark: Mark,
+    ) -> Result<Vault, VaultError> {
         let shared = Arc::new(shared);
         let (sender, mut requests) = mpsc::unbounded_channel();
         let path = folder.path().to_owned();
@@ -79,8 +91,10 @@ impl Writer {
             encoder: Encoder::new(),
             random: SystemRandom::new(),
             mark,
+            keys,
             unnoted: false,
         };
+        writer.tell_progress();
         let run = move || {
             if let Err(panic) = caught(|| writer.run(&mut requests)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
@@ -95,10 +109,17 @@ impl Writer {
     fn run(&mut self, requests: &mut Requests) {
         let mut next = None;
         loop {
-            let request = next.take().or_else(|| requests.try_recv().ok()).or_else(|| {
-                self.idle();
-                requests.blocking_recv()
-            });
+            let request = match next.take().map_or_else(|| requests.try_recv(), Ok) {
+                Ok(request) => Some(request),
+                Err(TryRecvError::Disconnected) => None,
+                Err(TryRecvError::Empty) => {
+                    self.idle();
+                    if self.idle_work() {
+                        continue;
+                    }
+                    requests.blocking_recv()
+                }
+            };
             let Some(request) = request else { return };
             match request {
                 Request::Commit(first) => next = self.commit(first, requests),
@@ -108,6 +129,7 @@ impl Writer {
                     return;
                 }
             }
+            self.work_between_requests();
         }
     }
 
@@ -122,11 +144,24 @@ impl Writer {
         if !group.batches.is_empty() {
             self.write(group);
         }
+        self.keep_room();
+        next
+    }
+
+    /// Commits entries that are sealed already, on the writer's own account.
+    pub(super) fn commit_entries(&mut self, entries: Vec<Entry>) -> Result<(), VaultError> {
+        let batch = Batch { sequence: self.mark.applied + 1, entries };
+        self.journal.add(&batch)?;
+        self.write(Group { batches: vec![batch], waiting: Vec::new() });
+        self.keep_room();
+        self.shared.poisoned().map_or(Ok(()), Err)
+    }
+
+    /// Sees to it that another group fits into the journal. Whoever commits next is told of a failure.
+    fn keep_room(&mut self) {
         if self.journal.wants_checkpoint() && self.shared.poison.get().is_none() {
-            // Whoever commits next is told of a failure.
             let _ = self.checkpoint();
         }
-        next
     }
 
     /// Seals a commit and adds it to the group, or refuses it.
@@ -158,6 +193,7 @@ impl Writer {
         }
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
+        self.keys.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
         let opened = self.shared.opened.load_full();
         let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
             let applied = engine::apply(&*opened.engine, self.mark, &batches);

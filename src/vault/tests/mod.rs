@@ -3,6 +3,7 @@
 
 mod damage;
 mod killed;
+mod rekey;
 
 use std::{
     collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::atomic::Ordering, time::Duration,
@@ -17,6 +18,7 @@ use super::{
     memory::Memory,
     name::{Kind, Namer},
     open,
+    rekey::Keys,
     sled::SledEngine,
     writer::Writer,
     *,
@@ -432,7 +434,8 @@ async fn inspecting_counts_the_records_and_changes_nothing() {
     let files = before.files();
     let found = Vault::inspect(&before.config, &before.identity).unwrap();
     assert_eq!((found.records, found.format), (2, 1));
-    assert_eq!(found.recipients, [before.identity.recipient()]);
+    assert_eq!(found.recipients, [Recipient { key: before.identity.recipient(), own: true }]);
+    assert_eq!(found.data_keys, 1);
     assert_eq!(found.bytes, files.values().map(|bytes| bytes.len() as u64).sum::<u64>() + lock_bytes(&before));
     assert!(files == before.files());
 }
@@ -489,6 +492,7 @@ fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault,
     journal.start_over(1, None).unwrap();
     prepare(&mut journal);
     let opened = Opened { engine: Box::new(Lent(std::sync::Arc::clone(&engine))), lock: None };
-    let shared = Shared::new(opened, keyring, 1, &mark, journal.bytes(), Metrics::new(&[]));
-    (Writer::start(shared, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
+    let shared = Shared::new(opened, &keyring, 1, &mark, journal.bytes(), Metrics::new(&[]));
+    let keys = Keys::new(keyring, vec![fixture.identity.recipient()]);
+    (Writer::start(shared, keys, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
 }
