@@ -11,6 +11,10 @@ pub(super) enum Action {
     Remove,
     Pause,
     Resume,
+    RotateKey,
+    ListRecipients,
+    AddRecipient,
+    RemoveRecipient,
 }
 
 impl Action {
@@ -24,6 +28,10 @@ impl Action {
             Self::Remove => "remove",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::RotateKey => "rotate_key",
+            Self::ListRecipients => "list_recipients",
+            Self::AddRecipient => "add_recipient",
+            Self::RemoveRecipient => "remove_recipient",
         }
     }
 }
@@ -38,6 +46,20 @@ pub(super) fn record(peer: &Peer, action: Action, organization: &OrganizationId,
         caller.gid = peer.gid,
         action = action.word(),
         organization = organization.as_str(),
+        outcome,
+        "audit"
+    );
+}
+
+/// As [`record`], of what concerns the whole vault; `recipient` is the public key that it was about, if it was about one.
+pub(super) fn record_vault(peer: &Peer, action: Action, recipient: Option<&str>, outcome: &str) {
+    tracing::event!(
+        target: "consentry::audit",
+        tracing::Level::INFO,
+        caller.uid = peer.uid,
+        caller.gid = peer.gid,
+        action = action.word(),
+        recipient,
         outcome,
         "audit"
     );

@@ -89,9 +89,23 @@ fn what_operators_are_shown_is_as_described() {
         }],
         expired: 0,
         webhooks: wire::WebhookStatus { pending: 0 },
-        vault: wire::VaultStatus { records: 2, bytes: 3, data_key: 1, rekey_progress: None, last_backup_at: None },
+        vault: wire::VaultStatus {
+            records: 2,
+            bytes: 3,
+            data_key: 1,
+            rekey_progress: Some(0.5),
+            rekey_problem: Some("p".to_owned()),
+            last_backup_at: None,
+        },
     };
     assert_eq!(faults("Status", &json_of(&status)), [""; 0]);
+}
+
+#[test]
+fn the_vaults_keys_are_as_described() {
+    assert_eq!(faults("DataKey", &json_of(&wire::DataKey { data_key: 2 })), [""; 0]);
+    let recipient = wire::Recipient { recipient: "age1x".to_owned(), own: true };
+    assert_eq!(faults("Recipients", &json_of(&wire::Recipients { recipients: vec![recipient] })), [""; 0]);
 }
 
 #[test]

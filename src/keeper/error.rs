@@ -64,6 +64,9 @@ pub enum KeeperError {
     /// The refresh token is known to be spent.
     #[error("this one-time refresh token has been spent before; it must not be sent again. Get a new consent")]
     AlreadySpent,
+    /// Records are being sealed anew already.
+    #[error("{0}")]
+    RotationUnderWay(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     BadRequest(Cow<'static, str>),
@@ -85,6 +88,7 @@ impl KeeperError {
             Self::Refused(_) => Code::Refused,
             Self::WrongOrganization(_) => Code::WrongOrganization,
             Self::AlreadySpent => Code::AlreadySpent,
+            Self::RotationUnderWay(_) => Code::RotationUnderWay,
             Self::BadRequest(_) => Code::BadRequest,
         }
     }

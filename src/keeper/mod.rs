@@ -17,6 +17,7 @@ mod error;
 mod exchange;
 mod fetch;
 mod index;
+mod keys;
 mod lane;
 mod load;
 mod operate;

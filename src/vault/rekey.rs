@@ -260,6 +260,7 @@ impl Writer {
             None if self.keys.keyring.data_keys.len() == 1 => *told = None,
             None => {}
         }
+        self.shared.metrics.set_rekey_progress(told.as_ref().map_or(1.0, Rekeying::progress));
     }
 }
 
