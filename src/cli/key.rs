@@ -17,7 +17,7 @@ use crate::{
 /// How often it is asked how far the records are.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The steps of the bar.
-const STEPS: u64 = 1000;
+const STEPS: u32 = 1000;
 /// What is said when somebody can no longer open the vault.
 const AFTER_REMOVAL: &str = "Whoever kept a copy of the vault's keyring.age can still open copies of the vault, and what is \
                              written to it under today's data key. `consentry key rotate` makes what is in the vault from \
@@ -108,7 +108,7 @@ async fn follow(client: &Client) -> Result<(), Failure> {
             Ok(status) => match (status.vault.rekey_progress, status.vault.rekey_problem) {
                 (None, _) => break Ok(()),
                 (Some(_), Some(problem)) => {
-                    break Err(Failure::failed(format!("not every record could be sealed anew: {problem}")));
+                    break Err(Failure::failed(format!("sealing anew has stopped: {problem}")));
                 }
                 (Some(progress), None) => bar.set_position(step(progress)),
             },
@@ -123,7 +123,7 @@ async fn follow(client: &Client) -> Result<(), Failure> {
 }
 
 fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(STEPS.into()), ProgressDrawTarget::stderr());
     let template = "sealing anew {bar:24} {percent:>3} %  {eta} left (Ctrl-C leaves it to the worker)";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
@@ -132,8 +132,8 @@ fn bar() -> ProgressBar {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to STEPS")]
-const fn step(progress: f64) -> u64 {
-    (progress.clamp(0.0, 1.0) * STEPS as f64) as u64
+fn step(progress: f64) -> u64 {
+    (progress.clamp(0.0, 1.0) * f64::from(STEPS)) as u64
 }
 
 async fn recipients(global: &Global, change: Option<RecipientsChange>, out: &mut Out) -> Result<Exit, Failure> {

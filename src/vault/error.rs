@@ -66,6 +66,14 @@ pub enum VaultError {
         /// The public key that was named.
         recipient: String,
     },
+    /// Records that should be sealed anew do not open.
+    #[error("records that do not open: {count}; they keep the older data keys alive; the first is {first}")]
+    Unreadable {
+        /// How many there are.
+        count: u64,
+        /// What the first is, and what does not add up about it.
+        first: String,
+    },
     /// Records are being sealed anew already.
     #[error("records are still being sealed anew under data key {data_key} ({percent} % are); wait until they all are")]
     Rekeying {

@@ -84,9 +84,9 @@ struct Pass {
     seen: u64,
     /// Records that were under an older key, and no longer are.
     sealed: u64,
-    /// Records under an older key that do not open, and why the first of them does not.
+    /// Records under an older key that do not open, and what is wrong with the first of them.
     unreadable: u64,
-    why: Option<VaultError>,
+    why: Option<String>,
     /// [`Keys::written`] when it began.
     written: u64,
     /// Whether an earlier pass has gone through everything already.
@@ -190,7 +190,10 @@ impl Writer {
                     Ok(sealed) => entries.push(Entry { name, sealed: Some(sealed) }),
                     Err(error) => {
                         pass.unreadable += 1;
-                        pass.why.get_or_insert(error);
+                        pass.why.get_or_insert_with(|| match error {
+                            VaultError::Damaged { what, detail } => format!("{what}: {detail}"),
+                            other => other.to_string(),
+                        });
                     }
                 }
             }
@@ -202,10 +205,8 @@ impl Writer {
 
     /// All names were gone through: once more, if anything was found; else the older keys go.
     fn end(&mut self, pass: Pass) -> Result<Option<Pass>, VaultError> {
-        if let Some(why) = pass.why {
-            let detail =
-                format!("{} records do not open and keep the older data keys alive; the first: {why}", pass.unreadable);
-            return Err(VaultError::Engine { detail });
+        if let Some(first) = pass.why {
+            return Err(VaultError::Unreadable { count: pass.unreadable, first });
         }
         if pass.sealed > 0 || !pass.checks {
             return Ok(Some(Pass { checks: true, written: self.keys.written, ..Pass::default() }));

@@ -68,6 +68,9 @@ fn a_new_data_key_is_taken_into_use_under_load_and_through_a_kill_and_the_old_on
     let data_keys = load.refused();
     assert!(data_keys.is_empty(), "{answered} were answered well, and then: {data_keys:?}");
 
+    let checked = stdout(&worker.command(&["check"]));
+    assert!(checked.contains("not all records are sealed under the new data key yet"), "{checked}");
+
     let worker = worker.restart();
     let shown = eventually("it goes on by itself, and to the end", || {
         Some(vault(&worker)).filter(|vault| vault["rekey_progress"].is_null())
@@ -195,7 +198,7 @@ impl Load {
             if self.ended.load(Ordering::Relaxed) {
                 return;
             }
-            let forces = number % 3 == 0;
+            let forces = number.is_multiple_of(3);
             let path = format!("/v1/organizations/{}/token", id(number % ORGANIZATIONS));
             let (method, path) = if forces { ("POST", format!("{path}/refresh")) } else { ("GET", path) };
             match over_unix(worker.socket(), method, &path, &[], "") {
@@ -247,7 +250,7 @@ fn id(number: usize) -> String {
 fn fleet(stand: &Stand) -> Vec<String> {
     let line = |number: usize| {
         let organization = id(number);
-        let usage = if number % 3 == 0 { Usage::OneTime } else { Usage::Reuse };
+        let usage = if number.is_multiple_of(3) { Usage::OneTime } else { Usage::Reuse };
         let line = if number % 3 == 2 {
             json!({ "organization": organization, "provider": KEYS, "api_key": stand.api_key(&organization) })
         } else {
