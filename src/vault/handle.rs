@@ -336,7 +336,7 @@ impl Shared {
 
     /// Opens a record that was read just now; `None` if it is gone. Where its data key was destroyed since, it is read once
     /// more: it was sealed anew before that.
-    fn open_as_it_is<R: Record>(
+    pub(super) fn open_as_it_is<R: Record>(
         &self,
         opened: &Opened,
         name: &Name,

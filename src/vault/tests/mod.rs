@@ -3,6 +3,7 @@
 
 mod damage;
 mod killed;
+mod recipients;
 mod rekey;
 
 use std::{
