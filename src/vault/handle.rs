@@ -248,6 +248,10 @@ pub(super) struct Shared {
     /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
     /// the vault is poisoned with it.
     pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    /// The keys as they are on the disk; only the writer changes them.
+    pub(super) keyring: Mutex<Keyring>,
+    /// The public keys of the identities that the vault was opened with.
+    pub(super) own: Vec<String>,
     /// How far the sealing under a new data key has come; no lock is held for longer than it takes to copy it.
     pub(super) rekeying: Mutex<Option<Rekeying>>,
     records: AtomicU64,
@@ -266,7 +270,7 @@ pub(super) struct Opened {
 impl Shared {
     pub(super) fn new(
         opened: Opened,
-        keyring: &Keyring,
+        keyring: Keyring,
         epoch: u32,
         mark: &Mark,
         journal_bytes: u64,
@@ -284,6 +288,8 @@ impl Shared {
             cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,
             epoch,
+            keyring: Mutex::new(keyring),
+            own: Vec::new(),
             poison: OnceLock::new(),
             stranded: OnceLock::new(),
             rekeying: Mutex::default(),

@@ -13,7 +13,6 @@ use super::{
     keyring::Keyring,
     name::{Kind, Name, Namer},
     recipients::{self, Recipient},
-    rekey::Keys,
     sled::SledEngine,
     writer::Writer,
 };
@@ -93,10 +92,10 @@ impl Vault {
         journal.start_over(mark.applied, None)?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
-        let shared = Shared::new(opened, &keyring, epoch, &mark, journal.bytes(), metrics);
         keyring.tell_recipients(&folder);
-        let own = identity.recipients().map(|own| own.to_string()).collect();
-        Writer::start(shared, Keys::new(keyring, own), folder, journal, mark)
+        let mut shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
+        shared.own = identity.recipients().map(|own| own.to_string()).collect();
+        Writer::start(shared, folder, journal, mark)
     }
 
     /// Looks at a vault that no process holds, and changes none of its files: the engine is tried on a copy, which lies in

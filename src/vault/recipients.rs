@@ -78,7 +78,7 @@ impl Vault {
     /// anything. Blocks.
     pub fn add_recipient(&self, recipient: String) -> Result<(Vec<Recipient>, bool), VaultError> {
         self.ask(move |writer| {
-            let mut keyring = writer.keys.keyring.clone();
+            let mut keyring = writer.shared.keyring().clone();
             let is_new = keyring.add_recipient(&recipient)?;
             if is_new {
                 writer.put_keyring(keyring)?;
@@ -92,8 +92,8 @@ impl Vault {
     /// him from records written later, should he get at them. Blocks.
     pub fn remove_recipient(&self, recipient: String) -> Result<Vec<Recipient>, VaultError> {
         self.ask(move |writer| {
-            let mut keyring = writer.keys.keyring.clone();
-            keyring.remove_recipient(&recipient, &writer.keys.own)?;
+            let mut keyring = writer.shared.keyring().clone();
+            keyring.remove_recipient(&recipient, &writer.shared.own)?;
             writer.put_keyring(keyring)?;
             Ok(writer.recipients())
         })
@@ -102,7 +102,7 @@ impl Vault {
 
 impl Writer {
     fn recipients(&self) -> Vec<Recipient> {
-        of(&self.keys.keyring, &self.keys.own)
+        of(&self.shared.keyring(), &self.shared.own)
     }
 }
 

@@ -13,7 +13,7 @@
 //! A vault that is opened with several data keys is somewhere between 1 and 4, and begins again with 2. A record that does
 //! not open keeps the older keys alive and stops nothing else.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::{
     Vault, VaultError, cipher, folder, handle::Shared, journal::Entry, keyring::Keyring, name::Name, writer::Writer,
@@ -60,12 +60,8 @@ impl Vault {
     }
 }
 
-/// What the writer knows of the keys.
-pub(super) struct Keys {
-    /// As it is in the folder.
-    pub(super) keyring: Keyring,
-    /// The public keys of the identities that the worker opened the vault with.
-    pub(super) own: Vec<String>,
+/// What the writer has to do about data keys.
+pub(super) struct Rekey {
     /// Going through the records, if that is under way.
     pass: Option<Pass>,
     /// Requests served since the last chunk.
@@ -87,17 +83,17 @@ struct Pass {
     /// Records under an older key that do not open, and what is wrong with the first of them.
     unreadable: u64,
     why: Option<String>,
-    /// [`Keys::written`] when it began.
+    /// [`Rekey::written`] when it began.
     written: u64,
     /// Whether an earlier pass has gone through everything already.
     checks: bool,
 }
 
-impl Keys {
+impl Rekey {
     /// Of a vault that was just opened: with more than one data key there is something left to do.
-    pub(super) fn new(keyring: Keyring, own: Vec<String>) -> Self {
-        let pass = (keyring.data_keys.len() > 1).then(Pass::default);
-        Self { keyring, own, pass, requests: 0, written: 0 }
+    pub(super) fn of(shared: &Shared) -> Self {
+        let pass = (shared.keyring().data_keys.len() > 1).then(Pass::default);
+        Self { pass, requests: 0, written: 0 }
     }
 
     /// So many entries were committed.
@@ -109,35 +105,35 @@ impl Keys {
 impl Writer {
     /// Seals a few records anew, if there are such; gives whether there is more to do at once.
     pub(super) fn idle_work(&mut self) -> bool {
-        let Some(pass) = self.keys.pass.take() else { return false };
-        self.keys.requests = 0;
+        let Some(pass) = self.rekey.pass.take() else { return false };
+        self.rekey.requests = 0;
         match self.shared.poisoned().map_or_else(|| self.advance(pass), Err) {
-            Ok(pass) => self.keys.pass = pass,
+            Ok(pass) => self.rekey.pass = pass,
             Err(error) => self.pause(&error),
         }
         self.tell_progress();
-        self.keys.pass.is_some()
+        self.rekey.pass.is_some()
     }
 
     /// A request was served, and another one may wait: the records under older keys are not forgotten over them.
     pub(super) fn work_between_requests(&mut self) {
-        self.keys.requests += 1;
-        if self.keys.requests >= PATIENCE {
+        self.rekey.requests += 1;
+        if self.rekey.requests >= PATIENCE {
             self.idle_work();
         }
     }
 
     pub(super) fn rotate_data_key(&mut self) -> Result<u32, VaultError> {
-        if self.keys.pass.is_some() {
+        if self.rekey.pass.is_some() {
             let rekeying = self.shared.rekeying.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let percent = rekeying.map_or(0, |rekeying| rekeying.done * 100 / rekeying.total.max(1));
-            return Err(VaultError::Rekeying { data_key: self.keys.keyring.current, percent });
+            return Err(VaultError::Rekeying { data_key: self.shared.cipher.current(), percent });
         }
-        let mut keyring = self.keys.keyring.clone();
+        let mut keyring = self.shared.keyring().clone();
         keyring.add_data_key()?;
         let number = keyring.current;
         self.put_keyring(keyring)?;
-        self.keys.pass = Some(Pass { written: self.keys.written, ..Pass::default() });
+        self.rekey.pass = Some(Pass { written: self.rekey.written, ..Pass::default() });
         self.tell_progress();
         tracing::info!(vault.data_key = number, "a new data key is in use; records are sealed anew under it");
         Ok(number)
@@ -155,7 +151,7 @@ impl Writer {
         durable.inspect_err(|error| self.shared.poison(error))?;
         self.shared.cipher.use_keys(keyring.data_keys.clone(), keyring.current);
         keyring.tell_recipients(&self.folder);
-        self.keys.keyring = keyring;
+        *self.shared.keyring() = keyring;
         Ok(())
     }
 
@@ -209,11 +205,11 @@ impl Writer {
             return Err(VaultError::Unreadable { count: pass.unreadable, first });
         }
         if pass.sealed > 0 || !pass.checks {
-            return Ok(Some(Pass { checks: true, written: self.keys.written, ..Pass::default() }));
+            return Ok(Some(Pass { checks: true, written: self.rekey.written, ..Pass::default() }));
         }
         // What was written meanwhile may have come or gone behind the cursor.
         let (seen, held) = (pass.seen, self.mark.all());
-        if seen.abs_diff(held) > self.keys.written - pass.written {
+        if seen.abs_diff(held) > self.rekey.written - pass.written {
             let detail = format!("{seen} of {held} records can be found, so that none of the data keys is destroyed");
             return Err(VaultError::Damaged { what: "its database", detail });
         }
@@ -226,11 +222,11 @@ impl Writer {
         // Each writes one of the journal's two headers: whichever counts at the next opening, no older frame is replayed.
         self.checkpoint()?;
         self.checkpoint()?;
-        let mut keyring = self.keys.keyring.clone();
+        let mut keyring = self.shared.keyring().clone();
         keyring.forget_older();
         self.put_keyring(keyring)?;
         tracing::info!(
-            vault.data_key = self.keys.keyring.current,
+            vault.data_key = self.shared.cipher.current(),
             "every record is sealed under the new data key; the older ones are destroyed"
         );
         Ok(())
@@ -253,12 +249,12 @@ impl Writer {
     pub(super) fn tell_progress(&self) {
         let mut told = self.shared.rekeying.lock().unwrap_or_else(PoisonError::into_inner);
         let total = self.mark.all();
-        match &self.keys.pass {
+        match &self.rekey.pass {
             Some(pass) => {
                 let done = if pass.checks { total } else { pass.seen.min(total) };
                 *told = Some(Rekeying { done: done - pass.unreadable.min(done), total, problem: None });
             }
-            None if self.keys.keyring.data_keys.len() == 1 => *told = None,
+            None if self.shared.keyring().data_keys.len() == 1 => *told = None,
             None => {}
         }
         self.shared.metrics.set_rekey_progress(told.as_ref().map_or(1.0, Rekeying::progress));
@@ -266,6 +262,11 @@ impl Writer {
 }
 
 impl Shared {
+    /// The keys as they are on the disk. Held for as long as it takes to copy them.
+    pub(super) fn keyring(&self) -> MutexGuard<'_, Keyring> {
+        self.keyring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the data key that a record names was destroyed after the record was read: it has been sealed anew since.
     pub(super) fn is_outdated(&self, key_number: Option<u32>) -> bool {
         key_number.is_some_and(|number| !self.cipher.has(number))

@@ -23,7 +23,7 @@ use super::{
     journal::{Batch, Entry, Journal},
     name::Kind,
     panics::caught,
-    rekey::Keys,
+    rekey::Rekey,
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.
@@ -60,7 +60,7 @@ pub(super) struct Writer {
     random: SystemRandom,
     /// The engine's last batch.
     pub(super) mark: Mark,
-    pub(super) keys: Keys,
+    pub(super) rekey: Rekey,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
 }
@@ -74,13 +74,7 @@ struct Group {
 
 impl Writer {
     /// Starts the writer, and gives the vault that it writes for.
-    pub(super) fn start(
-        shared: Shared,
-        keys: Keys,
-        folder: Folder,
-        journal: Journal,
-        mark: Mark,
-    ) -> Result<Vault, VaultError> {
+    pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
         let shared = Arc::new(shared);
         let (sender, mut requests) = mpsc::unbounded_channel();
         let path = folder.path().to_owned();
@@ -91,7 +85,7 @@ impl Writer {
             encoder: Encoder::new(),
             random: SystemRandom::new(),
             mark,
-            keys,
+            rekey: Rekey::of(&shared),
             unnoted: false,
         };
         writer.tell_progress();
@@ -193,7 +187,7 @@ impl Writer {
         }
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
-        self.keys.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
+        self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
         let opened = self.shared.opened.load_full();
         let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
             let applied = engine::apply(&*opened.engine, self.mark, &batches);

@@ -19,7 +19,6 @@ use super::{
     memory::Memory,
     name::{Kind, Namer},
     open,
-    rekey::Keys,
     sled::SledEngine,
     writer::Writer,
     *,
@@ -493,7 +492,6 @@ fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault,
     journal.start_over(1, None).unwrap();
     prepare(&mut journal);
     let opened = Opened { engine: Box::new(Lent(std::sync::Arc::clone(&engine))), lock: None };
-    let shared = Shared::new(opened, &keyring, 1, &mark, journal.bytes(), Metrics::new(&[]));
-    let keys = Keys::new(keyring, vec![fixture.identity.recipient()]);
-    (Writer::start(shared, keys, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
+    let shared = Shared::new(opened, keyring, 1, &mark, journal.bytes(), Metrics::new(&[]));
+    (Writer::start(shared, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
 }
