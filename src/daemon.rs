@@ -25,7 +25,7 @@ use crate::{
     model::ProviderName,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
-    vault::{Identity, Vault, VaultError},
+    vault::{Identity, Vault, VaultError, recipients_differ},
 };
 
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
@@ -139,7 +139,11 @@ async fn begin(
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        Vault::open(&vault_config, &identity, vault_metrics)
+        let vault = Vault::open(&vault_config, &identity, vault_metrics)?;
+        for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
+            tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
+        }
+        Ok::<_, VaultError>(vault)
     });
     let vault = open.await.map_err(|_| DaemonError::Died)??;
     let swept = current.clone();

@@ -258,8 +258,33 @@ pub struct VaultStatus {
     pub data_key: u32,
     /// 0 to 1 while records are re-sealed under a new data key, else null.
     pub rekey_progress: Option<f64>,
+    /// Why the sealing anew has stopped, if it has; nothing is lost by that.
+    pub rekey_problem: Option<String>,
     /// When the last backup was made.
     pub last_backup_at: Option<Timestamp>,
+}
+
+/// `POST /v1/vault/keys`.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataKey {
+    /// The number of the data key that seals from now on.
+    pub data_key: u32,
+}
+
+/// `GET /v1/vault/recipients`, and what is answered to changes below it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Recipients {
+    /// Everybody who can open the vault.
+    pub recipients: Vec<Recipient>,
+}
+
+/// Somebody who can open the vault.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// The public key, `age1…`.
+    pub recipient: String,
+    /// Whether it is of the worker's own identity.
+    pub own: bool,
 }
 
 /// The stable word of an error, `code` in a problem document and a label of the fetch metric.
@@ -286,6 +311,8 @@ pub enum Code {
     Paused,
     /// 409: the refresh token is known to be spent.
     AlreadySpent,
+    /// 409: records are still being sealed anew under another new data key.
+    RotationUnderWay,
     /// 413
     TooLarge,
     /// 422: the issuer refused the credential being enrolled.
@@ -306,7 +333,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for making metric series at start.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadRequest,
         Self::MinTtlTooLong,
         Self::Forbidden,
@@ -317,6 +344,7 @@ impl Code {
         Self::InDoubt,
         Self::Paused,
         Self::AlreadySpent,
+        Self::RotationUnderWay,
         Self::TooLarge,
         Self::Refused,
         Self::WrongOrganization,
@@ -340,6 +368,7 @@ impl Code {
             Self::InDoubt => "in_doubt",
             Self::Paused => "paused",
             Self::AlreadySpent => "already_spent",
+            Self::RotationUnderWay => "rotation_under_way",
             Self::TooLarge => "too_large",
             Self::Refused => "refused",
             Self::WrongOrganization => "wrong_organization",
@@ -358,7 +387,7 @@ impl Code {
             Self::Forbidden => 403,
             Self::UnknownOrganization | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::ConsentLost | Self::InDoubt | Self::Paused | Self::AlreadySpent => 409,
+            Self::ConsentLost | Self::InDoubt | Self::Paused | Self::AlreadySpent | Self::RotationUnderWay => 409,
             Self::TooLarge => 413,
             Self::Refused | Self::WrongOrganization => 422,
             Self::TooManyRequests => 429,

@@ -12,6 +12,10 @@ pub(super) enum Action {
     Pause,
     Resume,
     Resolve,
+    RotateKey,
+    ListRecipients,
+    AddRecipient,
+    RemoveRecipient,
 }
 
 impl Action {
@@ -26,6 +30,10 @@ impl Action {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Resolve => "resolve",
+            Self::RotateKey => "rotate_key",
+            Self::ListRecipients => "list_recipients",
+            Self::AddRecipient => "add_recipient",
+            Self::RemoveRecipient => "remove_recipient",
         }
     }
 }
@@ -40,6 +48,20 @@ pub(super) fn record(peer: &Peer, action: Action, organization: &OrganizationId,
         caller.gid = peer.gid,
         action = action.word(),
         organization = organization.as_str(),
+        outcome,
+        "audit"
+    );
+}
+
+/// As [`record`], of what concerns the whole vault; `recipient` is the public key that it was about, if it was about one.
+pub(super) fn record_vault(peer: &Peer, action: Action, recipient: Option<&str>, outcome: &str) {
+    tracing::event!(
+        target: "consentry::audit",
+        tracing::Level::INFO,
+        caller.uid = peer.uid,
+        caller.gid = peer.gid,
+        action = action.word(),
+        recipient,
         outcome,
         "audit"
     );

@@ -95,12 +95,20 @@ fn what_operators_are_shown_is_as_described() {
             bytes: 3,
             strays: 1,
             data_key: 1,
-            rekey_progress: None,
+            rekey_progress: Some(0.5),
+            rekey_problem: Some("p".to_owned()),
             last_backup_at: None,
         },
         strays: vec![wire::Stray { organization: None, at: Timestamp::default(), why: "gone".to_owned() }],
     };
     assert_eq!(faults("Status", &json_of(&status)), [""; 0]);
+}
+
+#[test]
+fn the_vaults_keys_are_as_described() {
+    assert_eq!(faults("DataKey", &json_of(&wire::DataKey { data_key: 2 })), [""; 0]);
+    let recipient = wire::Recipient { recipient: "age1x".to_owned(), own: true };
+    assert_eq!(faults("Recipients", &json_of(&wire::Recipients { recipients: vec![recipient] })), [""; 0]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod peer;
 mod problems;
 mod request;
 mod routes;
+mod vault;
 
 use std::{future::Future, sync::Arc};
 

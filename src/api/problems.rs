@@ -102,6 +102,7 @@ const fn title(code: Code) -> &'static str {
         Code::InDoubt => "The consent is in doubt",
         Code::Paused => "Paused",
         Code::AlreadySpent => "The refresh token is spent",
+        Code::RotationUnderWay => "A new data key is still being taken into use",
         Code::TooLarge => "The request is too large",
         Code::Refused => "The issuer refused the credential",
         Code::WrongOrganization => "The credential is for another organization",
@@ -144,6 +145,7 @@ mod tests {
     #[case(KeeperError::Starting, 503, "starting", Some("1"))]
     #[case(KeeperError::Refused("no".to_owned()), 422, "refused", None)]
     #[case(KeeperError::WrongOrganization("2".to_owned()), 422, "wrong_organization", None)]
+    #[case(KeeperError::RotationUnderWay("37 %".to_owned()), 409, "rotation_under_way", None)]
     #[case(KeeperError::AlreadySpent, 409, "already_spent", None)]
     #[case(KeeperError::BadRequest("no".into()), 400, "bad_request", None)]
     #[tokio::test]

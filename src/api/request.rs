@@ -29,6 +29,8 @@ const MAX_LIMIT: usize = 1000;
 const DEFAULT_LIMIT: usize = 100;
 /// The longest piece of a request that is given back in an error, in characters.
 const MAX_ECHO: usize = 40;
+/// The longest age recipient, in bytes; an X25519 one has 62.
+const MAX_RECIPIENT: usize = 128;
 /// The longest entity tag that could be ours, in bytes.
 const MAX_ETAG: usize = 128;
 /// The longest `min_ttl` that is told apart from a longer one; far beyond any token's life.
@@ -41,6 +43,17 @@ pub(super) fn organization(uri: &Uri) -> Result<OrganizationId, Refusal> {
         .decode_utf8()
         .map_err(|_| Refusal::bad_request("the organization id in the path is not UTF-8"))?;
     text.parse().map_err(|error| Refusal::bad_request(format!("{} is {error}", echo(&text))))
+}
+
+/// The age recipient in a path `/v1/vault/recipients/{recipient}`, by its looks. What does not look like one is not given
+/// back: it may be an identity, which is secret.
+pub(super) fn recipient(uri: &Uri) -> Result<String, Refusal> {
+    let written = uri.path().split('/').nth(4).unwrap_or_default();
+    let looks_right = written.strip_prefix("age1").is_some_and(|rest| {
+        written.len() <= MAX_RECIPIENT && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    });
+    let wrong = "the path ends with an age recipient, a public key: `age1` and small letters and digits";
+    if looks_right { Ok(written.to_owned()) } else { Err(Refusal::bad_request(wrong)) }
 }
 
 /// A key and its value, decoded.

@@ -6,7 +6,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::service::TowerToHyperService;
@@ -16,7 +16,7 @@ use super::{
     Api, Peer, Reach,
     audit::{self, Action},
     problems::Refusal,
-    request,
+    request, vault,
 };
 use crate::{
     config::Role,
@@ -40,6 +40,9 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
         .route("/v1/status", get(status))
+        .route("/v1/vault/keys", post(vault::rotate_key))
+        .route("/v1/vault/recipients", get(vault::recipients))
+        .route("/v1/vault/recipients/{recipient}", put(vault::add_recipient).delete(vault::remove_recipient))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(not_found)
@@ -61,7 +64,7 @@ pub(super) async fn answer(routes: Routes, peer: Peer, mut request: Request<Inco
     response
 }
 
-type Answer = Result<Response, Refusal>;
+pub(super) type Answer = Result<Response, Refusal>;
 
 async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Response {
     let served = async {
@@ -281,7 +284,7 @@ impl Api {
         self.0.changes.spawn(change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
     }
 
-    fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {
+    pub(super) fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {
         self.0.keeper.get().ok_or_else(|| Refusal::new(Code::Starting, "the vault is not open yet; try again soon"))
     }
 }
@@ -303,7 +306,7 @@ const fn word(role: Role) -> &'static str {
     }
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let Ok(bytes) = serde_json::to_vec(body) else { return Refusal::internal().into_response() };
     let mut response = (status, Body::from(bytes)).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,7 +14,7 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::Config,
     provider::{Finding, Provider, Severity},
-    vault::{Identity, Vault, VaultError},
+    vault::{Identity, Recipient, Vault, VaultError, recipients_differ},
     wire::Status,
 };
 
@@ -89,6 +89,18 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
                     "restart the worker after an upgrade",
                 );
             }
+            if let Some(problem) = &status.vault.rekey_problem {
+                findings.warn(
+                    format!("records are not sealed anew under data key {}: {problem}", status.vault.data_key),
+                    "it is taken up again when the worker starts; the older keys are kept until then",
+                );
+            }
+            // Only an admin is told.
+            if let Ok(found) = client.recipients().await {
+                let found = found.recipients.into_iter();
+                let found: Vec<_> = found.map(|one| Recipient { key: one.recipient, own: one.own }).collect();
+                check_recipients(config, &found, findings);
+            }
             for provider in status.providers.iter().filter(|provider| status::is_short(provider)) {
                 findings.warn(status::budget_warning(provider), "");
             }
@@ -134,12 +146,24 @@ fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
     match Vault::inspect(&config.vault, &identity) {
         Ok(found) => {
             findings.ok(format!("the vault in {path} opens, and all of its {} records; no worker runs", found.records));
+            if found.data_keys > 1 {
+                findings
+                    .warn("not all records are sealed under the new data key yet", "that goes on when the worker runs");
+            }
+            check_recipients(config, &found.recipients, findings);
         }
         Err(error @ VaultError::InUse { .. }) => findings.warn(
             format!("{error}, and no worker answers at the socket"),
             "it may still be starting; if it listens elsewhere, name its socket with --socket",
         ),
         Err(error) => findings.error(Failure::of_vault(&error, &config.vault.path).to_string(), ""),
+    }
+}
+
+/// The configured recipients count when the vault is made; later changes are made by command.
+fn check_recipients(config: &Config, found: &[Recipient], findings: &mut Findings) {
+    for difference in recipients_differ(&config.vault.recipients, found) {
+        findings.warn(difference.to_string(), difference.remedy());
     }
 }
 

@@ -43,6 +43,7 @@ impl From<Code> for Exit {
             Code::NotFound
             | Code::MethodNotAllowed
             | Code::AlreadySpent
+            | Code::RotationUnderWay
             | Code::TooLarge
             | Code::Refused
             | Code::WrongOrganization
@@ -107,6 +108,7 @@ impl From<ClientError> for Failure {
             ClientError::NotRunning { .. } | ClientError::Timeout { .. } => Exit::Unavailable,
             ClientError::Denied { .. } | ClientError::Untrusted { .. } => Exit::NotAllowed,
             ClientError::Problem { problem, .. } => problem.code.into(),
+            ClientError::Recipient => Exit::Usage,
             ClientError::Protocol(_) => Exit::Failed,
         };
         let failure = Self::new(exit, error.to_string());

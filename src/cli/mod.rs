@@ -9,6 +9,7 @@ mod exec;
 mod exit;
 mod import;
 mod init;
+mod key;
 mod org;
 mod parse;
 mod print;
@@ -104,6 +105,9 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Counts by state, what expires when, providers' health, the vault
     Status,
+    /// A new data key, and who can open the vault
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// A stand-in for Visma Connect and Dinero's token endpoints, for development
     Sandbox(sandbox::SandboxArgs),
     /// Print a completion script for a shell
@@ -147,6 +151,7 @@ impl Cli {
             Command::Refresh(args) => one_thread(token::refresh(&global, args, &mut out)),
             Command::Exec(args) => one_thread(exec::exec(&global, args)),
             Command::Status => one_thread(status::status(&global, &mut out)),
+            Command::Key(command) => one_thread(key::key(&global, command, &mut out)),
             Command::Sandbox(args) => many_threads(sandbox::sandbox(args, &global, &mut out)),
             Command::Completions(args) => shell::completions(&args, &mut out),
             Command::Man => shell::man(&mut out),

@@ -34,7 +34,11 @@ fn show(status: &Status, out: &mut Out) -> Result<(), Failure> {
         vault.data_key
     ))?;
     if let Some(progress) = vault.rekey_progress {
-        out.line(format_args!("re-sealing under a new data key: {:.0} %", progress * 100.0))?;
+        out.line(format_args!("sealing records anew under data key {}: {:.0} %", vault.data_key, progress * 100.0))?;
+    }
+    if let Some(problem) = &vault.rekey_problem {
+        let style = out.style();
+        out.line(style.paint(Tone::Bad, format_args!("it has stopped, and both keys are kept: {problem}")))?;
     }
     if vault.strays > 0 {
         let told = format_args!("strays: {} answers could not take their place and are not served", vault.strays);

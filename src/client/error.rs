@@ -43,6 +43,11 @@ pub enum ClientError {
         /// When trying again may help.
         retry_after: Option<Duration>,
     },
+    /// What was named as a recipient is none.
+    #[error(
+        "that is no age recipient, a public key that starts with `age1`; an identity is secret and never wanted here"
+    )]
+    Recipient,
     /// No answer in time. What was asked for may still be carried out.
     #[error("the worker at {} did not answer within {seconds} seconds; its log says what it waits for", path.display())]
     Timeout {

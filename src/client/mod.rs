@@ -199,6 +199,29 @@ impl Client {
         self.call(Call::get("/v1/status".into())).await?.json()
     }
 
+    /// Makes a new data key; every record is sealed anew under it in the background. [`status`](Self::status) tells how far
+    /// that has come.
+    pub async fn rotate_data_key(&self) -> Result<wire::DataKey, ClientError> {
+        self.call(Call::new(Method::POST, "/v1/vault/keys".into())).await?.json()
+    }
+
+    /// Who can open the vault.
+    pub async fn recipients(&self) -> Result<wire::Recipients, ClientError> {
+        self.call(Call::get("/v1/vault/recipients".into())).await?.json()
+    }
+
+    /// Lets the owner of this public key (`age1…`) open the vault; gives all who then can, and whether this one is new.
+    pub async fn add_recipient(&self, recipient: &str) -> Result<(wire::Recipients, bool), ClientError> {
+        let call = Call::new(Method::PUT, path_of_recipient(recipient)?).repeatable();
+        let answer = self.call(call).await?;
+        Ok((answer.json()?, answer.status() == StatusCode::CREATED))
+    }
+
+    /// Keeps the owner of this public key from opening the vault as it is from now on; gives all who still can.
+    pub async fn remove_recipient(&self, recipient: &str) -> Result<wire::Recipients, ClientError> {
+        self.call(Call::new(Method::DELETE, path_of_recipient(recipient)?)).await?.json()
+    }
+
     /// `/healthz`: whether the worker says that it lives.
     pub async fn is_live(&self) -> Result<bool, ClientError> {
         self.probe("/healthz").await
@@ -376,6 +399,12 @@ impl<'a> From<&'a wire::Enrolment> for EnrolmentBody<'a> {
             verify: enrolment.verify,
         }
     }
+}
+
+/// Refuses, without repeating it, what is no public key and may be a secret: it is not sent anywhere.
+fn path_of_recipient(recipient: &str) -> Result<String, ClientError> {
+    let recipient: age::x25519::Recipient = recipient.trim().parse().map_err(|_| ClientError::Recipient)?;
+    Ok(format!("/v1/vault/recipients/{recipient}"))
 }
 
 /// Reads JSON without ever quoting it: an answer may hold an access token.

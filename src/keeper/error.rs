@@ -70,6 +70,9 @@ pub enum KeeperError {
         /// The contract's word for its state.
         state: &'static str,
     },
+    /// Records are being sealed anew already.
+    #[error("{0}")]
+    RotationUnderWay(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     BadRequest(Cow<'static, str>),
@@ -92,6 +95,7 @@ impl KeeperError {
             Self::WrongOrganization(_) => Code::WrongOrganization,
             Self::AlreadySpent => Code::AlreadySpent,
             Self::NotInDoubt { .. } | Self::BadRequest(_) => Code::BadRequest,
+            Self::RotationUnderWay(_) => Code::RotationUnderWay,
         }
     }
 

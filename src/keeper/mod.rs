@@ -18,6 +18,7 @@ mod error;
 mod exchange;
 mod fetch;
 mod index;
+mod keys;
 mod lane;
 mod leavings;
 mod load;

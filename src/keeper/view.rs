@@ -5,6 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
 use crate::{
     model::{OrganizationId, Timestamp, Usage},
+    vault::Rekeying,
     wire,
 };
 
@@ -22,6 +23,7 @@ impl Keeper {
             Some(_) => Arc::new(shared.count(scope)),
         };
         let stats = shared.vault.stats();
+        let rekeying = shared.vault.rekeying();
         let mut organizations = BTreeMap::new();
         for counts in census.providers.values() {
             for (state, count) in &counts.states {
@@ -50,7 +52,8 @@ impl Keeper {
                 bytes: stats.bytes,
                 strays: stats.strays,
                 data_key: stats.data_key,
-                rekey_progress: None,
+                rekey_progress: rekeying.as_ref().map(Rekeying::progress),
+                rekey_problem: rekeying.and_then(|rekeying| rekeying.problem),
                 last_backup_at: None,
             },
         }

@@ -122,4 +122,6 @@ families! {
     vault_records: Gauge = "consentry_vault_records",
     /// Answers that were kept but could not take their place: reported, never served.
     vault_strays: Gauge = "consentry_vault_strays",
+    /// Share of records under the current data key while they are sealed anew; 1 when all are.
+    vault_rekey_progress: Gauge = "consentry_vault_rekey_progress",
 }

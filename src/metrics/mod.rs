@@ -56,6 +56,7 @@ struct Inner {
     vault_size: Gauge,
     vault_records: Gauge,
     vault_strays: Gauge,
+    vault_rekey_progress: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
     expiring: Mutex<Vec<ExpiringSeries>>,
 }
@@ -84,10 +85,12 @@ impl Metrics {
             vault_size: FAMILIES.vault_size.gauge(&recorder, &[]),
             vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
+            vault_rekey_progress: FAMILIES.vault_rekey_progress.gauge(&recorder, &[]),
             expiring: Mutex::default(),
             recorder,
         }));
         metrics.configure(providers, &[]);
+        metrics.set_rekey_progress(1.0);
         metrics
     }
 
@@ -143,6 +146,11 @@ impl Metrics {
         self.0.vault_size.set(float(bytes));
         self.0.vault_records.set(float(records));
         self.0.vault_strays.set(float(strays));
+    }
+
+    /// Sets which share of the records is under the current data key, from 0 to 1.
+    pub fn set_rekey_progress(&self, share: f64) {
+        self.0.vault_rekey_progress.set(share);
     }
 
     /// Sets how many deliveries to webhooks are still to be made.

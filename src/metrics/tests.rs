@@ -45,6 +45,7 @@ fn every_metric_is_there_from_the_start_with_its_help() {
         ("consentry_vault_size_bytes", "gauge"),
         ("consentry_vault_records", "gauge"),
         ("consentry_vault_strays", "gauge"),
+        ("consentry_vault_rekey_progress", "gauge"),
     ] {
         assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} in\n{text}");
         assert!(text.contains(&format!("# HELP {name} ")), "help of {name}");

@@ -30,8 +30,9 @@
 //! So a record that was altered, that was moved under another name or into another vault, or whose clear header was
 //! changed, does not open.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use arc_swap::ArcSwap;
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
     hkdf::{HKDF_SHA256, KeyType, Salt},
@@ -46,6 +47,8 @@ const FORMAT: u8 = 1;
 const SALT_BYTES: usize = 16;
 const HEADER_BYTES: usize = 1 + 4 + 8 + SALT_BYTES;
 const TAG_BYTES: usize = 16;
+/// Where in the header the number of the data key is.
+const KEY_NUMBER: std::ops::Range<usize> = 1..5;
 /// By how much a sealed record is longer than its plaintext.
 pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 const LABEL: &[u8; 19] = b"consentry/v1/record";
@@ -54,13 +57,17 @@ const AAD_BYTES: usize = 19 + 1 + 16 + 17 + 4 + 8;
 /// A 256-bit key; its memory is wiped when it is dropped.
 pub(super) type Key = Zeroizing<[u8; 32]>;
 
-/// Seals and opens records under the data keys of one vault.
+/// Seals and opens records under the data keys of one vault, which may be exchanged for others meanwhile.
 pub(super) struct Cipher {
     vault: [u8; 16],
-    keys: BTreeMap<u32, Key>,
+    keys: ArcSwap<DataKeys>,
+    random: SystemRandom,
+}
+
+struct DataKeys {
     /// The key that seals; older ones only open.
     current: u32,
-    random: SystemRandom,
+    by_number: BTreeMap<u32, Key>,
 }
 
 /// A record that was opened.
@@ -74,13 +81,22 @@ pub(super) struct Opened {
 impl Cipher {
     /// A cipher that seals with key number `current`, which must be among `keys`.
     pub(super) fn new(vault: [u8; 16], keys: BTreeMap<u32, Key>, current: u32) -> Self {
-        debug_assert!(keys.contains_key(&current), "the keyring checks this when it is read");
-        Self { vault, keys, current, random: SystemRandom::new() }
+        Self { vault, keys: ArcSwap::new(DataKeys::shared(keys, current)), random: SystemRandom::new() }
+    }
+
+    /// Seals with key number `current` of `keys` from now on, and opens what any of them sealed.
+    pub(super) fn use_keys(&self, keys: BTreeMap<u32, Key>, current: u32) {
+        self.keys.store(DataKeys::shared(keys, current));
     }
 
     /// The number of the key that seals.
-    pub(super) const fn current(&self) -> u32 {
-        self.current
+    pub(super) fn current(&self) -> u32 {
+        self.keys.load().current
+    }
+
+    /// Whether it has the key of that number.
+    pub(super) fn has(&self, number: u32) -> bool {
+        self.keys.load().by_number.contains_key(&number)
     }
 
     /// Seals `plaintext` as the record `name` of commit `sequence`.
@@ -89,15 +105,17 @@ impl Cipher {
         self.random
             .fill(&mut salt)
             .map_err(|_| VaultError::Engine { detail: "the system has no randomness".to_owned() })?;
-        let key = self.key(self.current, &salt).ok_or_else(|| damaged(name, "its data key is missing"))?;
+        let keys = self.keys.load();
+        let number = keys.current;
+        let key = keys.derive(number, &salt).ok_or_else(|| damaged(name, "its data key is missing"))?;
         // The capacity is exact, so that no copy of the plaintext is left behind by growing.
         let mut sealed = Vec::with_capacity(OVERHEAD_BYTES + plaintext.len());
         sealed.push(FORMAT);
-        sealed.extend_from_slice(&self.current.to_le_bytes());
+        sealed.extend_from_slice(&number.to_le_bytes());
         sealed.extend_from_slice(&sequence.to_le_bytes());
         sealed.extend_from_slice(&salt);
         sealed.extend_from_slice(plaintext);
-        let aad = Aad::from(self.associated(name, self.current, sequence));
+        let aad = Aad::from(self.associated(name, number, sequence));
         let tag = key
             .seal_in_place_separate_tag(nonce(), aad, &mut sealed[HEADER_BYTES..])
             .map_err(|_| VaultError::TooLarge { what: "a record", bytes: plaintext.len(), limit: usize::MAX })?;
@@ -114,10 +132,11 @@ impl Cipher {
         if header[0] != FORMAT {
             return Err(damaged(name, "its seal has an unknown format"));
         }
-        let number = u32::from_le_bytes(header[1..5].try_into().expect("four bytes"));
+        let number = u32::from_le_bytes(header[KEY_NUMBER].try_into().expect("four bytes"));
         let sequence = u64::from_le_bytes(header[5..13].try_into().expect("eight bytes"));
         let salt: [u8; SALT_BYTES] = header[13..].try_into().expect("the rest of the header");
-        let key = self.key(number, &salt).ok_or_else(|| damaged(name, "it names a data key that is not there"))?;
+        let key = self.keys.load().derive(number, &salt);
+        let key = key.ok_or_else(|| damaged(name, "it names a data key that is not there"))?;
         let aad = Aad::from(self.associated(name, number, sequence));
         let length = key
             .open_in_place(nonce(), aad, body)
@@ -128,18 +147,11 @@ impl Cipher {
         Ok(Opened { plaintext: sealed, sequence })
     }
 
-    fn key(&self, number: u32, salt: &[u8; SALT_BYTES]) -> Option<LessSafeKey> {
-        struct Aes256;
-        impl KeyType for Aes256 {
-            fn len(&self) -> usize {
-                32
-            }
-        }
-        let data_key = self.keys.get(&number)?;
-        let derived = Salt::new(HKDF_SHA256, salt).extract(data_key.as_slice());
-        let mut bytes = Key::default();
-        derived.expand(&[LABEL], Aes256).ok()?.fill(bytes.as_mut_slice()).ok()?;
-        UnboundKey::new(&AES_256_GCM, bytes.as_slice()).ok().map(LessSafeKey::new)
+    /// Seals a record anew under the key that seals now. Its contents and its sequence number stay: whoever wrote it
+    /// knows it again.
+    pub(super) fn seal_anew(&self, name: &Name, sealed: Vec<u8>) -> Result<Vec<u8>, VaultError> {
+        let Opened { plaintext, sequence } = self.open(name, sealed)?;
+        self.seal(name, sequence, &plaintext)
     }
 
     fn associated(&self, name: &Name, number: u32, sequence: u64) -> [u8; AAD_BYTES] {
@@ -152,6 +164,34 @@ impl Cipher {
         aad[57..].copy_from_slice(&sequence.to_le_bytes());
         aad
     }
+}
+
+impl DataKeys {
+    fn shared(by_number: BTreeMap<u32, Key>, current: u32) -> Arc<Self> {
+        debug_assert!(by_number.contains_key(&current), "the keyring checks this when it is read");
+        Arc::new(Self { current, by_number })
+    }
+
+    /// The key of one sealing.
+    fn derive(&self, number: u32, salt: &[u8; SALT_BYTES]) -> Option<LessSafeKey> {
+        struct Aes256;
+        impl KeyType for Aes256 {
+            fn len(&self) -> usize {
+                32
+            }
+        }
+        let data_key = self.by_number.get(&number)?;
+        let derived = Salt::new(HKDF_SHA256, salt).extract(data_key.as_slice());
+        let mut bytes = Key::default();
+        derived.expand(&[LABEL], Aes256).ok()?.fill(bytes.as_mut_slice()).ok()?;
+        UnboundKey::new(&AES_256_GCM, bytes.as_slice()).ok().map(LessSafeKey::new)
+    }
+}
+
+/// The number of the data key that a sealed record names, which is not authenticated before it is opened; `None` where
+/// the bytes are too short for one.
+pub(super) fn key_number(sealed: &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(sealed.get(KEY_NUMBER)?.try_into().expect("four bytes")))
 }
 
 /// The one nonce of a key that seals once.
@@ -189,6 +229,20 @@ mod tests {
     fn an_older_data_key_still_opens() {
         let sealed = cipher(1, 1).seal(&name(b"a"), 1, b"token").unwrap();
         assert!(cipher(1, 2).open(&name(b"a"), sealed).is_ok());
+    }
+
+    #[test]
+    fn a_record_sealed_anew_is_the_same_under_another_key() {
+        let cipher = cipher(1, 1);
+        let old = cipher.seal(&name(b"a"), 77, b"token").unwrap();
+        cipher.use_keys([(1, Key::new([1; 32])), (2, Key::new([2; 32]))].into(), 2);
+        let new = cipher.seal_anew(&name(b"a"), old.clone()).unwrap();
+        assert_eq!((key_number(&old), key_number(&new)), (Some(1), Some(2)));
+        cipher.use_keys([(2, Key::new([2; 32]))].into(), 2);
+        let opened = cipher.open(&name(b"a"), new).unwrap();
+        assert_eq!((&opened.plaintext[..], opened.sequence), (&b"token"[..], 77));
+        assert!(cipher.open(&name(b"a"), old).is_err(), "its key is gone");
+        assert!(cipher.has(2) && !cipher.has(1));
     }
 
     #[test]

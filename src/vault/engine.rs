@@ -26,6 +26,9 @@ pub(super) trait Engine: Send + Sync {
     /// Hands over every record of that kind, in order of names, until `each` fails.
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError>;
 
+    /// The next records in order of names, of all kinds: those after `after`, or from the first on, at most `most`.
+    fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError>;
+
     /// Writes records (`None`: removes them) and the mark, all or nothing.
     fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError>;
 
@@ -94,9 +97,14 @@ impl Mark {
         self.counts[kind.index()]
     }
 
+    /// Records of all kinds.
+    pub(super) fn all(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
     /// Records of all kinds but the vault's own.
     pub(super) fn records(&self) -> u64 {
-        self.counts.iter().sum::<u64>() - self.count(Kind::Meta)
+        self.all() - self.count(Kind::Meta)
     }
 
     /// Takes account of a record that changes from one tag to another; `None` stands for no record.

@@ -44,13 +44,52 @@ pub enum VaultError {
         /// What is wrong with it, and what to do.
         why: String,
     },
-    /// A configured recipient is not one.
-    #[error("{recipient:?} under vault.recipients is not an age recipient ({why}); it should start with `age1`")]
+    /// What should be an age recipient is none.
+    #[error("{what} is not an age recipient ({why}); one starts with `age1`")]
     Recipient {
-        /// As it was configured.
-        recipient: String,
+        /// What was given, quoted, unless it may be a secret.
+        what: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A recipient that is to be removed is not among them.
+    #[error("the vault is not encrypted to {recipient}; `consentry key recipients` lists to whom it is")]
+    UnknownRecipient {
+        /// The public key that was named.
+        recipient: String,
+    },
+    /// Without this recipient the worker itself could not open the vault any more.
+    #[error(
+        "{recipient} is the worker's own identity, without which it could not open the vault any more; to replace it, put \
+         a new identity beside it in the identity file, add its public key, restart the worker, and then remove this one"
+    )]
+    OwnRecipient {
+        /// The public key that was named.
+        recipient: String,
+    },
+    /// Records that should be sealed anew do not open.
+    #[error("records that do not open: {count}; they keep the older data keys alive; the first is {first}")]
+    Unreadable {
+        /// How many there are.
+        count: u64,
+        /// What the first is, and what does not add up about it.
+        first: String,
+    },
+    /// Records are being sealed anew already.
+    #[error("records are still being sealed anew under data key {data_key} ({percent} % are); wait until they all are")]
+    Rekeying {
+        /// The number of the new data key.
+        data_key: u32,
+        /// How much is done.
+        percent: u64,
+    },
+    /// A list is at its bound.
+    #[error("the vault takes at most {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many it takes.
+        limit: usize,
     },
     /// The identity is not one that the vault was made for.
     #[error(

@@ -18,6 +18,8 @@ pub(super) const FORMAT: u64 = 1;
 const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 /// How the names of folders begin in which copies of the engine's files are tried out.
 const TRIAL: &str = "db.trial-";
+/// What is added to a file's name while its successor is being written.
+const SUCCESSOR: &str = ".new";
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
 /// What the lock's file is called.
@@ -174,13 +176,16 @@ impl Folder {
         }
     }
 
-    /// Removes what is left of trials, of this process or of one that died at it. To be called with the lock held.
-    pub(super) fn remove_trials(&self) -> Result<(), VaultError> {
+    /// Removes what a process left that died at a trial or while it replaced a file. To be called with the lock held.
+    pub(super) fn remove_remnants(&self) -> Result<(), VaultError> {
         let remove = || {
             for entry in std::fs::read_dir(&self.path)? {
                 let entry = entry?;
-                if entry.file_name().as_encoded_bytes().starts_with(TRIAL.as_bytes()) {
+                let name = entry.file_name();
+                if name.as_encoded_bytes().starts_with(TRIAL.as_bytes()) {
                     std::fs::remove_dir_all(entry.path())?;
+                } else if name.as_encoded_bytes().ends_with(SUCCESSOR.as_bytes()) {
+                    std::fs::remove_file(entry.path())?;
                 }
             }
             Ok(())
@@ -214,6 +219,24 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VaultError> {
         .and_then(|()| file.sync_all())
         .and_then(|()| sync_folder(parent(path)))
         .map_err(|error| VaultError::io(path, &error))
+}
+
+/// Puts a new file, for its owner only, in the place of `path`, whole or not at all: after an error the old one is still
+/// there. It stays replaced through a power cut only once [`sync_folder`] was called.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), VaultError> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(SUCCESSOR);
+    let new = PathBuf::from(new);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&new);
+        VaultError::io(path, &error)
+    })
 }
 
 /// Reads a file that is known to be small.

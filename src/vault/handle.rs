@@ -19,12 +19,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Change, Stored, Stray, VaultError,
-    cipher::Cipher,
+    cipher::{self, Cipher},
     codec::{Meta, Record},
     engine::{Engine, Mark},
     folder::Lock,
     keyring::Keyring,
     name::{Kind, Name, Namer},
+    rekey::Rekeying,
     writer::{Commit, Request, Writer},
 };
 use crate::{
@@ -231,7 +232,7 @@ impl Vault {
         let _ = shared.stranded.set(HashMap::from([(name, Some(vec![0; 64]))]));
     }
 
-    /// What it has in common with the writer.
+    /// What readers and the writer have in common.
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared
     }
@@ -268,8 +269,6 @@ pub(super) struct Shared {
     pub(super) namer: Namer,
     pub(super) metrics: Metrics,
     pub(super) meta: Meta,
-    /// The keys as they are on the disk.
-    pub(super) keyring: Mutex<Keyring>,
     /// Makes ids of grants.
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
@@ -277,6 +276,12 @@ pub(super) struct Shared {
     /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
     /// the vault is poisoned with it.
     pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    /// The keys as they are on the disk; only the writer changes them.
+    pub(super) keyring: Mutex<Keyring>,
+    /// The public keys of the identities that the vault was opened with.
+    pub(super) own: Vec<String>,
+    /// How far the sealing under a new data key has come; no lock is held for longer than it takes to copy it.
+    pub(super) rekeying: Mutex<Option<Rekeying>>,
     records: AtomicU64,
     strays: AtomicU64,
     /// In milliseconds since the Unix epoch; 0: never.
@@ -326,8 +331,10 @@ impl Shared {
             meta,
             keyring: Mutex::new(keyring),
             random_id,
+            own: Vec::new(),
             poison: OnceLock::new(),
             stranded: OnceLock::new(),
+            rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
             last_backup: AtomicI64::new(0),
@@ -363,22 +370,43 @@ impl Shared {
 
     fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
         let name = self.namer.name(R::KIND, id);
-        let sealed = if let Some(sealed) = self.stranded.get().and_then(|stranded| stranded.get(&name)) {
-            sealed.clone()
-        } else {
-            let opened = self.opened.load();
-            let opened = opened.as_ref().ok_or(VaultError::Closed)?;
-            opened.engine.get(&name).inspect_err(|error| self.poison(error))?
-        };
-        sealed.map(|sealed| self.open(&name, sealed)).transpose()
+        let opened = self.opened.load();
+        let opened = opened.as_ref().ok_or(VaultError::Closed)?;
+        let Some(sealed) = self.sealed(opened, &name)? else { return Ok(None) };
+        self.open_as_it_is(opened, &name, sealed)
+    }
+
+    fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
+        match self.stranded.get().and_then(|stranded| stranded.get(name)) {
+            Some(sealed) => Ok(sealed.clone()),
+            None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
+        }
+    }
+
+    /// Opens a record that was read just now; `None` if it is gone. Where its data key was destroyed since, it is read once
+    /// more: it was sealed anew before that.
+    pub(super) fn open_as_it_is<R: Record>(
+        &self,
+        opened: &Opened,
+        name: &Name,
+        sealed: Vec<u8>,
+    ) -> Result<Option<Stored<R>>, VaultError> {
+        let number = cipher::key_number(&sealed);
+        match self.open(name, sealed) {
+            Err(_) if self.is_outdated(number) => {
+                self.sealed(opened, name)?.map(|sealed| self.open(name, sealed)).transpose()
+            }
+            read => read.map(Some),
+        }
     }
 
     fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
         let stranded = self.stranded.get();
         let (mut unreadable, mut stopped) = (None, false);
-        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open(name, sealed) {
-            Ok(stored) => f(stored).inspect_err(|_| stopped = true),
+        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
+            Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
+            Ok(None) => Ok(()),
             Err(error) => {
                 unreadable.get_or_insert(error);
                 Ok(())

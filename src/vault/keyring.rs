@@ -9,10 +9,11 @@
 //! Version 1 was the same without the recipients.
 //!
 //! The name and fingerprint keys are made once and never change: records are found by the one, and secrets recognised
-//! by the other, as long as the vault lives. Data keys can be added.
+//! by the other, as long as the vault lives. Data keys come and go: a new one is added, every record is sealed anew under
+//! it, and then the older ones are left out. The file is only ever replaced whole.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{self, Read, Write},
 };
 
@@ -30,10 +31,15 @@ use super::{
 const VERSION: u8 = 2;
 /// The most recipients a vault is encrypted to.
 const MAX_RECIPIENTS: usize = 64;
+/// How much of a recipient that is none is repeated, in characters.
+const MAX_SHOWN: usize = 80;
+/// The most data keys in a keyring: rotations that were begun while an earlier one could not be finished.
+const MAX_DATA_KEYS: usize = 64;
 /// The longest plaintext of a keyring, in bytes.
 const MAX_PLAINTEXT_BYTES: usize = 64 * 1024;
 
 /// The keys of one vault.
+#[derive(Clone)]
 pub(super) struct Keyring {
     pub(super) vault: [u8; 16],
     pub(super) name_key: Key,
@@ -69,10 +75,6 @@ impl Drop for Form {
 impl Keyring {
     /// Makes the keys of a new vault.
     pub(super) fn generate() -> Result<Self, VaultError> {
-        let random = SystemRandom::new();
-        let fill = |bytes: &mut [u8]| {
-            random.fill(bytes).map_err(|_| VaultError::Engine { detail: "the system has no randomness".to_owned() })
-        };
         let (mut vault, mut name_key, mut fingerprint_key, mut data_key) =
             ([0; 16], Key::default(), Key::default(), Key::default());
         fill(&mut vault)?;
@@ -90,10 +92,78 @@ impl Keyring {
         identity: &Identity,
         recipients: &[String],
     ) -> Result<(), VaultError> {
-        let recipients = parse_recipients(identity, recipients)?;
-        self.recipients = recipients.iter().map(ToString::to_string).collect();
-        folder::write_new(&folder.keyring(), &self.encrypt(&recipients)?)?;
-        folder::write_new(&folder.recipients(), (self.recipients.join("\n") + "\n").as_bytes())
+        self.recipients.clear();
+        for recipient in identity.recipients().map(|own| own.to_string()).chain(recipients.iter().cloned()) {
+            self.add_recipient(&recipient)?;
+        }
+        folder::write_new(&folder.keyring(), &self.encrypt()?)?;
+        folder::write_new(&folder.recipients(), self.recipients_text().as_bytes())
+    }
+
+    /// Puts this keyring in the place of the one in the folder, as [`folder::replace`] does.
+    pub(super) fn replace(&self, folder: &Folder) -> Result<(), VaultError> {
+        folder::replace(&folder.keyring(), &self.encrypt()?)
+    }
+
+    /// Brings the list for people in line with the keyring, which alone counts: what fails is only logged.
+    pub(super) fn tell_recipients(&self, folder: &Folder) {
+        let (path, text) = (folder.recipients(), self.recipients_text());
+        if folder::read_small(&path).is_ok_and(|found| found == text.as_bytes()) {
+            return;
+        }
+        if let Err(error) = folder::replace(&path, text.as_bytes()) {
+            tracing::warn!(error = %error, "the list of who can open the vault is not up to date; the keyring is");
+        }
+    }
+
+    fn recipients_text(&self) -> String {
+        self.recipients.join("\n") + "\n"
+    }
+
+    /// Adds a data key, which is the one that seals.
+    pub(super) fn add_data_key(&mut self) -> Result<(), VaultError> {
+        if self.data_keys.len() >= MAX_DATA_KEYS {
+            return Err(VaultError::TooMany { what: "data keys", limit: MAX_DATA_KEYS });
+        }
+        let newest = self.data_keys.last_key_value().map_or(0, |(number, _)| *number);
+        let number = newest.checked_add(1).ok_or(VaultError::TooMany { what: "data keys", limit: MAX_DATA_KEYS })?;
+        let mut key = Key::default();
+        fill(key.as_mut_slice())?;
+        self.data_keys.insert(number, key);
+        self.current = number;
+        Ok(())
+    }
+
+    /// Forgets every data key but the one that seals.
+    pub(super) fn forget_older(&mut self) {
+        let current = self.current;
+        self.data_keys.retain(|number, _| *number == current);
+    }
+
+    /// Adds a public key to those that open it; gives whether it is new.
+    pub(super) fn add_recipient(&mut self, text: &str) -> Result<bool, VaultError> {
+        let recipient = parse_recipient(text)?.to_string();
+        if self.recipients.contains(&recipient) {
+            return Ok(false);
+        }
+        if self.recipients.len() >= MAX_RECIPIENTS {
+            return Err(VaultError::TooMany { what: "recipients", limit: MAX_RECIPIENTS });
+        }
+        self.recipients.push(recipient);
+        Ok(true)
+    }
+
+    /// Removes a public key from those that open it; one of `own` must remain.
+    pub(super) fn remove_recipient(&mut self, text: &str, own: &[String]) -> Result<(), VaultError> {
+        let recipient = parse_recipient(text)?.to_string();
+        if !self.recipients.contains(&recipient) {
+            return Err(VaultError::UnknownRecipient { recipient });
+        }
+        if !self.recipients.iter().any(|kept| *kept != recipient && own.contains(kept)) {
+            return Err(VaultError::OwnRecipient { recipient });
+        }
+        self.recipients.retain(|kept| *kept != recipient);
+        Ok(())
     }
 
     /// Opens the keyring with one of the identities.
@@ -178,9 +248,10 @@ impl Keyring {
         Ok(plaintext)
     }
 
-    fn encrypt(&self, recipients: &[age::x25519::Recipient]) -> Result<Vec<u8>, VaultError> {
+    fn encrypt(&self) -> Result<Vec<u8>, VaultError> {
         let failed = |why: String| VaultError::Engine { detail: format!("age could not encrypt the keyring: {why}") };
         let plaintext = self.encode()?;
+        let recipients = self.recipients.iter().map(|text| parse_recipient(text)).collect::<Result<Vec<_>, _>>()?;
         let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
             .map_err(|error| failed(error.to_string()))?;
         let mut sealed = Vec::new();
@@ -213,17 +284,22 @@ pub(super) fn parse_own(recipients: &[String]) -> Result<Vec<age::x25519::Recipi
     recipients.iter().map(parse).collect()
 }
 
-fn parse_recipients(identity: &Identity, configured: &[String]) -> Result<Vec<age::x25519::Recipient>, VaultError> {
-    let mut all: Vec<_> = identity.recipients().collect();
-    for text in configured {
-        all.push(text.trim().parse().map_err(|why| VaultError::Recipient { recipient: text.clone(), why })?);
-    }
-    let mut seen = BTreeSet::new();
-    all.retain(|recipient| seen.insert(recipient.to_string()));
-    if all.len() > MAX_RECIPIENTS {
-        return Err(VaultError::TooLarge { what: "a list of recipients", bytes: all.len(), limit: MAX_RECIPIENTS });
-    }
-    Ok(all)
+/// Reads a public key. What does not look like one is not repeated: it may be a secret.
+pub(super) fn parse_recipient(text: &str) -> Result<age::x25519::Recipient, VaultError> {
+    let text = text.trim();
+    text.parse().map_err(|why| {
+        if text.get(..15).is_some_and(|start| start.eq_ignore_ascii_case("AGE-SECRET-KEY-")) {
+            let why = "it is an identity, which is secret: treat it as leaked where others could see it";
+            return VaultError::Recipient { what: "what was given".to_owned(), why };
+        }
+        let shown = text.starts_with("age1").then(|| format!("{:?}", text.chars().take(MAX_SHOWN).collect::<String>()));
+        VaultError::Recipient { what: shown.unwrap_or_else(|| "what was given".to_owned()), why }
+    })
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), VaultError> {
+    let filled = SystemRandom::new().fill(bytes);
+    filled.map_err(|_| VaultError::Engine { detail: "the system has no randomness".to_owned() })
 }
 
 #[cfg(test)]
@@ -283,10 +359,63 @@ mod tests {
     }
 
     #[test]
-    fn a_recipient_that_is_none_is_named() {
+    fn a_recipient_that_is_none_is_named_and_a_secret_is_not() {
+        let refusal = |text: &str| parse_recipient(text).err().unwrap().to_string();
+        assert!(refusal("age1oops").contains("\"age1oops\""), "{}", refusal("age1oops"));
+        for secret in ["AGE-SECRET-KEY-1HUNTER2", "age-secret-key-1hunter2", "hunter2"] {
+            assert!(!refusal(secret).to_lowercase().contains("hunter2"), "{}", refusal(secret));
+        }
+        assert!(refusal(&format!("age1{}", "x".repeat(5000))).len() < 300);
+    }
+
+    #[test]
+    fn recipients_come_and_go_but_never_the_last_of_the_workers_own() {
         let temporary = tempfile::tempdir().unwrap();
-        let identity = Identity::create(&temporary.path().join("identity")).unwrap();
-        let error = parse_recipients(&identity, &["age1oops".to_owned()]).err().unwrap();
-        assert!(error.to_string().contains("age1oops"), "{error}");
+        let identity = |name: &str| Identity::create(&temporary.path().join(name)).unwrap();
+        let (worker, next, recovery) = (identity("worker"), identity("next"), identity("recovery"));
+        let folder = Folder::at(&temporary.path().join("vault"));
+        folder.make().unwrap();
+        let mut keyring = Keyring::generate().unwrap();
+        keyring.write_new(&folder, &worker, &[]).unwrap();
+        assert!(keyring.add_recipient(&recovery.recipient()).unwrap());
+        assert!(!keyring.add_recipient(&format!(" {} ", recovery.recipient())).unwrap(), "it is there already");
+        keyring.replace(&folder).unwrap();
+        assert!(Keyring::read(&folder, &recovery).is_ok() && Keyring::read(&folder, &worker).is_ok());
+
+        let own = [worker.recipient()];
+        let refused = |keyring: &mut Keyring, who: &Identity| keyring.remove_recipient(&who.recipient(), &own).err();
+        assert!(matches!(refused(&mut keyring, &worker), Some(VaultError::OwnRecipient { .. })));
+        assert!(matches!(refused(&mut keyring, &next), Some(VaultError::UnknownRecipient { .. })));
+        keyring.remove_recipient(&recovery.recipient(), &own).unwrap();
+        keyring.replace(&folder).unwrap();
+        assert!(Keyring::read(&folder, &recovery).is_err() && Keyring::read(&folder, &worker).is_ok());
+
+        // One of two identities of the worker's own may go.
+        keyring.add_recipient(&next.recipient()).unwrap();
+        keyring.remove_recipient(&worker.recipient(), &[worker.recipient(), next.recipient()]).unwrap();
+        assert_eq!(keyring.recipients, [next.recipient()]);
+        for _ in 1..MAX_RECIPIENTS {
+            let one = age::x25519::Identity::generate().to_public().to_string();
+            keyring.add_recipient(&one).unwrap();
+        }
+        let error = keyring.add_recipient(&worker.recipient()).err().unwrap();
+        assert!(error.to_string().contains("at most 64 recipients"), "{error}");
+    }
+
+    #[test]
+    fn a_data_key_is_added_under_a_new_number_and_the_older_ones_can_be_forgotten() {
+        let mut keyring = Keyring::generate().unwrap();
+        keyring.add_data_key().unwrap();
+        assert_eq!((keyring.current, keyring.data_keys.len()), (2, 2));
+        assert!(keyring.data_keys[&1] != keyring.data_keys[&2]);
+        let read = Keyring::decode(&keyring.encode().unwrap()).unwrap();
+        assert!(read.data_keys == keyring.data_keys && read.current == 2);
+        keyring.forget_older();
+        assert_eq!(keyring.data_keys.keys().copied().collect::<Vec<_>>(), [2]);
+        for _ in 1..MAX_DATA_KEYS {
+            keyring.add_data_key().unwrap();
+        }
+        assert!(matches!(keyring.add_data_key(), Err(VaultError::TooMany { .. })));
+        assert!(Keyring::decode(&keyring.encode().unwrap()).unwrap().data_keys == keyring.data_keys);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Bound,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -46,6 +47,13 @@ impl Engine for Memory {
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
         let records: Vec<_> = self.records().0.iter().map(|(name, sealed)| (*name, sealed.clone())).collect();
         records.into_iter().filter(|(name, _)| name.kind() == kind).try_for_each(|(name, sealed)| each(&name, sealed))
+    }
+
+    fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let contents = self.records();
+        let records = contents.0.range((from, Bound::Unbounded)).take(most);
+        Ok(records.map(|(name, sealed)| (*name, sealed.clone())).collect())
     }
 
     fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError> {

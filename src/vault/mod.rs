@@ -10,7 +10,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `format` | the number of this layout and the vault's id, as JSON: read first, so that a newer layout is told as such |
-//! | `keyring.age` | the keys, encrypted by age to every recipient |
+//! | `keyring.age` | the keys, encrypted by age to every recipient; only ever replaced whole (`rekey`, `recipients`) |
 //! | `recipients.txt` | the public keys of those recipients, for people |
 //! | `journal` | the latest commits |
 //! | `db/` | the engine's files |
@@ -34,6 +34,8 @@ mod memory;
 mod name;
 mod open;
 mod panics;
+mod recipients;
+mod rekey;
 mod restore;
 #[cfg(test)]
 mod simulated;
@@ -48,6 +50,8 @@ pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
 pub use open::Inspection;
+pub use recipients::{Recipient, RecipientsDiffer, recipients_differ};
+pub use rekey::Rekeying;
 pub use restore::{Accepted, Gap, Restored};
 #[cfg(test)]
 pub(crate) use simulated::{Disk, DiskFault, Fate};

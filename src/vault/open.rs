@@ -10,8 +10,9 @@ use super::{
     folder::{self, Folder, Plate},
     handle::{Opened, Shared},
     journal::{self, Batch, Entry, Journal},
-    keyring::{self, Keyring},
+    keyring::Keyring,
     name::{Kind, Name, Namer},
+    recipients::{self, Recipient},
     sled::SledEngine,
     writer::Writer,
 };
@@ -36,8 +37,10 @@ pub struct Inspection {
     pub records: u64,
     /// Bytes on disk, journal included.
     pub bytes: u64,
-    /// The public keys of who can open it.
-    pub recipients: Vec<String>,
+    /// Who can open it.
+    pub recipients: Vec<Recipient>,
+    /// How many data keys it has: more than one while records are still to be sealed anew.
+    pub data_keys: usize,
     /// The number of its layout.
     pub format: u64,
 }
@@ -60,7 +63,7 @@ impl Vault {
         let plate = folder.plate()?;
         let lock = folder.lock()?;
         let keyring = read_keyring(&folder, &plate, identity)?;
-        folder.remove_trials()?;
+        folder.remove_remnants()?;
         let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
         let batches = journal.batches()?;
         let ends = Ends::of(&journal, &batches);
@@ -75,7 +78,9 @@ impl Vault {
         let (meta, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
-        let shared = Shared::new(opened, keyring, meta, &mark, journal.bytes(), metrics);
+        keyring.tell_recipients(&folder);
+        let mut shared = Shared::new(opened, keyring, meta, &mark, journal.bytes(), metrics);
+        shared.own = identity.recipients().map(|own| own.to_string()).collect();
         Writer::start(shared, folder, journal, mark)
     }
 
@@ -94,13 +99,16 @@ impl Vault {
         let (engine, found) = try_copy(&folder.db(), &copy, &Ends::of(&journal, &batches), &batches)?;
         let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
         let mark = engine::apply(&engine, found, &newer).map_err(as_damage)?;
+        let own: Vec<_> = identity.recipients().map(|own| own.to_string()).collect();
+        let (recipients, data_keys) = (recipients::of(&keyring, &own), keyring.data_keys.len());
         let cipher = Cipher::new(keyring.vault, keyring.data_keys, keyring.current);
         engine::verify(&engine, &mark, &mut |name, sealed| check_record(&cipher, name, sealed)).map_err(as_damage)?;
         drop(engine);
         Ok(Inspection {
             records: mark.records(),
             bytes: bytes_below(&folder, temporary.path()),
-            recipients: keyring::recipients(&folder),
+            recipients,
+            data_keys,
             format: plate.format,
         })
     }

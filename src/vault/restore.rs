@@ -104,7 +104,7 @@ impl Vault {
         let plate = folder.plate()?;
         let _lock = folder.lock()?;
         let keyring = open::read_keyring(&folder, &plate, identity)?;
-        folder.remove_trials()?;
+        folder.remove_remnants()?;
         let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
         let batches = journal.batches()?;
         let ends = Ends::of(&journal, &batches);

@@ -8,6 +8,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     io,
+    ops::Bound,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -304,6 +305,13 @@ impl Engine for Disk {
         let records = self.contents().table.records.clone();
         let fits = records.into_iter().filter(|(name, _)| name.kind() == kind);
         fits.into_iter().try_for_each(|(name, sealed)| each(&name, sealed.to_vec()))
+    }
+
+    fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let contents = self.contents();
+        let records = contents.table.records.range((from, Bound::Unbounded)).take(most);
+        Ok(records.map(|(name, sealed)| (*name, sealed.to_vec())).collect())
     }
 
     fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError> {

@@ -11,6 +11,7 @@
 use std::{
     collections::HashMap,
     fs::File,
+    ops::Bound,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -104,12 +105,17 @@ impl Engine for SledEngine {
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
         let mut records = self.call(|db| Ok(db.scan_prefix([kind.byte()])))?;
         while let Some((key, value)) = self.call(|_| records.next().transpose())? {
-            let name = Name::parse(&key)
-                .filter(|name| name.kind() == kind)
-                .ok_or_else(|| unreadable("it holds a record under a name that is none"))?;
-            each(&name, value.to_vec())?;
+            each(&name(&key, Some(kind))?, value.to_vec())?;
         }
         Ok(())
+    }
+
+    fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        // The mark's key comes before every name.
+        let after = after.map_or(&MARK_KEY[..], |name| name.as_bytes());
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        let found = self.call(|db| db.range::<&[u8], _>(range).take(most).collect::<::sled::Result<Vec<_>>>())?;
+        found.into_iter().map(|(key, value)| Ok((name(&key, None)?, value.to_vec()))).collect()
     }
 
     fn write(&self, writes: &HashMap<Name, Option<&[u8]>>, mark: &Mark) -> Result<(), VaultError> {
@@ -152,6 +158,13 @@ impl Drop for SledEngine {
         // It flushes on its way out, and panics if it cannot. What matters was synced before.
         let _ = caught(|| drop(db));
     }
+}
+
+/// The name that is a record's key; an error if it is none, or of another kind than it should be.
+fn name(key: &[u8], kind: Option<Kind>) -> Result<Name, VaultError> {
+    Name::parse(key)
+        .filter(|name| kind.is_none_or(|kind| name.kind() == kind))
+        .ok_or_else(|| unreadable("it holds a record under a name that is none"))
 }
 
 /// What sled says, without its empty backtraces and the forms of its own types.
@@ -199,5 +212,13 @@ mod tests {
             engine.scan(kind, &mut each).unwrap();
         }
         assert_eq!(seen, [grant]);
+        engine.write(&HashMap::from([(stray, Some(&b"s"[..]))]), &mark).unwrap();
+        let next = |after, most| engine.next(after, most).unwrap();
+        assert_eq!(next(None, 9), [(grant, b"g".to_vec()), (stray, b"s".to_vec())]);
+        assert_eq!(
+            (next(None, 1), next(Some(&grant), 1)),
+            (vec![(grant, b"g".to_vec())], vec![(stray, b"s".to_vec())])
+        );
+        assert!(next(Some(&stray), 9).is_empty());
     }
 }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{
+    OwnedSemaphorePermit,
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
     Change, Vault, VaultError,
@@ -21,6 +25,7 @@ use super::{
     journal::{Batch, Entry, Journal},
     name::Kind,
     panics::caught,
+    rekey::Rekey,
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.
@@ -57,6 +62,7 @@ pub(super) struct Writer {
     random: SystemRandom,
     /// The engine's last batch.
     pub(super) mark: Mark,
+    pub(super) rekey: Rekey,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
     /// Where commits go as well, while a backup is made.
@@ -75,6 +81,7 @@ impl Writer {
     pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
         let (mut writer, sender, mut requests) = Self::new(shared, folder, journal, mark);
         let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
+        writer.tell_progress();
         let run = move || {
             if let Err(panic) = caught(|| writer.run(&mut requests)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
@@ -94,17 +101,34 @@ impl Writer {
     ) -> (Self, mpsc::UnboundedSender<Request>, Requests) {
         let (sender, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(shared);
-        let (encoder, random) = (Encoder::new(), SystemRandom::new());
-        (Self { shared, folder, journal, encoder, random, mark, unnoted: false, tee: Weak::new() }, sender, requests)
+        let writer = Self {
+            rekey: Rekey::of(&shared),
+            shared,
+            folder,
+            journal,
+            encoder: Encoder::new(),
+            random: SystemRandom::new(),
+            mark,
+            unnoted: false,
+            tee: Weak::new(),
+        };
+        (writer, sender, requests)
     }
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
     fn run(&mut self, requests: &mut Requests) {
         loop {
-            let request = requests.try_recv().ok().or_else(|| {
-                self.idle();
-                requests.blocking_recv()
-            });
+            let request = match requests.try_recv() {
+                Ok(request) => Some(request),
+                Err(TryRecvError::Disconnected) => None,
+                Err(TryRecvError::Empty) => {
+                    self.idle();
+                    if self.idle_work() {
+                        continue;
+                    }
+                    requests.blocking_recv()
+                }
+            };
             let Some(request) = request else { return };
             if self.serve(request, requests).is_break() {
                 return;
@@ -124,6 +148,7 @@ impl Writer {
                     return ControlFlow::Break(());
                 }
             }
+            self.work_between_requests();
         }
         ControlFlow::Continue(())
     }
@@ -139,11 +164,24 @@ impl Writer {
         if !group.batches.is_empty() {
             self.write(group);
         }
+        self.keep_room();
+        next
+    }
+
+    /// Commits entries that are sealed already, on the writer's own account.
+    pub(super) fn commit_entries(&mut self, entries: Vec<Entry>) -> Result<(), VaultError> {
+        let batch = Batch { sequence: self.mark.applied + 1, entries };
+        self.journal.add(&batch)?;
+        self.write(Group { batches: vec![batch], waiting: Vec::new() });
+        self.keep_room();
+        self.shared.poisoned().map_or(Ok(()), Err)
+    }
+
+    /// Sees to it that another group fits into the journal. Whoever commits next is told of a failure.
+    fn keep_room(&mut self) {
         if self.journal.wants_checkpoint() && self.shared.poison.get().is_none() {
-            // Whoever commits next is told of a failure.
             let _ = self.checkpoint();
         }
-        next
     }
 
     /// Seals a commit and adds it to the group, or refuses it.
@@ -175,6 +213,7 @@ impl Writer {
         }
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
+        self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
         let opened = self.shared.opened.load_full();
         let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
             if let Some(tee) = self.tee.upgrade() {

@@ -20,7 +20,7 @@ const RELOADED: &str = "configuration and secrets were read again";
 const NOT_RELOADED: &str = "the old one stays in force";
 
 /// Every metric of the contract, but that of backups, which are not made yet.
-const METRICS: [&str; 24] = [
+const METRICS: [&str; 25] = [
     "consentry_build_info",
     "consentry_organizations",
     "consentry_consents_expiring",
@@ -45,6 +45,7 @@ const METRICS: [&str; 24] = [
     "consentry_vault_size_bytes",
     "consentry_vault_records",
     "consentry_vault_strays",
+    "consentry_vault_rekey_progress",
 ];
 
 fn pair() -> (Stand, Worker) {

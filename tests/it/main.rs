@@ -6,6 +6,7 @@ mod cli;
 mod docs;
 mod fleet;
 mod harness;
+mod keys;
 mod lifecycle;
 mod oidc;
 mod roles;

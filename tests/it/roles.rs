@@ -15,6 +15,9 @@ const NOBODY: u32 = 20_000;
 /// The kernel's number for a user or group that it cannot name; no rule may ever be for it.
 const OVERFLOW: u32 = 65_534;
 
+/// Somebody's public key.
+const OTHER_RECIPIENT: &str = "/v1/vault/recipients/age1pyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq8r66x";
+
 /// What a call needs, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
@@ -42,6 +45,10 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("POST", "/v1/organizations/481001/resume", Role::Operate),
         call("GET", "/v1/status", Role::Operate),
         call("DELETE", "/v1/organizations/no-such-one", Role::Admin),
+        call("GET", "/v1/vault/recipients", Role::Admin),
+        call("PUT", OTHER_RECIPIENT, Role::Admin),
+        call("DELETE", OTHER_RECIPIENT, Role::Admin),
+        call("POST", "/v1/vault/keys", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one?revoke=true", Role::Admin),
     ]
 }
@@ -89,7 +96,11 @@ fn each_call_takes_its_role_and_no_less() {
                 continue;
             }
             let expected: &[u16] = match (method, path) {
+                ("DELETE", OTHER_RECIPIENT) => &[200],
                 ("DELETE", _) => &[404],
+                ("PUT", OTHER_RECIPIENT) => &[201],
+                // The key before may still be on its way out.
+                ("POST", "/v1/vault/keys") => &[202, 409],
                 // The first caller who may has forced an exchange; another one must wait.
                 ("POST", path) if path.ends_with("/refresh") => &[200, 429],
                 _ => &[200],
@@ -197,6 +208,12 @@ fn a_rule_for_one_organization_opens_just_that_one() {
     assert_eq!((of(CONSENTS), of(KEYS)), (json!(1), json!(1)));
 
     assert_forbidden(&ask(&worker, &who, "DELETE", "/v1/organizations/NO-1", ""), "another's");
+    // The vault is everybody's.
+    for (method, path, body, _) in calls(&key) {
+        if path.starts_with("/v1/vault/") {
+            assert_forbidden(&ask(&worker, &who, method, path, &body), &format!("{method} {path}"));
+        }
+    }
     assert_eq!(ask(&worker, &who, "DELETE", "/v1/organizations/DK-1", "").status, 204);
     assert_eq!(ids(&worker.get("/v1/organizations")), ["481001", "NO-1"]);
 }

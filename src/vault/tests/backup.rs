@@ -62,6 +62,9 @@ impl Engine for Arc<Interrupted> {
             each(name, sealed.clone())?;
         }
     }
+    fn next(&self, after: Option<&name::Name>, most: usize) -> Result<Vec<(name::Name, Vec<u8>)>, VaultError> {
+        self.memory.next(after, most)
+    }
     fn write(
         &self,
         writes: &std::collections::HashMap<name::Name, Option<&[u8]>>,

@@ -5,6 +5,8 @@ mod back;
 mod backup;
 mod damage;
 mod killed;
+mod recipients;
+mod rekey;
 
 use std::{
     collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::atomic::Ordering, time::Duration,
@@ -436,7 +438,8 @@ async fn inspecting_counts_the_records_and_changes_nothing() {
     let files = before.files();
     let found = Vault::inspect(&before.config, &before.identity).unwrap();
     assert_eq!((found.records, found.format), (2, 1));
-    assert_eq!(found.recipients, [before.identity.recipient()]);
+    assert_eq!(found.recipients, [Recipient { key: before.identity.recipient(), own: true }]);
+    assert_eq!(found.data_keys, 1);
     assert_eq!(found.bytes, files.values().map(|bytes| bytes.len() as u64).sum::<u64>() + lock_bytes(&before));
     assert!(files == before.files());
 }
@@ -465,6 +468,9 @@ fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault,
         }
         fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
             self.0.scan(kind, each)
+        }
+        fn next(&self, after: Option<&name::Name>, most: usize) -> Result<Vec<(name::Name, Vec<u8>)>, VaultError> {
+            self.0.next(after, most)
         }
         fn write(
             &self,
