@@ -8,11 +8,13 @@ mod access;
 mod audit;
 #[cfg(test)]
 mod description;
+mod download;
 mod listener;
 mod peer;
 mod problems;
 mod request;
 mod routes;
+mod vault;
 
 use std::{future::Future, sync::Arc};
 

@@ -16,7 +16,7 @@ use super::{
     Api, Peer, Reach,
     audit::{self, Action},
     problems::Refusal,
-    request,
+    request, vault,
 };
 use crate::{
     config::Role,
@@ -39,6 +39,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/status", get(status))
+        .route("/v1/vault/backup", get(vault::backup))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(not_found)
@@ -60,7 +61,7 @@ pub(super) async fn answer(routes: Routes, peer: Peer, mut request: Request<Inco
     response
 }
 
-type Answer = Result<Response, Refusal>;
+pub(super) type Answer = Result<Response, Refusal>;
 
 async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Response {
     let served = async {
@@ -223,6 +224,20 @@ impl Api {
         Err(Refusal::new(Code::Forbidden, detail))
     }
 
+    /// Whether `peer` may do what needs `role` to everything there is: a rule for some organizations is not enough.
+    pub(super) fn permitted_everywhere(&self, peer: &Peer, role: Role, action: Action) -> Result<(), Refusal> {
+        if matches!(self.0.access.load().scope(peer, role), Reach::All) {
+            return Ok(());
+        }
+        audit::record(peer, action, None, "denied");
+        let detail = format!(
+            "user {} may not do this; that takes an [[access]] rule with role {} for every organization",
+            peer.uid,
+            word(role)
+        );
+        Err(Refusal::new(Code::Forbidden, detail))
+    }
+
     /// Answers a fetch or forced refresh, and counts it whatever came of it.
     async fn counted(&self, served: impl Future<Output = Result<Served, Refusal>>) -> Response {
         let start = self.0.clock.now().boot;
@@ -256,7 +271,7 @@ impl Api {
         self.0.changes.spawn(change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
     }
 
-    fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {
+    pub(super) fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {
         self.0.keeper.get().ok_or_else(|| Refusal::new(Code::Starting, "the vault is not open yet; try again soon"))
     }
 }

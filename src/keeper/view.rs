@@ -47,7 +47,7 @@ impl Keeper {
                 bytes: stats.bytes,
                 data_key: stats.data_key,
                 rekey_progress: None,
-                last_backup_at: None,
+                last_backup_at: shared.vault.last_backup_at(),
             },
         }
     }

@@ -122,4 +122,6 @@ families! {
     vault_records: Gauge = "consentry_vault_records",
     /// Answers that were kept but could not take their place: reported, never served.
     vault_strays: Gauge = "consentry_vault_strays",
+    /// When the last backup that was completed was begun; 0 where none is known.
+    backup_last_success: Gauge = "consentry_backup_last_success_timestamp_seconds",
 }

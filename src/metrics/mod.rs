@@ -23,7 +23,10 @@ use self::{
     families::{FAMILIES, describe_all},
     series::ProviderTable,
 };
-use crate::{model::ProviderName, wire::Code};
+use crate::{
+    model::{ProviderName, Timestamp},
+    wire::Code,
+};
 
 /// Fetches: in memory as a rule, a vault read at times, an exchange now and then.
 const FETCH_BUCKETS: [f64; 14] =
@@ -56,6 +59,7 @@ struct Inner {
     vault_size: Gauge,
     vault_records: Gauge,
     vault_strays: Gauge,
+    backup_last_success: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
     expiring: Mutex<Vec<ExpiringSeries>>,
 }
@@ -84,6 +88,7 @@ impl Metrics {
             vault_size: FAMILIES.vault_size.gauge(&recorder, &[]),
             vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
+            backup_last_success: FAMILIES.backup_last_success.gauge(&recorder, &[]),
             expiring: Mutex::default(),
             recorder,
         }));
@@ -143,6 +148,11 @@ impl Metrics {
         self.0.vault_size.set(float(bytes));
         self.0.vault_records.set(float(records));
         self.0.vault_strays.set(float(strays));
+    }
+
+    /// A backup that was begun at that time is complete.
+    pub fn backed_up(&self, begun_at: Timestamp) {
+        self.0.backup_last_success.set(float(u64::try_from(begun_at.as_seconds()).unwrap_or(0)));
     }
 
     /// Sets how many deliveries to webhooks are still to be made.

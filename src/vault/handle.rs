@@ -67,7 +67,11 @@ pub struct VaultStats {
 }
 
 impl Vault {
-    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedSender<Request>, writer: Option<JoinHandle<()>>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requests: mpsc::UnboundedSender<Request>,
+        writer: Option<JoinHandle<()>>,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(MAX_WAITING));
         Self(Arc::new(Handle { shared, requests: Some(requests), places, writer }))
     }

@@ -238,7 +238,11 @@ fn unpack(
 }
 
 /// Brings everything in a backup into an empty engine, and holds it against the mark at its end.
-pub(super) fn fill(engine: &dyn Engine, input: &mut Input<impl Read>, header: Header) -> Result<(Keyring, Mark), VaultError> {
+pub(super) fn fill(
+    engine: &dyn Engine,
+    input: &mut Input<impl Read>,
+    header: Header,
+) -> Result<(Keyring, Mark), VaultError> {
     let mut mark = Mark { applied: header.sequence, ..Mark::default() };
     let mut records: Vec<(Name, Vec<u8>)> = Vec::new();
     let (mut last, mut batches, mut keyring) = (None, Vec::new(), None);
@@ -323,8 +327,9 @@ impl Staging {
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => VaultError::Io {
                 path: path.to_owned(),
-                why: "it is a mount point, and a vault is put in its place as a whole; name a folder in it as vault.path"
-                    .to_owned(),
+                why:
+                    "it is a mount point, and a vault is put in its place as a whole; name a folder in it as vault.path"
+                        .to_owned(),
             },
             _ => VaultError::io(path, &error),
         };
@@ -342,7 +347,8 @@ impl Drop for Staging {
 
 /// The name of the folder in which the vault in `path` is made.
 fn beside(path: &Path) -> Result<PathBuf, VaultError> {
-    let why = || VaultError::Io { path: path.to_owned(), why: "a vault cannot be made there: it has no name".to_owned() };
+    let why =
+        || VaultError::Io { path: path.to_owned(), why: "a vault cannot be made there: it has no name".to_owned() };
     let mut name = path.file_name().ok_or_else(why)?.to_owned();
     name.push(".restoring");
     Ok(path.with_file_name(name))

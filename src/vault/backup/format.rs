@@ -57,11 +57,7 @@ pub(super) struct Output<W: Write> {
 }
 
 impl<W: Write> Output<W> {
-    pub(super) fn begin(
-        recipients: &[age::x25519::Recipient],
-        header: Header,
-        output: W,
-    ) -> Result<Self, VaultError> {
+    pub(super) fn begin(recipients: &[age::x25519::Recipient], header: Header, output: W) -> Result<Self, VaultError> {
         let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
             .map_err(|error| VaultError::BackupUnwritten { why: error.to_string() })?;
         let mut this = Self { age: encryptor.wrap_output(output).map_err(|error| unwritten(&error))? };
@@ -161,9 +157,11 @@ impl<R: Read> Input<R> {
         }
         let sense = |what: Option<Part>| what.ok_or_else(|| unusable("a part of it makes no sense"));
         match header[0] {
-            RECORD => sense(bytes.split_at_checked(NAME_BYTES).and_then(|(name, sealed)| {
-                Some(Part::Record(Name::parse(name)?, sealed.to_vec()))
-            })),
+            RECORD => sense(
+                bytes
+                    .split_at_checked(NAME_BYTES)
+                    .and_then(|(name, sealed)| Some(Part::Record(Name::parse(name)?, sealed.to_vec()))),
+            ),
             COMMIT => sense(bytes.split_first_chunk().and_then(|(sequence, payload)| {
                 Some(Part::Commit(Batch::decode(u64::from_le_bytes(*sequence), payload)?))
             })),

@@ -39,11 +39,11 @@ use std::{
 };
 
 pub use self::scheduled::ScheduledBackups;
+use self::{format::Output, tee::MAX_TEE_BYTES};
 pub(super) use self::{
     format::{Header, Input, Part},
     tee::Tee,
 };
-use self::{format::Output, tee::MAX_TEE_BYTES};
 use super::{
     Vault, VaultError,
     engine::Mark,

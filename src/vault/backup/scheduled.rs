@@ -168,7 +168,9 @@ mod tests {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         assert_eq!(backups.newest(now).unwrap(), None);
         let backups = ScheduledBackups::new(temporary.path().to_owned(), 2);
-        for name in ["consentry-20261121T023000Z.age", "consentry-20261122T023000Z.age", "consentry-20991122T023000Z.age"] {
+        for name in
+            ["consentry-20261121T023000Z.age", "consentry-20261122T023000Z.age", "consentry-20991122T023000Z.age"]
+        {
             fs::write(temporary.path().join(name), "").unwrap();
         }
         assert_eq!(backups.newest(now).unwrap(), Some("2026-11-22T02:30:00Z".parse().unwrap()));

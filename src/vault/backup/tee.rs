@@ -60,7 +60,8 @@ impl Tee {
         }
         if let Err(error) = batches.iter().try_for_each(|batch| state.take(batch, engine)) {
             // What was kept is of no use any more.
-            *state = State { failed: Some(error), ..Self::new(0).0.into_inner().unwrap_or_else(PoisonError::into_inner) };
+            *state =
+                State { failed: Some(error), ..Self::new(0).0.into_inner().unwrap_or_else(PoisonError::into_inner) };
         }
     }
 
@@ -107,7 +108,9 @@ impl State {
         }
         for entry in &batch.entries {
             let after = entry.sealed.as_deref().map(tag);
-            if self.touched.insert(entry.name, after).is_none() && self.passed.is_some_and(|passed| passed >= entry.name) {
+            if self.touched.insert(entry.name, after).is_none()
+                && self.passed.is_some_and(|passed| passed >= entry.name)
+            {
                 self.untouched.replace(entry.name.kind(), engine.tag(&entry.name)?, None);
             }
         }

@@ -231,7 +231,8 @@ impl Fixture {
     /// Restoring fails, and leaves nothing behind.
     fn restore_refused(&self, backup: &[u8]) -> String {
         let error = self.restore(backup).expect_err("it must be refused");
-        let left: Vec<_> = fs::read_dir(self.temporary.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(self.temporary.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.is_empty(), "{left:?} is left behind: {error}");
         assert!(matches!(error, VaultError::BackupUnusable { .. }), "{error}");
         error.to_string()
@@ -510,7 +511,12 @@ async fn a_backup_with_a_record_that_does_not_open_is_refused() {
     let garbage = [7; 60];
     mark.replace(name.kind(), engine.memory.tag(&name).unwrap(), Some(engine::tag(&garbage)));
     engine.memory.write(&[(name, Some(&garbage[..]))].into(), &mark).unwrap();
-    vault.ask(move |writer| { writer.mark = mark; Ok(()) }).unwrap();
+    vault
+        .ask(move |writer| {
+            writer.mark = mark;
+            Ok(())
+        })
+        .unwrap();
     fixture.elsewhere(Vec::new()).restore_refused(&backup_of(&vault));
 }
 

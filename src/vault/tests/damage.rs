@@ -84,7 +84,10 @@ async fn an_older_copy_of_the_database_or_of_the_journal_is_refused() {
     fs::remove_dir_all(old_database.path("db")).unwrap();
     folder::copy_tree(&older.path("db"), &old_database.path("db")).unwrap();
     let error = old_database.refusal();
-    assert!(matches!(error, VaultError::Behind { .. }) && error.to_string().contains("`consentry restore FILE`"), "{error}");
+    assert!(
+        matches!(error, VaultError::Behind { .. }) && error.to_string().contains("`consentry restore FILE`"),
+        "{error}"
+    );
 
     let old_journal = fixture.crashed();
     fs::copy(older.path("journal"), old_journal.path("journal")).unwrap();
