@@ -70,6 +70,8 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "refresh",
             "exec",
             "status",
+            "backup",
+            "restore",
             "sandbox",
             "completions",
             "man"

@@ -41,6 +41,7 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("POST", "/v1/organizations/481001/pause", Role::Operate),
         call("POST", "/v1/organizations/481001/resume", Role::Operate),
         call("GET", "/v1/status", Role::Operate),
+        call("GET", "/v1/vault/backup", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one?revoke=true", Role::Admin),
     ]
@@ -197,6 +198,7 @@ fn a_rule_for_one_organization_opens_just_that_one() {
     assert_eq!((of(CONSENTS), of(KEYS)), (json!(1), json!(1)));
 
     assert_forbidden(&ask(&worker, &who, "DELETE", "/v1/organizations/NO-1", ""), "another's");
+    assert_forbidden(&ask(&worker, &who, "GET", "/v1/vault/backup", ""), "all organizations are in it");
     assert_eq!(ask(&worker, &who, "DELETE", "/v1/organizations/DK-1", "").status, 204);
     assert_eq!(ids(&worker.get("/v1/organizations")), ["481001", "NO-1"]);
 }
@@ -216,6 +218,7 @@ fn a_caller_without_a_rule_does_not_learn_what_is_wrong_with_a_request() {
         ("PUT", "/v1/organizations/481001", "{\"provider\":\"no-such-one\",\"api_key\":\"x\"}"),
         ("DELETE", "/v1/organizations/481001?revoke=x", ""),
         ("GET", "/v1/status?x=y", ""),
+        ("GET", "/v1/vault/backup?x=y", ""),
     ] {
         assert_forbidden(&ask(&worker, &nobody, method, path, body), path);
     }
