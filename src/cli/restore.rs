@@ -40,15 +40,12 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
     let config = global.load()?;
     let vault = &config.vault;
     let identity = Identity::read(&vault.identity_file).map_err(|error| Failure::of_vault(&error, &vault.path))?;
-    match &args.file {
-        Some(file) => {
-            let restored = bring_back(&config, &identity, file)?;
-            tell_restored(&restored, &vault.path, global.json, out)?;
-        }
-        None => {
-            let accepted = Vault::accept(vault, &identity).map_err(|error| Failure::of_vault(&error, &vault.path))?;
-            tell_accepted(&accepted, &vault.path, global.json, out)?;
-        }
+    if let Some(file) = &args.file {
+        let restored = bring_back(&config, &identity, file)?;
+        tell_restored(&restored, &vault.path, global.json, out)?;
+    } else {
+        let accepted = Vault::accept(vault, &identity).map_err(|error| Failure::of_vault(&error, &vault.path))?;
+        tell_accepted(&accepted, &vault.path, global.json, out)?;
     }
     if !global.json {
         out.line("next: consentry check && consentry run")?;

@@ -95,10 +95,10 @@ impl Inner {
         let now = self.clock.now().wall;
         let folder = self.backups.folder().display();
         match self.make(now) {
-            Ok(()) => {}
-            // What is given up because the worker stops is made after the next start.
+            // One that is given up because the worker stops is made after the next start, and one that somebody else is
+            // taking just now is waited for.
+            Ok(()) | Err(VaultError::BackupUnderWay) => {}
             Err(_) if self.stopping.is_cancelled() => {}
-            Err(VaultError::BackupUnderWay) => {}
             Err(error) => {
                 tracing::error!(%folder, %error, "the scheduled backup could not be made; it is tried again at the next sweep");
             }

@@ -156,12 +156,12 @@ impl Shared {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        let (changed, unchanged): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.notice.is_some());
-        for Judged { grant, sequence, intent, .. } in unchanged {
+        let (told, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.notice.is_some());
+        for Judged { grant, sequence, intent, .. } in as_stored {
             self.add(&grant, sequence, intent.as_ref());
         }
         // A commit holds only so much: what does not fit is halved until it does.
-        let mut parts = vec![changed];
+        let mut parts = vec![told];
         while let Some(mut part) = parts.pop() {
             if part.is_empty() {
                 continue;

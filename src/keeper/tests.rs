@@ -1,5 +1,6 @@
 //! The keeper with a real vault and an issuer in memory, on a clock that is moved by hand.
 
+mod epoch;
 mod faults;
 
 use std::{

@@ -1,6 +1,6 @@
 //! Backups of a worker that is at work, and what a vault does that went back in time.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{collections::BTreeSet, fs, io::Read as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use consentry::{model::Usage, sandbox::Entry};
 use serde_json::{Value, json};
@@ -210,6 +210,39 @@ fn scheduled_backups_are_made_from_the_start_and_can_be_brought_back() {
     done(&worker, &["restore", path(&newest)]);
     let worker = worker.restart();
     assert!(stand.takes(&worker.fetch("499001")));
+}
+
+#[test]
+fn a_backup_that_breaks_off_is_never_taken_for_a_whole_one() {
+    let lines = "kind = \"oauth2\"\nclient_id = \"example\"\ntoken_url = \"http://127.0.0.1:9/token\"\n";
+    let mut worker = Setup::default().provider("unreachable", "client-secret", lines).start();
+    // More than all buffers on the way hold.
+    let line = |number: u32| {
+        let token = format!("hush-{number}-{}", "x".repeat(1000));
+        json!({ "organization": format!("org-{number}"), "provider": "unreachable", "refresh_token": token })
+            .to_string()
+    };
+    let fleet = worker.file("fleet.jsonl");
+    fs::write(&fleet, (0..4000).map(line).collect::<Vec<_>>().join("\n")).expect("ours");
+    done(&worker, &["import", path(&fleet)]);
+    let file = worker.file("whole.age");
+    done(&worker, &["backup", path(&file)]);
+    let whole = fs::metadata(&file).expect("written").len();
+
+    let mut command = worker.spawn(&["backup", "-"]);
+    let mut output = command.stdout.take().expect("it is piped");
+    let mut first = [0; 1000];
+    output.read_exact(&mut first).expect("it begins");
+    worker.kill9();
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).expect("a pipe of our child");
+    assert!((rest.len() as u64) + 1000 < whole, "it was cut");
+    let status = command.wait().expect("our child");
+    assert_eq!(status.code(), Some(1));
+    fs::remove_dir_all(worker.file("vault")).expect("ours");
+    fs::write(&file, [&first[..], &rest].concat()).expect("ours");
+    assert!(refused(&worker, &["restore", path(&file)]).contains("the backup cannot be used"));
+    assert!(!worker.file("vault").exists() && !worker.file("vault.restoring").exists());
 }
 
 fn copy_folder(from: &Path, to: &Path) {
