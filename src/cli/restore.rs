@@ -1,5 +1,6 @@
 use std::{
     io::{self, Read},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -48,9 +49,20 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
         tell_accepted(&accepted, &vault.path, global.json, out)?;
     }
     if !global.json {
+        if let Some(owner) = other_owner(&vault.path) {
+            let path = vault.path.display();
+            out.line(format_args!("its files are root's, in a folder of user {owner}'s: chown -R {owner} {path}"))?;
+        }
         out.line("next: consentry check && consentry run")?;
     }
     Ok(Exit::Done)
+}
+
+/// Whom the folder around the vault belongs to, where root has made a vault that is as a rule not root's to use.
+fn other_owner(vault: &Path) -> Option<u32> {
+    let owner = |path: &Path| path.metadata().ok().map(|about| about.uid());
+    let around = vault.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    owner(around).filter(|around| owner(vault) == Some(0) && *around != 0)
 }
 
 fn bring_back(config: &Config, identity: &Identity, file: &Source) -> Result<Restored, Failure> {
