@@ -17,7 +17,7 @@ use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
-    cron::{Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError},
     hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
@@ -72,6 +72,7 @@ pub struct Running {
     clock: SharedClock,
     config: Mutex<Config>,
     cron: Cron,
+    backups: Option<BackupSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -112,10 +113,10 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     serving.close();
 
     match begin(&config, providers, &current, &metrics, &clock).await {
-        Ok((vault, cron)) => {
+        Ok((vault, cron, backups)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
-            Ok(Running { http, current, vault, api, metrics, clock, config, cron, serving, stop_serving })
+            Ok(Running { http, current, vault, api, metrics, clock, config, cron, backups, serving, stop_serving })
         }
         Err(error) => {
             stop_serving.cancel();
@@ -132,7 +133,7 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Cron), DaemonError> {
+) -> Result<(Vault, Cron, Option<BackupSchedule>), DaemonError> {
     let (vault_config, vault_metrics) = (config.vault.clone(), metrics.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -146,11 +147,15 @@ async fn begin(
         Ok::<_, VaultError>(vault)
     });
     let vault = open.await.map_err(|_| DaemonError::Died)??;
+    let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let swept = current.clone();
-    let upkeep = metrics.clone();
+    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
+        }
+        if let Some(backups) = &backed_up {
+            backups.wake();
         }
         upkeep.upkeep();
     };
@@ -162,7 +167,11 @@ async fn begin(
         }
     };
     current.set(Some(keep(config, providers, &vault, metrics, clock)));
-    Ok((vault, cron))
+    if let Some(backups) = &backups {
+        // One may have been missed while nothing ran.
+        backups.wake();
+    }
+    Ok((vault, cron, backups))
 }
 
 fn keep(config: &Config, providers: Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
@@ -206,6 +215,9 @@ impl Running {
     /// closed. What does not end within its time limit is left: the vault's journal holds what it needs.
     pub async fn stop(self) -> Result<(), DaemonError> {
         self.cron.stop().await;
+        if let Some(backups) = &self.backups {
+            backups.stop().await;
+        }
         self.stop_serving.cancel();
         self.serving.wait().await;
         if let Some(keeper) = self.current.get() {

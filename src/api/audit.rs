@@ -16,6 +16,7 @@ pub(super) enum Action {
     ListRecipients,
     AddRecipient,
     RemoveRecipient,
+    Backup,
 }
 
 impl Action {
@@ -34,20 +35,26 @@ impl Action {
             Self::ListRecipients => "list_recipients",
             Self::AddRecipient => "add_recipient",
             Self::RemoveRecipient => "remove_recipient",
+            Self::Backup => "backup",
         }
     }
 }
 
-/// Writes one line of the audit log: who tried what on which organization, and what came of it. `outcome` is `denied`,
-/// the word of another error, or what was done. Nothing that a caller sent is written but a valid organization id.
-pub(super) fn record(peer: &Peer, action: Action, organization: &OrganizationId, outcome: &str) {
+/// Writes one line of the audit log: who tried what on which organization, or on the vault where none is given, and what
+/// came of it. `outcome` is `denied`, the word of another error, or what was done. Nothing that a caller sent is written but a valid organization id.
+pub(super) fn record<'a>(
+    peer: &Peer,
+    action: Action,
+    organization: impl Into<Option<&'a OrganizationId>>,
+    outcome: &str,
+) {
     tracing::event!(
         target: "consentry::audit",
         tracing::Level::INFO,
         caller.uid = peer.uid,
         caller.gid = peer.gid,
         action = action.word(),
-        organization = organization.as_str(),
+        organization = organization.into().map(OrganizationId::as_str),
         outcome,
         "audit"
     );

@@ -8,6 +8,7 @@ mod access;
 mod audit;
 #[cfg(test)]
 mod description;
+mod download;
 mod listener;
 mod peer;
 mod problems;

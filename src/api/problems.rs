@@ -14,6 +14,8 @@ use crate::{
 
 /// The longest `detail`, in characters.
 const MAX_DETAIL: usize = 1000;
+/// When to try again what cannot be done now, where nobody knows better.
+const LATER: Duration = Duration::from_secs(5);
 
 /// A request that is answered with a problem document (RFC 9457).
 #[derive(Debug)]
@@ -30,6 +32,11 @@ impl Refusal {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         let retry_after = (code == Code::Starting).then_some(Duration::from_secs(1));
         Self { code, detail: detail.into(), reason: None, since: None, retry_after }
+    }
+
+    /// A problem of this kind that may be gone in a while.
+    pub(super) fn again(code: Code, detail: impl Into<String>) -> Self {
+        Self { retry_after: Some(LATER), ..Self::new(code, detail) }
     }
 
     /// 400

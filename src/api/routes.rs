@@ -43,6 +43,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/vault/keys", post(vault::rotate_key))
         .route("/v1/vault/recipients", get(vault::recipients))
         .route("/v1/vault/recipients/{recipient}", put(vault::add_recipient).delete(vault::remove_recipient))
+        .route("/v1/vault/backup", get(vault::backup))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(not_found)
@@ -246,6 +247,20 @@ impl Api {
             "user {} may not {} this organization; that takes an [[access]] rule with role {} or higher",
             peer.uid,
             action.word(),
+            word(role)
+        );
+        Err(Refusal::new(Code::Forbidden, detail))
+    }
+
+    /// Whether `peer` may do what needs `role` to everything there is: a rule for some organizations is not enough.
+    pub(super) fn permitted_everywhere(&self, peer: &Peer, role: Role, action: Action) -> Result<(), Refusal> {
+        if matches!(self.0.access.load().scope(peer, role), Reach::All) {
+            return Ok(());
+        }
+        audit::record(peer, action, None, "denied");
+        let detail = format!(
+            "user {} may not do this; that takes an [[access]] rule with role {} for every organization",
+            peer.uid,
             word(role)
         );
         Err(Refusal::new(Code::Forbidden, detail))

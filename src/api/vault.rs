@@ -3,21 +3,24 @@
 use axum::{
     Extension,
     extract::State,
-    http::{StatusCode, Uri},
+    http::{HeaderValue, StatusCode, Uri, header},
+    response::IntoResponse,
 };
+use tokio::sync::oneshot;
 
 use super::{
-    Api, Peer, Reach,
+    Api, Peer,
     audit::{self, Action},
+    download::download,
     problems::Refusal,
     request,
     routes::{Answer, json},
 };
-use crate::{config::Role, wire::Code};
+use crate::{config::Role, serve::Streamed, vault::VaultError, wire::Code};
 
 /// `POST /v1/vault/keys`
 pub(super) async fn rotate_key(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
-    api.permitted_all(&peer, Action::RotateKey)?;
+    api.permitted_everywhere(&peer, Role::Admin, Action::RotateKey)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?;
     let key = api
@@ -33,14 +36,14 @@ pub(super) async fn rotate_key(State(api): State<Api>, Extension(peer): Extensio
 
 /// `GET /v1/vault/recipients`
 pub(super) async fn recipients(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
-    api.permitted_all(&peer, Action::ListRecipients)?;
+    api.permitted_everywhere(&peer, Role::Admin, Action::ListRecipients)?;
     request::no_query(&uri)?;
     Ok(json(StatusCode::OK, &api.keeper()?.recipients().await?))
 }
 
 /// `PUT /v1/vault/recipients/{recipient}`
 pub(super) async fn add_recipient(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
-    api.permitted_all(&peer, Action::AddRecipient)?;
+    api.permitted_everywhere(&peer, Role::Admin, Action::AddRecipient)?;
     let recipient = request::recipient(&uri)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?;
@@ -61,7 +64,7 @@ pub(super) async fn add_recipient(State(api): State<Api>, Extension(peer): Exten
 
 /// `DELETE /v1/vault/recipients/{recipient}`
 pub(super) async fn remove_recipient(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
-    api.permitted_all(&peer, Action::RemoveRecipient)?;
+    api.permitted_everywhere(&peer, Role::Admin, Action::RemoveRecipient)?;
     let recipient = request::recipient(&uri)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?;
@@ -76,17 +79,43 @@ pub(super) async fn remove_recipient(State(api): State<Api>, Extension(peer): Ex
     Ok(json(StatusCode::OK, &recipients))
 }
 
-impl Api {
-    /// Refuses a caller who is not admin of every organization.
-    fn permitted_all(&self, peer: &Peer, action: Action) -> Result<(), Refusal> {
-        if matches!(self.access().scope(peer, Role::Admin), Reach::All) {
-            return Ok(());
+/// `GET /v1/vault/backup`: the backup is made while it is sent.
+pub(super) async fn backup(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
+    api.permitted_everywhere(&peer, Role::Admin, Action::Backup)?;
+    request::no_query(&uri)?;
+    let keeper = api.keeper()?;
+    let (upload, mut download) = download();
+    let (refused, refusal) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let mut upload = upload;
+        match keeper.back_up(&mut upload) {
+            Ok(made) => {
+                upload.finish();
+                audit::record(&peer, Action::Backup, None, "done");
+                tracing::info!(vault.records = made.records, vault.commit = made.sequence, "a backup was taken");
+            }
+            Err(error) => {
+                audit::record(&peer, Action::Backup, None, "failed");
+                tracing::warn!(%error, "a backup could not be taken");
+                // Where nothing was sent yet, the caller is told why.
+                let _too_late = refused.send(error);
+                upload.fail();
+            }
         }
-        audit::record_vault(peer, action, None, "denied");
-        let detail = format!(
-            "user {} may not do this; that takes an [[access]] rule with role admin for all organizations (\"*\")",
-            peer.uid
-        );
-        Err(Refusal::new(Code::Forbidden, detail))
+    });
+    if !download.has_begun().await {
+        let error = refusal.await.map_err(|_| Refusal::internal())?;
+        return Err(refused_because(&error));
+    }
+    let mut response = download.into_body().into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response.extensions_mut().insert(Streamed);
+    Ok(response)
+}
+
+fn refused_because(error: &VaultError) -> Refusal {
+    match error {
+        VaultError::BackupUnderWay => Refusal::again(Code::TooManyRequests, error.to_string()),
+        error => Refusal::again(Code::VaultUnavailable, error.to_string()),
     }
 }

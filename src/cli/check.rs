@@ -6,15 +6,15 @@ use url::Host;
 
 use super::{
     Exit, Failure, Global, parse,
-    print::{Out, Tone},
+    print::{self, Out, Tone},
     status,
 };
 use crate::{
     client::{Client, ClientError},
-    clock::{SharedClock, SystemClock},
+    clock::{Clock, SharedClock, SystemClock},
     config::Config,
     provider::{Finding, Provider, Severity},
-    vault::{Identity, Recipient, Vault, VaultError, recipients_differ},
+    vault::{Identity, Recipient, ScheduledBackups, Vault, VaultError, recipients_differ},
     wire::Status,
 };
 
@@ -48,6 +48,7 @@ pub(super) async fn check(global: &Global, args: CheckArgs, out: &mut Out) -> Re
     check_identity(&config, &mut findings);
     let socket = global.socket.clone().unwrap_or_else(|| config.socket.path.clone());
     check_vault(&config, &global.client_of(socket), &mut findings).await;
+    check_backups(&config, &mut findings);
     check_providers(&config, args.online, &mut findings).await;
     findings.tell(global.json, out)?;
     Ok(if findings.has_errors() { Exit::Failed } else { Exit::Done })
@@ -164,6 +165,24 @@ fn check_vault_at_rest(config: &Config, findings: &mut Findings) {
 fn check_recipients(config: &Config, found: &[Recipient], findings: &mut Findings) {
     for difference in recipients_differ(&config.vault.recipients, found) {
         findings.warn(difference.to_string(), difference.remedy());
+    }
+}
+
+/// How old the newest scheduled backup is.
+fn check_backups(config: &Config, findings: &mut Findings) {
+    let Some(folder) = &config.vault.backup_dir else { return };
+    let now = SystemClock::new().now().wall;
+    match ScheduledBackups::new(folder.clone(), config.vault.backup_keep).newest(now) {
+        Ok(Some(newest)) => {
+            let age = print::span(now.since(newest).as_secs());
+            findings.ok(format!("the newest backup in {} is {age} old", folder.display()));
+        }
+        Ok(None) if config.schedule.backup.is_empty() => {}
+        Ok(None) => findings.warn(
+            format!("there is no backup in {} yet", folder.display()),
+            "the worker makes the first one when it starts; its log says what keeps it from that",
+        ),
+        Err(error) => findings.warn(format!("the backups cannot be looked at: {error}"), ""),
     }
 }
 

@@ -3,6 +3,8 @@
 //! Commands that ask a running worker go through [`crate::client`]; `run`, `demo` and `sandbox` build one. Everything
 //! that is printed goes through `print`, every end of a command through [`Exit`].
 
+mod backup;
+mod bytes;
 mod check;
 mod demo;
 mod exec;
@@ -13,6 +15,7 @@ mod key;
 mod org;
 mod parse;
 mod print;
+mod restore;
 mod sandbox;
 mod shell;
 mod status;
@@ -108,6 +111,10 @@ enum Command {
     /// A new data key, and who can open the vault
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Write an encrypted copy of the vault to a file, while the worker runs
+    Backup(backup::BackupArgs),
+    /// Bring the vault back from a backup, or take it as it is after an older copy was put back
+    Restore(restore::RestoreArgs),
     /// A stand-in for Visma Connect and Dinero's token endpoints, for development
     Sandbox(sandbox::SandboxArgs),
     /// Print a completion script for a shell
@@ -152,6 +159,8 @@ impl Cli {
             Command::Exec(args) => one_thread(exec::exec(&global, args)),
             Command::Status => one_thread(status::status(&global, &mut out)),
             Command::Key(command) => one_thread(key::key(&global, command, &mut out)),
+            Command::Backup(args) => one_thread(backup::backup(&global, args, &mut out)),
+            Command::Restore(args) => restore::restore(&global, &args, &mut out),
             Command::Sandbox(args) => many_threads(sandbox::sandbox(args, &global, &mut out)),
             Command::Completions(args) => shell::completions(&args, &mut out),
             Command::Man => shell::man(&mut out),

@@ -76,6 +76,8 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "exec",
             "status",
             "key",
+            "backup",
+            "restore",
             "sandbox",
             "completions",
             "man"

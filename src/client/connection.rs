@@ -6,7 +6,11 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{
+    Response,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -59,6 +63,14 @@ impl Connections {
             Ok(answer) => Ok(answer),
             Err(_) => Err(hung_up()),
         }
+    }
+
+    /// Sends `call` on a connection of its own, which ends with the answer, and gives the answer with its body still to
+    /// be read.
+    pub(super) async fn stream(&self, call: &Call) -> Result<Response<Incoming>, ClientError> {
+        let mut sender = self.open().await?;
+        sender.ready().await.map_err(|_| hung_up())?;
+        sender.try_send_request(call.request()?).await.map_err(|_| hung_up())
     }
 
     async fn attempt(&self, mut sender: SendRequest<Body>, call: &Call) -> Result<Result<Answer, Broken>, ClientError> {

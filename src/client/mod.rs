@@ -7,6 +7,7 @@
 
 mod answer;
 mod connection;
+mod download;
 mod error;
 mod trust;
 
@@ -20,7 +21,7 @@ use hyper::{Method, Request, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{answer::Answer, connection::Connections};
-pub use self::{error::ClientError, trust::Trust};
+pub use self::{download::Download, error::ClientError, trust::Trust};
 use crate::{
     model::{Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage},
     wire,
@@ -220,6 +221,21 @@ impl Client {
     /// Keeps the owner of this public key from opening the vault as it is from now on; gives all who still can.
     pub async fn remove_recipient(&self, recipient: &str) -> Result<wire::Recipients, ClientError> {
         self.call(Call::new(Method::DELETE, path_of_recipient(recipient)?)).await?.json()
+    }
+
+    /// A backup of the vault, encrypted to its recipients. The worker makes it while it is read; whoever reads nothing of it for
+    /// half a minute is cut off.
+    pub async fn backup(&self) -> Result<Download, ClientError> {
+        let call = Call::get("/v1/vault/backup".into());
+        let seconds = call.limit.as_secs();
+        let answer = tokio::time::timeout(call.limit, self.connections.stream(&call));
+        let timed_out = |_| ClientError::Timeout { path: self.socket().to_owned(), seconds };
+        let answer = answer.await.map_err(timed_out)??;
+        if answer.status().is_success() {
+            return Ok(Download::new(answer.into_body()));
+        }
+        let refusal = tokio::time::timeout(call.limit, Answer::read(answer, call.max_answer));
+        Err(refusal.await.map_err(timed_out)??.problem())
     }
 
     /// `/healthz`: whether the worker says that it lives.

@@ -33,6 +33,10 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
             "vault.backup_dir is set and schedule.backup is not, so no backups are made by themselves".to_owned(),
         );
     }
+    if config.vault.backup_dir.as_ref().is_some_and(|folder| folder.starts_with(&config.vault.path)) {
+        remarks
+            .push("vault.backup_dir is inside vault.path: what is lost with the vault would be its backups".to_owned());
+    }
     let least = config.refresh.timeout + GRACE_MARGIN;
     for provider in config.providers.values() {
         if provider.usage == Usage::OneTime && !provider.grace.is_zero() && provider.grace <= least {

@@ -542,6 +542,16 @@ fn what_is_allowed_and_odd_is_remarked() {
     );
 }
 
+#[test]
+fn backups_that_nobody_makes_or_that_go_with_the_vault_are_remarked() {
+    let config = good("[vault]\npath = \"/v\"\nbackup_dir = \"/v/backups\"\n");
+    let remarks = config.remarks();
+    assert!(remarks.iter().any(|remark| remark.contains("schedule.backup is not")), "{remarks:?}");
+    assert!(remarks.iter().any(|remark| remark.contains("inside vault.path")), "{remarks:?}");
+    let config = good("[vault]\npath = \"/v\"\nbackup_dir = \"/b\"\n[schedule]\nbackup = \"0 30 2 * * *\"\n");
+    assert!(!config.remarks().iter().any(|remark| remark.contains("backup")));
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_and_no_variable_makes_the_reader_panic(

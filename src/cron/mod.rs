@@ -1,6 +1,10 @@
 //! Wake-ups by the clock on the wall. They only wake: what is due is decided from stored state, so that a missed
 //! tick is caught up and a double one does nothing.
 
+mod backup;
+mod due;
+
+pub use backup::BackupSchedule;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 /// Wakes that go on until it is stopped.

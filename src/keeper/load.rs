@@ -13,12 +13,16 @@ use super::{
 };
 use crate::{
     lifecycle::{self, Notice},
-    model::{DoubtReason, Grant, GrantId, Intent, OrganizationId, State},
+    model::{Grant, GrantId, Intent, OrganizationId, State},
     vault::{Change, Stored, VaultError},
 };
 
 /// How many grants in doubt are told of one by one when the vault was loaded; the rest is counted.
 const MOST_REMINDERS: usize = 1000;
+
+/// How many grants that have to be looked at first share a commit: so many that after a restore a million of them are
+/// written in a minute, and so few that whoever asks for one meanwhile waits for milliseconds.
+const DOUBTFUL_AT_ONCE: usize = 256;
 
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
@@ -28,14 +32,15 @@ pub(super) async fn load(shared: Arc<Shared>) {
         return shared.load_failed("the loader died");
     };
     let mut failure = read.err().map(|error| error.to_string());
-    for id in doubtful {
+    for ids in doubtful.chunks(DOUBTFUL_AT_ONCE) {
         if shared.stopping.is_cancelled() {
             return;
         }
-        if let Err(error) = shared.make_slot(id).await {
+        if let Err(error) = shared.make_slots(ids).await {
             failure = failure.or(Some(error.to_string()));
         }
     }
+    shared.tell_doubts();
     // Organizations come last: each finds its grant's slot made.
     let reader = Arc::clone(&shared);
     let organizations = match blocking(move || reader.load_organizations()).await {
@@ -50,9 +55,18 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
         shared.tell_strays();
-        shared.tell_doubts();
         shared.reconsider_doubts().await;
     }
+}
+
+/// A grant with what start found out about it.
+struct Judged {
+    grant: Grant,
+    /// The commit that it was read from.
+    sequence: u64,
+    intent: Option<Intent>,
+    /// Whether the grant is changed by that and has to be written.
+    is_changed: bool,
 }
 
 impl Shared {
@@ -115,7 +129,8 @@ impl Shared {
             }
             // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.
             let perhaps = intents_read.is_err() && grant.is_one_time();
-            if perhaps || intents.contains(&grant.id) || grant.epoch < self.vault.epoch() {
+            let outdated = grant.epoch < self.vault.epoch() && grant.is_one_time();
+            if perhaps || intents.contains(&grant.id) || outdated {
                 doubtful.push(grant.id);
             } else {
                 self.add(grant, stored.sequence, None);
@@ -167,29 +182,65 @@ impl Shared {
     /// Makes the slot of a grant, after what start found out about it is durable: a crash in the middle of an
     /// exchange, or a vault that went back in time.
     async fn make_slot(&self, id: GrantId) -> Result<Arc<Slot>, KeeperError> {
+        self.make_slots(&[id]).await?;
+        self.index.slot(id).ok_or(KeeperError::Starting)
+    }
+
+    /// As [`make_slot`](Self::make_slot), for several in as few commits as they fit in. One that cannot be made keeps none
+    /// of the others from it.
+    async fn make_slots(&self, ids: &[GrantId]) -> Result<(), KeeperError> {
         let _making = self.making.lock().await;
-        if let Some(slot) = self.index.slot(id) {
-            return Ok(slot);
+        let (mut judged, mut failure) = (Vec::with_capacity(ids.len()), None);
+        for id in ids.iter().filter(|id| self.index.slot(**id).is_none()) {
+            match self.judge(*id) {
+                Ok(one) => judged.push(one),
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
-        // Read here and not before, so that what is written below is never older than what is there.
+        let (changed, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.is_changed);
+        for Judged { grant, sequence, intent, .. } in as_stored {
+            self.add(&grant, sequence, intent.as_ref());
+        }
+        // A commit holds only so much: what does not fit is halved until it does.
+        let mut parts = vec![changed];
+        while let Some(mut part) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let changes = part.iter().map(|one| Change::PutGrant(Box::new(one.grant.clone()))).collect();
+            match self.vault.commit(changes).await {
+                Ok(sequence) => self.add_judged(part, sequence),
+                Err(VaultError::TooLarge { .. }) if part.len() > 1 => {
+                    parts.push(part.split_off(part.len() / 2));
+                    parts.push(part);
+                }
+                Err(error) => failure = failure.or_else(|| Some(self.vault_failed(&error))),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// What start finds out about a grant. Read here and not before, so that what is written is never older than what
+    /// is there.
+    fn judge(&self, id: GrantId) -> Result<Judged, KeeperError> {
         let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
         let stored = stored.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
-        let Stored { value: mut grant, mut sequence } = stored;
+        let Stored { value: mut grant, sequence } = stored;
         if !self.lane_of.contains_key(&grant.provider) {
             return Err(KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()));
         }
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         let now = self.now().wall;
         let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
-        let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), DoubtReason::Restored, now);
-        let notice = crashed.or(outdated);
-        if let Some(notice) = notice {
-            let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
-            sequence = commit.map_err(|error| self.vault_failed(&error))?;
-            self.tell(&grant, notice);
+        let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), self.vault.epoch_reason(), now);
+        Ok(Judged { grant, sequence, intent, is_changed: crashed.or(outdated).is_some() })
+    }
+
+    /// What was found out about these grants is durable.
+    fn add_judged(&self, judged: Vec<Judged>, sequence: u64) {
+        for Judged { grant, intent, .. } in judged {
+            self.add(&grant, sequence, intent.as_ref());
         }
-        self.add(&grant, sequence, intent.as_ref());
-        self.index.slot(grant.id).ok_or(KeeperError::Starting)
     }
 
     /// Puts a stored grant's slot in the index; nothing where its provider is not configured or it is there already.

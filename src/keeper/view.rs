@@ -54,7 +54,7 @@ impl Keeper {
                 data_key: stats.data_key,
                 rekey_progress: rekeying.as_ref().map(Rekeying::progress),
                 rekey_problem: rekeying.and_then(|rekeying| rekeying.problem),
-                last_backup_at: None,
+                last_backup_at: shared.vault.last_backup_at(),
             },
         }
     }

@@ -124,4 +124,6 @@ families! {
     vault_strays: Gauge = "consentry_vault_strays",
     /// Share of records under the current data key while they are sealed anew; 1 when all are.
     vault_rekey_progress: Gauge = "consentry_vault_rekey_progress",
+    /// When the last backup that was completed was begun; 0 where none is known.
+    backup_last_success: Gauge = "consentry_backup_last_success_timestamp_seconds",
 }

@@ -23,7 +23,10 @@ use self::{
     families::{FAMILIES, describe_all},
     series::ProviderTable,
 };
-use crate::{model::ProviderName, wire::Code};
+use crate::{
+    model::{ProviderName, Timestamp},
+    wire::Code,
+};
 
 /// Fetches: in memory as a rule, a vault read at times, an exchange now and then.
 const FETCH_BUCKETS: [f64; 14] =
@@ -57,6 +60,7 @@ struct Inner {
     vault_records: Gauge,
     vault_strays: Gauge,
     vault_rekey_progress: Gauge,
+    backup_last_success: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
     expiring: Mutex<Vec<ExpiringSeries>>,
 }
@@ -86,6 +90,7 @@ impl Metrics {
             vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
             vault_rekey_progress: FAMILIES.vault_rekey_progress.gauge(&recorder, &[]),
+            backup_last_success: FAMILIES.backup_last_success.gauge(&recorder, &[]),
             expiring: Mutex::default(),
             recorder,
         }));
@@ -151,6 +156,11 @@ impl Metrics {
     /// Sets which share of the records is under the current data key, from 0 to 1.
     pub fn set_rekey_progress(&self, share: f64) {
         self.0.vault_rekey_progress.set(share);
+    }
+
+    /// A backup that was begun at that time is complete.
+    pub fn backed_up(&self, begun_at: Timestamp) {
+        self.0.backup_last_success.set(float(u64::try_from(begun_at.as_seconds()).unwrap_or(0)));
     }
 
     /// Sets how many deliveries to webhooks are still to be made.

@@ -11,13 +11,22 @@ use std::{
     future::{Future, poll_fn},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{http::Request, response::Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use axum::{
+    body::{Body, Bytes},
+    http::Request,
+    response::Response,
+};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -137,8 +146,12 @@ where
         let activity = &activity;
         async move {
             let response = answered.await;
-            activity.request_ended();
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(if response.extensions().get::<Streamed>().is_some() {
+                response.map(|body| Body::new(UntilWritten { body, activity: Arc::clone(activity) }))
+            } else {
+                activity.request_ended();
+                response
+            })
         }
     });
     let mut connection = pin!(
@@ -159,6 +172,35 @@ where
     }
 }
 
+/// Marks a response whose body is made while it is sent: the request ends with its last byte, and until then the caller need send
+/// nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streamed;
+
+/// A body whose request ends when it is dropped.
+struct UntilWritten {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl hyper::body::Body for UntilWritten {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+}
+
+impl Drop for UntilWritten {
+    fn drop(&mut self) {
+        self.activity.request_ended();
+    }
+}
+
 /// Runs `answer`; if it panics, `otherwise` makes the answer, so that the connection and all others go on.
 pub(crate) async fn catching_panics(
     answer: impl Future<Output = Response>,
@@ -168,7 +210,7 @@ pub(crate) async fn catching_panics(
     // Nothing of the future is looked at after a panic, so that no broken state can be seen.
     let outcome = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(context))) {
         Ok(poll) => poll.map(Some),
-        Err(_) => std::task::Poll::Ready(None),
+        Err(_) => Poll::Ready(None),
     });
     outcome.await.unwrap_or_else(otherwise)
 }

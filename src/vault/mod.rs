@@ -16,6 +16,9 @@
 //! | `db/` | the engine's files |
 //! | `LOCK` | locked while a process has the vault open; holds that process's id |
 //!
+//! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
+//! copy was put back; both begin a new epoch, which the vault keeps and of which it draws no conclusions.
+//!
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 

@@ -19,8 +19,8 @@ use crate::harness::{
 const RELOADED: &str = "configuration and secrets were read again";
 const NOT_RELOADED: &str = "the old one stays in force";
 
-/// Every metric of the contract, but that of backups, which are not made yet.
-const METRICS: [&str; 25] = [
+/// Every metric of the contract.
+const METRICS: [&str; 26] = [
     "consentry_build_info",
     "consentry_organizations",
     "consentry_consents_expiring",
@@ -46,6 +46,7 @@ const METRICS: [&str; 25] = [
     "consentry_vault_records",
     "consentry_vault_strays",
     "consentry_vault_rekey_progress",
+    "consentry_backup_last_success_timestamp_seconds",
 ];
 
 fn pair() -> (Stand, Worker) {
@@ -257,6 +258,7 @@ fn every_metric_is_there_from_the_start_and_moves_with_what_happens() {
         "consentry_fetch_duration_seconds_count 0".to_owned(),
         "consentry_webhook_pending 0".to_owned(),
         "consentry_organization_series_dropped 0".to_owned(),
+        "consentry_backup_last_success_timestamp_seconds 0".to_owned(),
     ];
     let outcomes = [
         "ok",

@@ -2,6 +2,7 @@
 
 mod alive;
 mod api;
+mod backup;
 mod cli;
 mod docs;
 mod fleet;

@@ -44,6 +44,7 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("POST", "/v1/organizations/481001/pause", Role::Operate),
         call("POST", "/v1/organizations/481001/resume", Role::Operate),
         call("GET", "/v1/status", Role::Operate),
+        call("GET", "/v1/vault/backup", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one", Role::Admin),
         call("GET", "/v1/vault/recipients", Role::Admin),
         call("PUT", OTHER_RECIPIENT, Role::Admin),
@@ -233,6 +234,7 @@ fn a_caller_without_a_rule_does_not_learn_what_is_wrong_with_a_request() {
         ("PUT", "/v1/organizations/481001", "{\"provider\":\"no-such-one\",\"api_key\":\"x\"}"),
         ("DELETE", "/v1/organizations/481001?revoke=x", ""),
         ("GET", "/v1/status?x=y", ""),
+        ("GET", "/v1/vault/backup?x=y", ""),
     ] {
         assert_forbidden(&ask(&worker, &nobody, method, path, body), path);
     }

@@ -60,8 +60,8 @@ impl Tee {
         }
         if let Err(error) = batches.iter().try_for_each(|batch| state.take(batch, engine)) {
             // What was kept is of no use any more.
-            *state =
-                State { failed: Some(error), ..Self::new(0).0.into_inner().unwrap_or_else(PoisonError::into_inner) };
+            (state.batches, state.touched) = (Vec::new(), HashMap::new());
+            state.failed = Some(error);
         }
     }
 

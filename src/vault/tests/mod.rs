@@ -3,6 +3,7 @@
 
 mod back;
 mod backup;
+mod backup_parts;
 mod damage;
 mod killed;
 mod recipients;

@@ -301,6 +301,13 @@ impl Worker {
         Output { status, stdout: out.join().expect("no panic"), stderr: err.join().expect("no panic") }
     }
 
+    /// Starts another command of the binary, whose standard output is for the test to read.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = consentry(&self.config);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("the binary starts")
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the worker runs");

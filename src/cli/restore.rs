@@ -1,0 +1,126 @@
+use std::{
+    io::{self, Read},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    Exit, Failure, Global,
+    bytes::Moved,
+    parse::{self, Source},
+    print::Out,
+};
+use crate::{
+    config::{Config, VaultConfig},
+    vault::{Accepted, Gap, Identity, Restored, Vault, VaultError},
+};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "No worker may run. On a new machine it takes the configuration, the identity that it names (one that the backup is\n\
+    encrypted to) and the backup. Every one-time grant is in doubt afterwards, reason restored: its token may have been\n\
+    spent since the backup, and spending it again would end the consent. It is served while its access token lives; then\n\
+    `consentry org resolve` says what to do with it. Others just go on.\n\n\
+    Examples:\n  consentry restore /mnt/backup/consentry.age\n  ssh elsewhere cat consentry.age | consentry restore -\n  \
+    consentry restore --in-place      # after a snapshot of the volume was put back"
+)]
+pub(super) struct RestoreArgs {
+    /// The backup; - for standard input
+    #[arg(value_name = "FILE", required_unless_present = "in_place")]
+    file: Option<Source>,
+    /// Take the vault that is there as it is, after an older copy of its files was put back
+    #[arg(long, conflicts_with = "file")]
+    in_place: bool,
+}
+
+/// `consentry restore`
+pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Result<Exit, Failure> {
+    let config = global.load()?;
+    let vault = &config.vault;
+    let identity = Identity::read(&vault.identity_file).map_err(|error| Failure::of_vault(&error, &vault.path))?;
+    if let Some(file) = &args.file {
+        let restored = bring_back(&config, &identity, file)?;
+        tell_restored(&restored, &vault.path, global.json, out)?;
+    } else {
+        let accepted = Vault::accept(vault, &identity).map_err(|error| Failure::of_vault(&error, &vault.path))?;
+        tell_accepted(&accepted, &vault.path, global.json, out)?;
+    }
+    if !global.json {
+        if let Some(owner) = other_owner(&vault.path) {
+            let path = vault.path.display();
+            out.line(format_args!("its files are root's, in a folder of user {owner}'s: chown -R {owner} {path}"))?;
+        }
+        out.line("next: consentry check && consentry run")?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Whom the folder around the vault belongs to, where root has made a vault that is as a rule not root's to use.
+fn other_owner(vault: &Path) -> Option<u32> {
+    let owner = |path: &Path| path.metadata().ok().map(|about| about.uid());
+    let around = vault.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    owner(around).filter(|around| owner(vault) == Some(0) && *around != 0)
+}
+
+fn bring_back(config: &Config, identity: &Identity, file: &Source) -> Result<Restored, Failure> {
+    let VaultConfig { path, .. } = &config.vault;
+    let (input, length): (Box<dyn Read>, _) = match file {
+        Source::Stdin => (Box::new(io::stdin().lock()), None),
+        Source::File(file) => {
+            let cannot = |error| Failure::failed(format!("cannot read {}: {error}", file.display()));
+            let opened = parse::open(file).map_err(cannot)?;
+            let metadata = opened.metadata().map_err(cannot)?;
+            (Box::new(opened), metadata.is_file().then_some(metadata.len()))
+        }
+    };
+    let moved = Moved::new(length);
+    let restored = Vault::restore(&config.vault, identity, input, &mut |bytes| moved.add(bytes));
+    moved.end();
+    restored.map_err(|error| match error {
+        VaultError::AlreadyThere { .. } => Failure::of_vault(&error, path).with_hint(
+            "none is ever overwritten: move its folder away first; where it is itself an older copy that was put back, use \
+             consentry restore --in-place",
+        ),
+        VaultError::BackupUnusable { .. } => Failure::failed(error.to_string()),
+        _ => Failure::of_vault(&error, path),
+    })
+}
+
+fn tell_restored(restored: &Restored, path: &Path, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let Restored { begun_at, grants, organizations, .. } = restored;
+    if json {
+        return out.json(&json!({
+            "vault": path, "backed_up_at": begun_at, "grants": grants, "organizations": organizations,
+        }));
+    }
+    out.line(format_args!(
+        "restored {} as of {begun_at}: {organizations} organizations, {grants} grants; those with one-time tokens are in doubt",
+        path.display()
+    ))
+}
+
+fn tell_accepted(accepted: &Accepted, path: &Path, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let Accepted { gap, grants, .. } = accepted;
+    if json {
+        let missing = match gap {
+            Gap::Unknown => json!(null),
+            Gap::Commits(first, last) => json!({ "first": first, "last": last }),
+            Gap::After(last) => json!({ "first": last + 1, "last": null }),
+        };
+        return out.json(&json!({ "vault": path, "grants": grants, "missing_commits": missing }));
+    }
+    out.line(format_args!(
+        "accepted {} as it is: {grants} grants; those with one-time tokens are in doubt",
+        path.display()
+    ))?;
+    let gone = match gap {
+        Gap::Unknown => "whatever was committed after this copy was made is gone".to_owned(),
+        Gap::Commits(first, last) if first == last => format!("commit {first} is gone"),
+        Gap::Commits(first, last) => format!("commits {first} to {last} are gone"),
+        Gap::After(last) => format!("commits after {last}, if there were any, are gone"),
+    };
+    out.line(format_args!("{gone}; organizations enrolled since then have to be enrolled again"))
+}
