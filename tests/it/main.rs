@@ -8,5 +8,6 @@ mod fleet;
 mod harness;
 mod lifecycle;
 mod oidc;
+mod resolve;
 mod roles;
 mod secrets;
