@@ -427,6 +427,7 @@ async fn a_request_of_the_grace_must_leave_before_it_ends() {
     world.issuer.next_is(silence());
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    world.clock.advance(Duration::from_secs(5));
     world.keeper.shared.exchange_and_wait(&slot, None).await.expect("within the grace");
     // 60 s grace − 10 s time limit − 2 s.
     assert_eq!(*world.issuer.not_after.lock().expect("whole"), Some(first + Duration::from_secs(48)));
