@@ -43,7 +43,9 @@ impl World {
 
     /// As if the vault had come back from a backup.
     async fn from_a_backup(organization: &str) -> Self {
-        let world = Self::with(IDLE).await;
+        let world = Self::with(KeepWarm::Always).await;
+        // A person who has given nothing else: whatever keeps it from being tried, it is not that.
+        world.issuer.subjects.lock().expect("whole").insert(format!("one-{organization}"), "alice".into());
         world.enrol(organization, &format!("one-{organization}")).await.expect("enrolled");
         world.store_state(organization, crate::model::State::InDoubt(crate::model::DoubtReason::Restored)).await;
         world.restarted().await
