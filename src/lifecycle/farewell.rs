@@ -16,7 +16,9 @@ pub const GRAVE_KEPT: Duration = Duration::from_hours(400 * 24);
 /// (rule 13 of the design): its fingerprints, and no secret. `None` where no token of it is spent. `sent`: an intent was
 /// open, so that the current token may be spent as well.
 pub fn grave(grant: &Grant, sent: bool, id: GrantId, now: Timestamp) -> Option<Grant> {
-    let perhaps_spent = sent || matches!(grant.state, State::InDoubt(_));
+    // One that is lost may have been given up while it was in doubt.
+    let dead = grant.state == State::Lost && grant.is_one_time();
+    let perhaps_spent = sent || dead || matches!(grant.state, State::InDoubt(_));
     let current = perhaps_spent.then_some(grant.fingerprint).filter(|current| !grant.spent.contains(current));
     let mut remembered = grant.spent.clone();
     remembered.extend(current);
@@ -86,7 +88,10 @@ mod tests {
         assert_eq!(buried(&grant, false), Some(grant.spent.clone()));
         grant.state = State::InDoubt(DoubtReason::Restored);
         assert_eq!(buried(&grant, false).map(|spent| spent.len()), Some(3));
-        assert_eq!(buried(&key_grant(), false), None);
+        grant.state = State::Lost;
+        assert_eq!(buried(&grant, false).map(|spent| spent.len()), Some(3), "given up, perhaps while in doubt");
+        let lost_key = Grant { state: State::Lost, ..key_grant() };
+        assert_eq!((buried(&key_grant(), false), buried(&lost_key, false)), (None, None));
         assert!(!is_grave(&grant));
     }
 
