@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(20);
 
 /// Why a worker could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,9 @@ pub enum DaemonError {
     /// The process cannot take its signals.
     #[error("cannot take over the process's signals: {0}")]
     Signals(std::io::Error),
+    /// An exchange does not end, so that no other configuration can be put in force beside it.
+    #[error("an exchange under way did not end; the worker has to be started anew to take another configuration")]
+    Undrained,
     /// A task that opened or closed the vault died.
     #[error("opening or closing the vault died; this is a fault of the worker")]
     Died,
@@ -221,7 +224,7 @@ impl Running {
         self.stop_serving.cancel();
         self.serving.wait().await;
         if let Some(keeper) = self.current.get() {
-            let patience = self.config.lock().unwrap_or_else(PoisonError::into_inner).refresh.timeout + DRAIN;
+            let patience = drain_limit(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
             if tokio::time::timeout(patience, keeper.drain()).await.is_err() {
                 tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
             }
@@ -234,6 +237,8 @@ impl Running {
     /// the same vault, after the old one's exchanges have ended. Until then living tokens are served, and whoever wants
     /// more is told `starting`.
     ///
+    /// An exchange that does not end in time is [`DaemonError::Undrained`], after which only a restart helps.
+    ///
     /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
     pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
         let providers = providers(&config, &self.clock)?;
@@ -244,7 +249,8 @@ impl Running {
         self.api.set_access(access(&config));
         // The old keeper serves living tokens until the new one is there, and takes no other work any more.
         if let Some(keeper) = self.current.get() {
-            keeper.drain().await;
+            let drained = tokio::time::timeout(drain_limit(&before), keeper.drain()).await;
+            drained.map_err(|_| DaemonError::Undrained)?;
         }
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
@@ -257,6 +263,11 @@ impl Running {
     pub fn is_ready(&self) -> bool {
         self.current.get().is_some_and(|keeper| keeper.is_ready())
     }
+}
+
+/// How long the exchanges under way may take to end.
+fn drain_limit(config: &Config) -> Duration {
+    config.refresh.timeout + DRAIN
 }
 
 fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
@@ -295,6 +306,11 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         };
         match reloaded {
             Ok(()) => tracing::info!("configuration and secrets were read again"),
+            // Two keepers must never be at work on one vault. The journal holds what a start needs.
+            Err(error @ DaemonError::Undrained) => {
+                tracing::error!(%error, "the worker ends");
+                return Err(error);
+            }
             Err(error) => tracing::error!(%error, "the new configuration is not used; the old one stays in force"),
         }
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Now,
     lifecycle::{self, DoubtfulTry, FROZEN_RETRY},
-    model::{Credential, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, State},
+    model::{Credential, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
     provider::Exchange,
     vault::Change as VaultChange,
 };
@@ -276,7 +276,7 @@ pub(super) fn first_organization(grant: &Grant) -> &str {
 /// One line for each exchange. Of an enrolment that is under way, the organization is not the grant's yet: its own
 /// lines are the audit log's.
 fn log_outcome(grant: &Grant, outcome: &ExchangeOutcome, took: Duration) {
-    let organization = grant.organizations.first().map(|id| id.as_str());
+    let organization = grant.organizations.first().map(OrganizationId::as_str);
     let enrolling = grant.organizations.is_empty().then_some(true);
     let provider = grant.provider.as_str();
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

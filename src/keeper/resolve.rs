@@ -32,7 +32,7 @@ impl Keeper {
         if let Some(flight) = under_way(&slot) {
             let _ = tokio::time::timeout(shared.exchange_limit(), flight.ended()).await;
         }
-        shared.may_resolve(&slot)?;
+        may_resolve(slot.brief().state)?;
         match resolution {
             Resolution::Retry => shared.retry(&slot).await?,
             Resolution::Abandon => shared.abandon(&slot).await?,
@@ -47,14 +47,14 @@ fn under_way(slot: &Slot) -> Option<Flight> {
     state.flight.clone().filter(|_| state.queued.is_none())
 }
 
-impl Shared {
-    fn may_resolve(&self, slot: &Slot) -> Result<(), KeeperError> {
-        match slot.brief().state {
-            State::InDoubt(_) | State::Lost => Ok(()),
-            state => Err(KeeperError::NotInDoubt { state: state.word() }),
-        }
+const fn may_resolve(state: State) -> Result<(), KeeperError> {
+    match state {
+        State::InDoubt(_) | State::Lost => Ok(()),
+        state => Err(KeeperError::NotInDoubt { state: state.word() }),
     }
+}
 
+impl Shared {
     async fn retry(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
         let brief = slot.brief();
         if brief.paused {
@@ -79,9 +79,7 @@ impl Shared {
             // It was sent in this very moment; what comes back may make all of this needless.
             return Err(KeeperError::ProviderUnavailable { reason: "no_answer", retry_after: FROZEN_RETRY });
         }
-        if !matches!(grant.state, State::InDoubt(_) | State::Lost) {
-            return Err(KeeperError::NotInDoubt { state: grant.state.word() });
-        }
+        may_resolve(grant.state)?;
         let notice = lifecycle::abandoned(&mut grant, self.now().wall);
         let changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::DeleteIntent(grant.id)];
         let sequence = self.vault.commit(changes).await.map_err(|error| self.vault_failed(&error))?;

@@ -371,6 +371,18 @@ mod tests {
     }
 
     #[test]
+    fn who_is_awaited_goes_first_then_who_was_fetched_then_who_lapses_sooner() {
+        let place = |urgency, lapses, grant| Place { urgency, lapses, grant: GrantId::from_bytes([grant; 16]) };
+        let in_order = [
+            place(Urgency::Awaited, 9, 9),
+            place(Urgency::Fetched, 8, 8),
+            place(Urgency::Idle, 1, 7),
+            place(Urgency::Idle, 2, 1),
+        ];
+        assert!(in_order.is_sorted());
+    }
+
+    #[test]
     fn a_token_has_lapsed_when_either_clock_says_so() {
         let wall = Timestamp::from_millis(1_000_000);
         let access = BriefAccess {

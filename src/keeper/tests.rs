@@ -78,6 +78,8 @@ struct Issuer {
     panics: AtomicBool,
     /// What everybody is answered.
     outage: Mutex<Option<ExchangeOutcome>>,
+    /// Whether the last request wanted a connection of its own.
+    fresh: AtomicBool,
     /// When the last request had to leave.
     not_after: Mutex<Option<Duration>>,
 }
@@ -140,6 +142,7 @@ impl TokenEndpoint for Issuer {
             let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
             self.most_at_once.fetch_max(now, Ordering::SeqCst);
             let secret = exchange.credential.secret().expose().to_owned();
+            self.fresh.store(exchange.fresh_connection, Ordering::SeqCst);
             *self.not_after.lock().expect("whole") = exchange.not_after;
             self.sent.lock().expect("whole").push(secret.clone());
             let delay = *self.delay.lock().expect("whole");

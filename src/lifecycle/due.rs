@@ -182,6 +182,14 @@ mod tests {
     }
 
     #[test]
+    fn a_consent_past_its_end_is_refreshed_like_any_other() {
+        let mut grant = consent_grant();
+        grant.consent.as_mut().expect("consent").expires_at = Some(now().wall - HOUR * 24 * 30);
+        assert_eq!(due_in(&grant, None, &policy(), Fleet::default()), Some(HOUR.mul_f64(0.75)));
+        assert_eq!(grant.state, State::Active);
+    }
+
+    #[test]
     fn jitter_stays_within_a_tenth_and_before_the_end() {
         let access = key_grant().access.expect("has one");
         assert_eq!(refresh_after(&access, &policy(), 0.0), HOUR.mul_f64(0.675));

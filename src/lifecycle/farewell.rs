@@ -16,20 +16,22 @@ pub const GRAVE_KEPT: Duration = Duration::from_hours(400 * 24);
 /// (rule 13 of the design): its fingerprints, and no secret. `None` where no token of it is spent. `sent`: an intent was
 /// open, so that the current token may be spent as well.
 pub fn grave(grant: &Grant, sent: bool, id: GrantId, now: Timestamp) -> Option<Grant> {
-    let perhaps_spent = sent || matches!(grant.state, State::InDoubt(_));
+    // One that is lost may have been given up while it was in doubt.
+    let dead = grant.state == State::Lost && grant.is_one_time();
+    let perhaps_spent = sent || dead || matches!(grant.state, State::InDoubt(_));
     let current = perhaps_spent.then_some(grant.fingerprint).filter(|current| !grant.spent.contains(current));
-    let mut spent = grant.spent.clone();
-    spent.extend(current);
-    if spent.is_empty() {
+    let mut remembered = grant.spent.clone();
+    remembered.extend(current);
+    if remembered.is_empty() {
         return None;
     }
-    let fingerprint = spent.remove(0);
+    let fingerprint = remembered.remove(0);
     Some(Grant {
         id,
         provider: grant.provider.clone(),
         credential: Credential::RefreshToken(Secret::new("")),
         fingerprint,
-        spent,
+        spent: remembered,
         client: None,
         access: None,
         state: State::Lost,
@@ -86,7 +88,10 @@ mod tests {
         assert_eq!(buried(&grant, false), Some(grant.spent.clone()));
         grant.state = State::InDoubt(DoubtReason::Restored);
         assert_eq!(buried(&grant, false).map(|spent| spent.len()), Some(3));
-        assert_eq!(buried(&key_grant(), false), None);
+        grant.state = State::Lost;
+        assert_eq!(buried(&grant, false).map(|spent| spent.len()), Some(3), "given up, perhaps while in doubt");
+        let lost_key = Grant { state: State::Lost, ..key_grant() };
+        assert_eq!((buried(&key_grant(), false), buried(&lost_key, false)), (None, None));
         assert!(!is_grave(&grant));
     }
 
@@ -98,13 +103,14 @@ mod tests {
         grant.refreshed_at = None;
         grant.state = State::Failing(FailingReason::Unverified);
         let after = |grant: &Grant, sent, passed| may_go(grant, sent, now().wall + passed);
-        assert!(!after(&grant, false, UNSPENT_KEPT - Duration::from_secs(1)));
+        let before = |grant: &Grant, passed| may_go(grant, false, now().wall + passed - Duration::from_secs(1));
+        assert!(!before(&grant, UNSPENT_KEPT));
         assert!(after(&grant, false, UNSPENT_KEPT));
         assert!(!after(&grant, true, UNSPENT_KEPT), "it may be spent");
         grant.refreshed_at = Some(now().wall);
         assert!(!after(&grant, false, UNSPENT_KEPT), "an answer without a token shows nothing");
         grant.spent.push(Fingerprint([5; 16]));
-        assert!(!after(&grant, false, UNFINISHED_KEPT - Duration::from_secs(1)));
+        assert!(!before(&grant, UNFINISHED_KEPT));
         assert!(after(&grant, false, UNFINISHED_KEPT));
         grant.state = State::Lost;
         assert!(after(&grant, false, UNSPENT_KEPT));

@@ -285,13 +285,14 @@ fn an_issuer_that_is_down_refuses_nothing() {
 }
 
 #[test]
-fn a_consent_that_was_withdrawn_is_lost_and_its_spent_token_is_not_sent_again() {
+fn a_consent_that_was_given_up_is_lost_and_its_spent_token_is_not_sent_again() {
     let (stand, worker) = pair(3600);
     let token = stand.consent("anders", Usage::OneTime, &["482001", "482002"]);
     worker.enrol("482001", &consent(&token));
-    // Somebody else's good exchange shows that the refusal is about this one.
-    worker.enrol("481001", &consent(&stand.consent("birgit", Usage::Reuse, &["481001"])));
-    assert!(stand.issuer().withdraw(stand.now(), "anders"));
+    stand.fault(Fault::once(FaultKind::DropAfter));
+    assert_problem(&worker.post("/v1/organizations/482001/token/refresh", &[]), 409, "in_doubt");
+    let give_up = "{\"action\":\"abandon\"}";
+    assert_eq!(worker.request("POST", "/v1/organizations/482001/resolve", JSON, give_up).status, 200);
 
     let lost = worker.post("/v1/organizations/482001/token/refresh", &[]);
     assert_problem(&lost, 409, "consent_lost");

@@ -244,6 +244,7 @@ fn check_looks_where_the_socket_will_be() {
 #[case(&["org", "remove", "--yes", "1"])]
 #[case(&["org", "pause", "1"])]
 #[case(&["org", "resume", "1"])]
+#[case(&["org", "resolve", "1", "--abandon"])]
 #[case(&["import", "/dev/null"])]
 #[case(&["token", "1"])]
 #[case(&["refresh", "1"])]

@@ -10,5 +10,6 @@ mod harness;
 mod keys;
 mod lifecycle;
 mod oidc;
+mod resolve;
 mod roles;
 mod secrets;

@@ -43,7 +43,9 @@ impl World {
 
     /// As if the vault had come back from a backup.
     async fn from_a_backup(organization: &str) -> Self {
-        let world = Self::with(IDLE).await;
+        let world = Self::with(KeepWarm::Always).await;
+        // A person who has given nothing else: whatever keeps it from being tried, it is not that.
+        world.issuer.subjects.lock().expect("whole").insert(format!("one-{organization}"), "alice".into());
         world.enrol(organization, &format!("one-{organization}")).await.expect("enrolled");
         world.store_state(organization, crate::model::State::InDoubt(crate::model::DoubtReason::Restored)).await;
         world.restarted().await
@@ -427,6 +429,7 @@ async fn a_request_of_the_grace_must_leave_before_it_ends() {
     world.issuer.next_is(silence());
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    world.clock.advance(Duration::from_secs(5));
     world.keeper.shared.exchange_and_wait(&slot, None).await.expect("within the grace");
     // 60 s grace − 10 s time limit − 2 s.
     assert_eq!(*world.issuer.not_after.lock().expect("whole"), Some(first + Duration::from_secs(48)));

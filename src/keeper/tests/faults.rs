@@ -351,3 +351,80 @@ async fn an_organization_that_is_removed_while_its_labels_change_does_not_come_b
     let stored = world.vault.organization(&org("a")).expect("read").is_some();
     assert_eq!(stored, world.keeper.show(&org("a")).await.is_ok(), "what is stored is what is served");
 }
+
+#[tokio::test]
+async fn a_rotated_token_that_could_not_be_stored_is_not_served() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.clock.advance(Duration::from_mins(30));
+    let gate = world.issuer.closes();
+    let keeper = world.keeper.clone();
+    let refreshing = tokio::spawn(async move { keeper.refresh(&org("a"), None).await });
+    world.until(|world| world.issuer.count() == 2).await;
+    world.vault.poison_for_test();
+    gate.add_permits(1);
+    assert_eq!(code(refreshing.await.expect("whole")), Code::VaultUnavailable);
+    let served = world.fetch("a").await.expect("the one before lives");
+    assert_eq!(
+        (served.token.access_token.as_str(), served.token.degraded.as_deref()),
+        ("at-1", Some("vault_unavailable"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_about_to_be_sent_is_in_the_vault_before_it_is_sent_and_on_a_connection_of_its_own() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.enrol("b", "key-b").await.expect("enrolled");
+    assert!(!world.issuer.fresh.load(Ordering::SeqCst), "a key is not spent");
+    world.clock.advance(HOUR * 2);
+    let gate = world.issuer.closes();
+    let keeper = world.keeper.clone();
+    let fetching = tokio::spawn(async move { keeper.token(&org("a"), Duration::ZERO).await });
+    world.until(|world| world.issuer.count() == 3).await;
+    let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
+    let intent = world.vault.intent(slot.id).expect("read").expect("written");
+    assert_eq!(intent.fingerprint, world.vault.fingerprint(&Secret::new("one-1-one-a")));
+    assert!(world.issuer.fresh.load(Ordering::SeqCst));
+    gate.add_permits(1);
+    fetching.await.expect("whole").expect("served");
+    assert_eq!(world.vault.intent(slot.id).expect("read"), None);
+}
+
+#[tokio::test]
+async fn what_was_changed_during_an_exchange_is_kept_with_its_answer() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    world.clock.advance(HOUR * 2);
+    let gate = world.issuer.closes();
+    let keeper = world.keeper.clone();
+    let fetching = tokio::spawn(async move { keeper.token(&org("a"), Duration::ZERO).await });
+    world.until(|world| world.issuer.count() == 2).await;
+    world.keeper.enrol(org("b"), unverified("one-a")).await.expect("joined");
+    world.keeper.set_paused(&org("a"), true).await.expect("paused");
+    gate.add_permits(1);
+    assert_eq!(code(fetching.await.expect("whole")), Code::Paused);
+    let shown = world.keeper.set_paused(&org("a"), false).await.expect("resumed");
+    assert_eq!((shown.state.as_ref(), shown.shares_grant_with), ("active", vec![org("b")]));
+    assert_eq!(world.fetch("b").await.expect("served").token.access_token, "at-2");
+    assert_eq!(world.vault.stats().strays, 0);
+}
+
+#[tokio::test]
+async fn what_callers_force_gets_a_fifth_of_the_budget() {
+    // Sixty a minute are twelve that callers may force: one in five seconds.
+    let config = ProviderConfig { max_per_minute: 60, ..provider_config() };
+    let world = World::of(IDLE, vec![config]).await;
+    world.keeper.enrol(org("a"), unverified("key-a")).await.expect("enrolled");
+    world.keeper.enrol(org("b"), unverified("key-b")).await.expect("enrolled");
+    world
+        .until(|world| {
+            world.clock.advance(Duration::from_millis(100));
+            world.issuer.count() == 2
+        })
+        .await;
+    world.until_state("b", "active/-").await;
+    world.clock.advance(Duration::from_secs(2));
+    world.keeper.refresh(&org("a"), None).await.expect("the first");
+    assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::TooManyRequests);
+}

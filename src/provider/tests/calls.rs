@@ -7,6 +7,7 @@ use wiremock::{
 
 use super::*;
 use crate::{
+    clock::Clock,
     model::ClientCredentials,
     provider::{ProviderError, Severity},
 };
@@ -156,6 +157,29 @@ async fn a_one_time_token_gets_a_connection_of_its_own() {
     };
     assert_eq!(count(true).await, 3);
     assert_eq!(count(false).await, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_would_leave_after_its_grace_does_not_leave() {
+    let server = MockServer::start().await;
+    let clock = ManualClock::at(NOW);
+    let (passing, answer) = (clock.clone(), document(&server, &server.uri()));
+    let slow = move |_: &Request| {
+        passing.advance(Duration::from_secs(10));
+        answer.clone()
+    };
+    Mock::given(method("GET")).respond_with(slow).expect(1).mount(&server).await;
+    Mock::given(path("/discovered")).respond_with(grants()).expect(1).mount(&server).await;
+    let provider = provider_at(discovered(&server), PATIENT, &clock);
+    let credential = Credential::RefreshToken(Secret::new("rt"));
+    let within = async |seconds| {
+        let not_after = Some(clock.now().boot + Duration::from_secs(seconds));
+        let exchange = Exchange { credential: &credential, client: None, fresh_connection: true, not_after };
+        provider.exchange(exchange).await
+    };
+    let late = within(5).await;
+    assert!(matches!(late, ExchangeOutcome::NotSent { .. }), "discovery has eaten the grace: {late:?}");
+    assert!(is_granted(&within(5).await));
 }
 
 fn document(server: &MockServer, issuer: &str) -> ResponseTemplate {
