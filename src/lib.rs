@@ -21,5 +21,7 @@ pub mod sandbox;
 mod serve;
 pub mod shutdown;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod vault;
 pub mod wire;

@@ -2,6 +2,7 @@
 //! that moment is what a killed process leaves.
 
 mod damage;
+mod fuzz;
 mod killed;
 
 use std::{
