@@ -25,6 +25,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{clock::SharedClock, config::SocketConfig, keeper::Current, metrics::Metrics, serve};
 
+/// The most connections at once, a quarter of them of one user.
+const MAX_CONNECTIONS: usize = 4096;
+/// They take at most one in so many of the process's descriptors.
+const SHARE_OF_DESCRIPTORS: u64 = 2;
+
 /// The server of the Unix socket.
 #[derive(Debug)]
 pub struct ApiServer;
@@ -50,9 +55,11 @@ impl Bound {
             let greet = move |stream: &UnixStream| {
                 let peer = met(stream)?;
                 let router = router.clone();
-                Some(move |request| routes::answer(router.clone(), peer.clone(), request))
+                let caller = serve::Caller::User(peer.uid);
+                Some((caller, move |request| routes::answer(router.clone(), peer.clone(), request)))
             };
-            let deadline = serve::serve(listener, shutdown, greet).await;
+            let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
+            let deadline = serve::serve(listener, limits, shutdown, greet).await;
             app.0.changes.close();
             if timeout_at(deadline, app.0.changes.wait()).await.is_err() {
                 tracing::warn!(changes = app.0.changes.len(), "changes did not finish in time");

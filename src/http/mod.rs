@@ -17,6 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{keeper::Current, metrics::Metrics, serve};
 
+/// The most connections at once; a scraper and some probes need a handful.
+const MAX_CONNECTIONS: usize = 512;
+/// They take at most one in so many of the process's descriptors.
+const SHARE_OF_DESCRIPTORS: u64 = 8;
+
 /// The listener cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {addr} for metrics and health: {source}; choose another [http] listen")]
@@ -52,9 +57,11 @@ impl Bound {
     pub fn serve(self, inside: Inside, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
         let routes = routes(inside);
         async move {
-            serve::serve(self.listener, shutdown, move |_| {
+            let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
+            serve::serve(self.listener, limits, shutdown, move |stream| {
                 let routes = routes.clone();
-                Some(move |request| answer(routes.clone(), request))
+                let caller = serve::Caller::Address(stream.peer_addr().ok()?.ip());
+                Some((caller, move |request| answer(routes.clone(), request)))
             })
             .await;
         }
