@@ -13,8 +13,32 @@ use mimalloc::MiMalloc;
 
 /// Pieces that parsers care about, for where a random byte would hardly ever be one.
 const WORDS: [&[u8]; 26] = [
-    b"\"", b"{", b"}", b"[", b"]", b":", b",", b"\\", b"\\u0000", b"\\ud800", b"null", b"true", b"-1", b"0", b"1e999",
-    b"18446744073709551616", b"=", b"#", b"\n", b"%00", b"%2F", b"..", b"\xff\xff\xff\xff", b"\0", b"\xef\xbb\xbf", b"'",
+    b"\"",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"\\",
+    b"\\u0000",
+    b"\\ud800",
+    b"null",
+    b"true",
+    b"-1",
+    b"0",
+    b"1e999",
+    b"18446744073709551616",
+    b"=",
+    b"#",
+    b"\n",
+    b"%00",
+    b"%2F",
+    b"..",
+    b"\xff\xff\xff\xff",
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"'",
 ];
 
 /// One change to bytes. Places are taken modulo the length, so that every change changes something.
@@ -105,9 +129,7 @@ unsafe impl GlobalAlloc for Watched {
         if !sought.is_empty() {
             // SAFETY: the block is the caller's until it is given back below, and of that size. C may look at bytes that
             // were never written.
-            let found = unsafe {
-                libc::memmem(block.cast(), layout.size(), sought.as_ptr().cast(), sought.len())
-            };
+            let found = unsafe { libc::memmem(block.cast(), layout.size(), sought.as_ptr().cast(), sought.len()) };
             if !found.is_null() {
                 FOUND.set(FOUND.get() + 1);
             }

@@ -1,6 +1,7 @@
 //! The keeper with a real vault and an issuer in memory, on a clock that is moved by hand.
 
 mod faults;
+mod time;
 
 use std::{
     collections::{BTreeMap, VecDeque},

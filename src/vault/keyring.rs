@@ -26,10 +26,9 @@ use super::{
     folder::{self, Folder},
     identity::Identity,
 };
+use crate::config::MAX_RECIPIENTS;
 
 const VERSION: u8 = 2;
-/// The most recipients a vault is encrypted to.
-const MAX_RECIPIENTS: usize = 64;
 /// The longest plaintext of a keyring, in bytes.
 const MAX_PLAINTEXT_BYTES: usize = 64 * 1024;
 

@@ -141,8 +141,7 @@ fn the_http_listener_too_outlives_callers_who_forget_their_connections() {
 #[test]
 fn heads_that_come_byte_by_byte_are_cut_off() {
     let worker = start();
-    let mut slow: Vec<_> =
-        (0..100).flat_map(|_| LISTENERS.map(|(_, connect)| Some(connect(&worker)))).collect();
+    let mut slow: Vec<_> = (0..100).flat_map(|_| LISTENERS.map(|(_, connect)| Some(connect(&worker)))).collect();
     let start = Instant::now();
     let head = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x'));
     for byte in head {
@@ -185,9 +184,34 @@ fn ids_that_are_none_are_refused_as_described() {
     let long = "a".repeat(10 * 1024);
     let encoded = "%41".repeat(10 * 1024);
     for id in [
-        "%00", "a%00b", "a%2Fb", "%2e%2e", "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd", "..", ".%2e", "%252e%252e", "%", "%4", "%zz",
-        "%c0%ae", "%ff", "%C3%A6", "%F0%9F%92%A9", "%E2%80%AE", "%EF%BC%8E", "a+b", "a%20b", "a;b", "a'b", "a\"b", "*",
-        "%0d%0aset-cookie:x", "~", "$", &long, &encoded,
+        "%00",
+        "a%00b",
+        "a%2Fb",
+        "%2e%2e",
+        "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd",
+        "..",
+        ".%2e",
+        "%252e%252e",
+        "%",
+        "%4",
+        "%zz",
+        "%c0%ae",
+        "%ff",
+        "%C3%A6",
+        "%F0%9F%92%A9",
+        "%E2%80%AE",
+        "%EF%BC%8E",
+        "a+b",
+        "a%20b",
+        "a;b",
+        "a'b",
+        "a\"b",
+        "*",
+        "%0d%0aset-cookie:x",
+        "~",
+        "$",
+        &long,
+        &encoded,
     ] {
         for suffix in ["", "/token", "/pause"] {
             let path = format!("/v1/organizations/{id}{suffix}");
@@ -203,7 +227,8 @@ fn ids_that_are_none_are_refused_as_described() {
             assert!(answer.body.len() < 1000, "{answer:?}");
         }
     }
-    for path in ["/v1/organizations/a/b", "/v1/organizations/a/../b", "//v1/status", "/v1/organizations//token", "/v1/"] {
+    for path in ["/v1/organizations/a/b", "/v1/organizations/a/../b", "//v1/status", "/v1/organizations//token", "/v1/"]
+    {
         let answer = worker.get(path);
         assert!(matches!(answer.status, 400 | 404), "{path}: {answer:?}");
     }

@@ -35,7 +35,9 @@ fn no_rotated_token_is_overlooked_however_the_answer_is_spoilt() {
         let Ok(answer) = read else { return };
         let token = answer.access_token.expose();
         assert!(!token.is_empty() && HeaderValue::from_str(token).is_ok());
-        for text in [Some(&answer.token_type), answer.scope.as_ref(), answer.subject.as_ref(), answer.client_id.as_ref()] {
+        for text in
+            [Some(&answer.token_type), answer.scope.as_ref(), answer.subject.as_ref(), answer.client_id.as_ref()]
+        {
             assert!(text.is_none_or(|text| !text.is_empty() && !text.chars().any(char::is_control)), "{text:?}");
         }
         // Another reader of JSON is the judge.
