@@ -219,8 +219,7 @@ fn ids_that_are_none_are_refused_as_described() {
             let answer = worker.request(method, &path, &[], "");
             let fine = match id {
                 // Valid ids, of nobody.
-                ".." => answer.status == 404,
-                "%2e%2e" | ".%2e" => answer.status == 404,
+                ".." | "%2e%2e" | ".%2e" => answer.status == 404,
                 _ => answer.status == 400,
             };
             assert!(fine, "{path}: {answer:?}");
@@ -244,7 +243,7 @@ fn what_is_no_request_ends_the_connection_and_nothing_else() {
     let worker = start();
     let header = |name: &str, value: &str| format!("GET /healthz HTTP/1.1\r\nhost: x\r\n{name}: {value}\r\n\r\n");
     let many = |count: usize| {
-        let headers: String = (1..count).map(|number| format!("x-{number}: 1\r\n")).collect();
+        let headers = "x-one-of-many: 1\r\n".repeat(count - 2);
         format!("GET /healthz HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\r\n")
     };
     for (name, connect) in LISTENERS {
@@ -269,7 +268,7 @@ fn what_is_no_request_ends_the_connection_and_nothing_else() {
                 "{name}, {shown:?}: {answer:?}"
             );
         }
-        assert_eq!(status(&say(connect(&worker), [many(99).as_bytes()])), Some(200), "{name}");
+        assert_eq!(status(&say(connect(&worker), [many(100).as_bytes()])), Some(200), "{name}");
         is_well(&worker);
     }
 }
