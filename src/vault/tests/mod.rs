@@ -4,6 +4,7 @@
 mod damage;
 mod fuzz;
 mod killed;
+mod wiped;
 
 use std::{
     collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::atomic::Ordering, time::Duration,
