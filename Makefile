@@ -6,11 +6,12 @@ NAME ?=
 OIDC := tests/peers/oidc
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers bench lint fmt clippy deny doc
+.PHONY: help demo test fuzz peers bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
 	@echo 'make test            every test, real peers included; fetches what they need'
+	@echo 'make fuzz [FOR=60s]  what reads bytes from outside, each target for so long'
 	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
@@ -19,6 +20,12 @@ demo:
 
 test: peers
 	$(CARGO) test --locked
+
+# Each target for FOR, in seconds (60s) or minutes (5m); two at once on two cores.
+fuzz:
+	for=$(or $(FOR),10s); case $$for in \
+	  *m) ms=$$(($${for%m} * 60000));; *) ms=$$(($${for%s} * 1000));; esac; \
+	BOLERO_RANDOM_TEST_TIME_MS=$$ms $(CARGO) test --locked --lib fuzz
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:

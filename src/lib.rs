@@ -23,5 +23,7 @@ pub mod shutdown;
 #[cfg(test)]
 mod simulation;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod vault;
 pub mod wire;

@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{GrantKind, Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage};
 
+/// Where both listeners say whether the worker lives.
+pub const HEALTHZ: &str = "/healthz";
+/// Where both listeners say whether the vault is open and loaded.
+pub const READYZ: &str = "/readyz";
+
 /// Header of an enrolment's answer: `true`, or `false` where the same secret was enrolled again and nothing changed.
 pub const ENROLMENT_CHANGED: &str = "consentry-changed";
 

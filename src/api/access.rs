@@ -1,7 +1,7 @@
 use super::Peer;
 use crate::{
     config::{AccessRule, Globs, Role},
-    model::OrganizationId,
+    model::{OVERFLOW_ID, OrganizationId},
 };
 
 /// Who may do what. Root and the worker's own user may do everything; nobody else anything without a rule.
@@ -75,7 +75,7 @@ fn is_for(rule: &AccessRule, peer: &Peer) -> bool {
     named
         && !peer.is_unknown()
         && rule.uid.is_none_or(|uid| uid == peer.uid)
-        && rule.gid.is_none_or(|gid| gid != super::OVERFLOW_ID && peer.is_in(gid))
+        && rule.gid.is_none_or(|gid| gid != OVERFLOW_ID && peer.is_in(gid))
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
         )
     }
 
-    const OVERFLOW: u32 = super::super::OVERFLOW_ID;
+    const OVERFLOW: u32 = OVERFLOW_ID;
 
     #[rstest]
     #[case::root(peer(0, 0, &[]), Role::Admin, "x", true)]

@@ -21,11 +21,19 @@ use std::{future::Future, sync::Arc};
 pub use access::{Access, Reach};
 use arc_swap::ArcSwap;
 pub use listener::BindError;
-pub use peer::{OVERFLOW_ID, Peer};
-use tokio::{net::UnixStream, time::timeout_at};
+pub use peer::Peer;
+use tokio::{net::UnixStream, sync::Semaphore, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{clock::SharedClock, config::SocketConfig, keeper::Current, metrics::Metrics, serve};
+
+/// The most connections at once, a quarter of them of one user.
+const MAX_CONNECTIONS: usize = 4096;
+/// They take at most one in so many of the process's descriptors.
+const SHARE_OF_DESCRIPTORS: u64 = 2;
+
+/// Answers that count over every organization and are made at once; others wait their turn.
+const COUNTS_AT_ONCE: usize = 2;
 
 /// The server of the Unix socket.
 #[derive(Debug)]
@@ -52,9 +60,11 @@ impl Bound {
             let greet = move |stream: &UnixStream| {
                 let peer = met(stream)?;
                 let router = router.clone();
-                Some(move |request| routes::answer(router.clone(), peer.clone(), request))
+                let caller = serve::Caller::User(peer.uid);
+                Some((caller, move |request| routes::answer(router.clone(), peer.clone(), request)))
             };
-            let deadline = serve::serve(listener, shutdown, greet).await;
+            let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
+            let deadline = serve::serve(listener, limits, shutdown, greet).await;
             app.0.changes.close();
             if timeout_at(deadline, app.0.changes.wait()).await.is_err() {
                 tracing::warn!(changes = app.0.changes.len(), "changes did not finish in time");
@@ -83,6 +93,8 @@ struct Inner {
     access: ArcSwap<Access>,
     metrics: Metrics,
     clock: SharedClock,
+    /// Turns at counting over every organization, which takes a thread each.
+    counting: Arc<Semaphore>,
     /// Changes under way: they finish, and are told to the audit log, also if their caller goes away.
     changes: TaskTracker,
 }
@@ -91,7 +103,14 @@ impl Api {
     /// Requests are answered `starting` until `keeper` is set.
     pub fn new(keeper: Current, access: Access, metrics: Metrics, clock: SharedClock) -> Self {
         let access = ArcSwap::from_pointee(access);
-        Self(Arc::new(Inner { keeper, access, metrics, clock, changes: TaskTracker::new() }))
+        Self(Arc::new(Inner {
+            keeper,
+            access,
+            metrics,
+            clock,
+            counting: Arc::new(Semaphore::new(COUNTS_AT_ONCE)),
+            changes: TaskTracker::new(),
+        }))
     }
 
     /// Puts other rules in force, from the next request on.

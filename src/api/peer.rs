@@ -2,8 +2,8 @@ use std::{io, sync::Arc};
 
 use tokio::net::UnixStream;
 
-/// The id that the kernel shows in place of one that the reader's user namespace does not know.
-pub const OVERFLOW_ID: u32 = 65_534;
+use crate::model::OVERFLOW_ID;
+
 /// The most supplementary groups that Linux lets a process have (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 /// How many groups are asked for at first; nearly nobody has more.

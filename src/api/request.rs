@@ -31,6 +31,8 @@ const DEFAULT_LIMIT: usize = 100;
 const MAX_ECHO: usize = 40;
 /// The longest age recipient, in bytes; an X25519 one has 62.
 const MAX_RECIPIENT: usize = 128;
+/// The longest name of an unknown field that is given back, in bytes; a mistyped one has fewer.
+const MAX_NAME: usize = 32;
 /// The longest entity tag that could be ours, in bytes.
 const MAX_ETAG: usize = 128;
 /// The longest `min_ttl` that is told apart from a longer one; far beyond any token's life.
@@ -235,7 +237,10 @@ fn complaint(error: &serde_json::Error) -> String {
     }
     if let Some((name, known)) = text.strip_prefix("unknown field `").and_then(|rest| rest.rsplit_once("`, expected "))
     {
-        return format!("unknown field {}, expected {known}", echo(name));
+        // Where a body was put together wrongly, what stands in a name's place could be a secret.
+        let is_word = name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let named = if is_word { format!("unknown field {name:?}") } else { "unknown field".to_owned() };
+        return format!("{named}, expected {known}");
     }
     if ["missing field", "duplicate field", "not a provider name"].iter().any(|start| text.starts_with(start)) {
         return text.to_owned();
@@ -392,6 +397,7 @@ mod tests {
     #[case(r#"{"provider":"p","labels":"hunter2"}"#, "expected a map")]
     #[case(r#""hunter2""#, "expected struct Enrolment")]
     #[case(r#"{"provider":"p","refresh_tokn":"hunter2"}"#, "unknown field \"refresh_tokn\"")]
+    #[case(r#"{"provider":"p","hunter2":"refresh_token"}"#, "unknown field, expected")]
     #[case(r#"{"refresh_token":"hunter2"}"#, "missing field `provider`")]
     #[case(r#"{"provider":"p","api_key":"hunter2","api_key":"hunter2"}"#, "duplicate field `api_key`")]
     #[case(r#"{"provider":"p","api_key":"hunter2"#, "EOF while parsing a string")]

@@ -23,7 +23,7 @@ use crate::{
     keeper::{Keeper, Served},
     model::OrganizationId,
     serve::catching_panics,
-    wire::{Code, ENROLMENT_CHANGED, Resolution},
+    wire::{Code, ENROLMENT_CHANGED, HEALTHZ, READYZ, Resolution},
 };
 
 /// The router, ready to be called by a connection.
@@ -44,8 +44,8 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/vault/recipients", get(vault::recipients))
         .route("/v1/vault/recipients/{recipient}", put(vault::add_recipient).delete(vault::remove_recipient))
         .route("/v1/vault/backup", get(vault::backup))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .route(HEALTHZ, get(healthz))
+        .route(READYZ, get(readyz))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(api);
@@ -200,10 +200,14 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
     reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
     request::no_query(&uri)?;
     let keeper = api.keeper()?;
+    let turn = Arc::clone(&api.0.counting).acquire_owned().await.map_err(|_| Refusal::internal())?;
     // It counts over every organization, which takes too long for a thread that serves connections.
-    let counted = tokio::task::spawn_blocking(move || match access.scope(&peer, Role::Operate) {
-        Reach::All => keeper.status(None),
-        reach => keeper.status(Some(&|organization| reach.covers(organization))),
+    let counted = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        match access.scope(&peer, Role::Operate) {
+            Reach::All => keeper.status(None),
+            reach => keeper.status(Some(&|organization| reach.covers(organization))),
+        }
     });
     let status = counted.await.map_err(|_| Refusal::internal())?;
     Ok(json(StatusCode::OK, &status))

@@ -1,3 +1,5 @@
+mod fuzz;
+
 use std::{path::PathBuf, time::Duration};
 
 use tempfile::TempDir;

@@ -35,8 +35,6 @@ use crate::{
     hardening,
 };
 
-/// The variable that names the configuration file where `--config` does not.
-const CONFIG_VARIABLE: &str = "CONSENTRY_CONFIG";
 /// More threads than this make no refresh faster: the provider's budget is the limit.
 const MAX_THREADS: usize = 4;
 
@@ -171,7 +169,7 @@ impl Cli {
 impl Global {
     /// The configuration file that was named, by flag or by environment.
     fn named_config(&self) -> Option<PathBuf> {
-        let variable = || std::env::var_os(CONFIG_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let variable = || std::env::var_os(config::FILE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
         self.config.clone().or_else(variable)
     }
 

@@ -6,7 +6,7 @@ use super::{Exit, Failure, Global, many_threads, print::Out};
 use crate::{
     config::Config,
     daemon::{self, DaemonError},
-    telemetry,
+    hardening, telemetry,
 };
 
 #[derive(Debug, Args)]
@@ -29,6 +29,11 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
     // Read here as well, so that a mistake in it ends with its own exit code, before anything is opened.
     let config = Config::load(&located)?;
     telemetry::init(&config.log).map_err(|error| Failure::new(Exit::Configuration, error.to_string()))?;
+    // Before there are threads: privileges belong to each.
+    hardening::confine().map_err(|error| Failure::failed(format!("core files cannot be switched off: {error}")))?;
+    if let Err(error) = hardening::raise_descriptors() {
+        tracing::warn!(%error, "the limit on open files cannot be raised; fewer connections are taken");
+    }
     many_threads(async {
         daemon::run(located).await.map_err(|error| failed(&error, &config))?;
         Ok(Exit::Done)

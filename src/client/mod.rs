@@ -240,12 +240,12 @@ impl Client {
 
     /// `/healthz`: whether the worker says that it lives.
     pub async fn is_live(&self) -> Result<bool, ClientError> {
-        self.probe("/healthz").await
+        self.probe(wire::HEALTHZ).await
     }
 
     /// `/readyz`: whether its vault is open and its index loaded.
     pub async fn is_ready(&self) -> Result<bool, ClientError> {
-        self.probe("/readyz").await
+        self.probe(wire::READYZ).await
     }
 
     async fn probe(&self, path: &str) -> Result<bool, ClientError> {

@@ -3,8 +3,8 @@ use std::{
     path::Path,
 };
 
-/// The uid that stands for every user without a mapping in this user namespace: it names nobody.
-const OVERFLOW_UID: u32 = 65534;
+use crate::model::OVERFLOW_ID;
+
 /// Permission bits that let others than the owner put something in a folder's place.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -36,7 +36,7 @@ impl Trust {
 
     /// Whether a process of user `uid` that listens at `socket` is believed.
     pub(super) fn covers(&self, socket: &Path, uid: u32) -> bool {
-        if uid == OVERFLOW_UID {
+        if uid == OVERFLOW_ID {
             return false;
         }
         let own = rustix::process::geteuid().as_raw();
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_overflow_uid_is_never_believed() {
-        assert!(!Trust::default().uid(OVERFLOW_UID).covers(Path::new("/run/x.sock"), OVERFLOW_UID));
+        assert!(!Trust::default().uid(OVERFLOW_ID).covers(Path::new("/run/x.sock"), OVERFLOW_ID));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The environment variable that names the configuration file.
-const FILE_VARIABLE: &str = "CONSENTRY_CONFIG";
+pub const FILE_VARIABLE: &str = "CONSENTRY_CONFIG";
 /// Where the file is looked for when nobody names one.
 const USUAL_PLACES: [&str; 2] = ["config/consentry.toml", "/etc/consentry/consentry.toml"];
 /// How the environment variables that set keys begin.

@@ -17,10 +17,12 @@ mod values;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use access::{AccessRule, Globs, Role};
-pub use load::{ConfigError, Located, locate};
+pub use load::{ConfigError, FILE_VARIABLE, Located, locate};
 pub use problem::Problem;
 pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig};
+pub use sections::MAX_RECIPIENTS;
 use url::Url;
+pub use values::is_loopback;
 
 use crate::model::ProviderName;
 

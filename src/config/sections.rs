@@ -24,7 +24,7 @@ const MAX_WEBHOOKS: usize = 64;
 /// How many event patterns one webhook may have.
 const MAX_EVENTS: usize = 64;
 /// How many further recipients a vault may have.
-const MAX_RECIPIENTS: usize = 64;
+pub const MAX_RECIPIENTS: usize = 64;
 /// How many warnings one consent may get.
 const MAX_WARNINGS: usize = 16;
 /// How many seconds a day has.
@@ -212,7 +212,7 @@ fn access_rule(raw: RawAccess, section: &Section<'_>) -> Option<AccessRule> {
 }
 
 fn someone(number: u32) -> Result<Option<u32>, Unfit> {
-    if number == values::OVERFLOW_ID {
+    if number == crate::model::OVERFLOW_ID {
         return Err(Unfit::Because(format!(
             "{number} is what the kernel shows for every unknown caller; a rule for it is refused"
         )));

@@ -1,3 +1,5 @@
+mod fuzz;
+
 use std::{ffi::OsString, path::Path, time::Duration};
 
 use rstest::rstest;

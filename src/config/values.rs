@@ -29,8 +29,6 @@ const MAX_URL: usize = 2048;
 const MAX_CRON: usize = 128;
 /// The longest user or group name, in bytes.
 const MAX_ACCOUNT_NAME: usize = 256;
-/// The id that the kernel shows for callers of another user namespace; nobody may be known by it.
-pub(super) const OVERFLOW_ID: u32 = 65_534;
 /// The events that a webhook can ask for: the durable ones.
 const EVENTS: [&str; 10] = [
     "consent.expiring",
@@ -206,6 +204,17 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, Unfit> {
     })
 }
 
+/// Whether what is sent to `url` stays on this machine. Of names only `localhost` is believed: RFC 6761 keeps `*.localhost`
+/// too, but resolvers that do not know it ask the network.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 /// A URL that secrets may travel to: https, or http to this machine. What was given is shown without its path, since
 /// the paths of webhooks can be secrets.
 pub(super) fn url(text: &str) -> Result<Url, Unfit> {
@@ -219,15 +228,9 @@ pub(super) fn url(text: &str) -> Result<Url, Unfit> {
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
         return Err(Unfit::Because(format!("{advice} without a user name, a password or a #fragment")));
     }
-    let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
     match (url.scheme(), url.host_str()) {
         ("https", Some(_)) => Ok(url),
-        ("http", Some(_)) if loopback => Ok(url),
+        ("http", Some(_)) if is_loopback(&url) => Ok(url),
         (scheme, Some(host)) => Err(Unfit::Because(format!("given {scheme}://{host}…; {advice}"))),
         (_, None) => Err(Unfit::Because(advice.to_owned())),
     }

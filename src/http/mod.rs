@@ -4,7 +4,7 @@
 use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc};
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -12,10 +12,23 @@ use axum::{
 };
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::{keeper::Current, metrics::Metrics, serve};
+use crate::{
+    keeper::Current,
+    metrics::Metrics,
+    serve,
+    wire::{HEALTHZ, READYZ},
+};
+
+/// The most connections at once; a scraper and some probes need a handful.
+const MAX_CONNECTIONS: usize = 512;
+/// They take at most one in so many of the process's descriptors.
+const SHARE_OF_DESCRIPTORS: u64 = 8;
+
+/// Scrapes that are counted and rendered at once; others wait their turn. Each takes a thread and the memory of a thread.
+const SCRAPES_AT_ONCE: usize = 2;
 
 /// The listener cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +65,11 @@ impl Bound {
     pub fn serve(self, inside: Inside, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
         let routes = routes(inside);
         async move {
-            serve::serve(self.listener, shutdown, move |_| {
+            let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
+            serve::serve(self.listener, limits, shutdown, move |stream| {
                 let routes = routes.clone();
-                Some(move |request| answer(routes.clone(), request))
+                let caller = serve::Caller::Address(stream.peer_addr().ok()?.ip());
+                Some((caller, move |request| answer(routes.clone(), request)))
             })
             .await;
         }
@@ -97,8 +112,9 @@ type Routes = TowerToHyperService<Router>;
 fn routes(inside: Inside) -> Routes {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .route(HEALTHZ, get(healthz))
+        .route(READYZ, get(readyz))
+        .layer(Extension(Arc::new(Semaphore::new(SCRAPES_AT_ONCE))))
         .with_state(inside);
     TowerToHyperService::new(router)
 }
@@ -114,7 +130,8 @@ async fn answer(routes: Routes, request: Request<Incoming>) -> Response {
     response
 }
 
-async fn metrics(State(inside): State<Inside>) -> Response {
+async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<Semaphore>>) -> Response {
+    let Ok(turn) = turns.acquire_owned().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     // Counting over every organization takes too long for a thread that serves connections.
     let rendered = tokio::task::spawn_blocking(move || {
         if let Some(keeper) = inside.keeper.get() {
@@ -123,7 +140,10 @@ async fn metrics(State(inside): State<Inside>) -> Response {
         if let Some(VaultFigures { bytes, records, strays }) = (inside.vault)() {
             inside.metrics.set_vault(bytes, records, strays);
         }
-        inside.metrics.render()
+        let text = inside.metrics.render();
+        // Held to here also where the caller has gone meanwhile.
+        drop(turn);
+        text
     });
     match rendered.await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

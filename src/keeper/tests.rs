@@ -4,6 +4,7 @@ mod doubts;
 mod epoch;
 mod faults;
 mod outages;
+mod time;
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -7,6 +7,10 @@ pub const MAX_ORGANIZATION_ID: usize = 128;
 /// The longest provider name, in bytes.
 const MAX_PROVIDER_NAME: usize = 64;
 
+/// The user or group id that the kernel shows in place of one that the reader's user namespace does not know (its
+/// default `overflowuid`): several users hide behind it, so that nobody may be known by it.
+pub const OVERFLOW_ID: u32 = 65_534;
+
 /// Text that cannot be the id it was given as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {

@@ -13,7 +13,7 @@ pub use grant::{
     AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant,
     GrantKind, Intent, Labels, MAX_LABEL_BYTES, MAX_LABELS, MAX_SPENT, Organization, Refusals, State, Usage,
 };
-pub use id::{GrantId, InvalidId, MAX_ORGANIZATION_ID, OrganizationId, ProviderName};
+pub use id::{GrantId, InvalidId, MAX_ORGANIZATION_ID, OVERFLOW_ID, OrganizationId, ProviderName};
 pub use outcome::{Answer, ExchangeOutcome, NoAnswer};
 pub use secret::Secret;
 pub use time::{InvalidTimestamp, Timestamp};

@@ -48,6 +48,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_a_secret_is_left_in_memory() {
+        const TEXT: &str = "hush-Secret-that-is-wiped";
+        let left = crate::tests::given_back_with(TEXT.as_bytes(), || {
+            let secret = Secret::new(TEXT);
+            let copy = secret.clone();
+            drop(secret);
+            assert_eq!(copy.expose(), TEXT);
+        });
+        assert_eq!(left, 0);
+    }
+
+    #[test]
     fn equality_is_by_text() {
         assert!(Secret::new("a").same_as(&Secret::new("a")));
         assert!(!Secret::new("a").same_as(&Secret::new("ab")));

@@ -146,7 +146,8 @@ struct Raw {
     token_endpoint_auth_methods_supported: Option<Vec<String>>,
 }
 
-fn read(body: &[u8], issuer: &Url) -> Result<Document, String> {
+/// Reads the document of `issuer`; the error is fit for a log.
+pub(super) fn read(body: &[u8], issuer: &Url) -> Result<Document, String> {
     let raw: Raw = serde_json::from_slice(body).map_err(|_| "it is not a discovery document".to_owned())?;
     // RFC 8414 section 3.3: a document of another issuer must not be used. A slash at the end is commonly forgotten.
     if raw.issuer.trim_end_matches('/') != issuer.as_str().trim_end_matches('/') {

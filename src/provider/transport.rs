@@ -8,10 +8,11 @@ use reqwest::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
-use url::{Host, Url};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::detail;
+use crate::config::is_loopback;
 
 /// The largest answer of a token endpoint that is read, in bytes.
 pub(super) const MAX_TOKEN_ANSWER: usize = 256 * 1024;
@@ -156,14 +157,8 @@ pub fn install_tls_provider() {
 /// Whether a secret may be sent to `url`: https, or plain http to this machine; and no user name or password in it,
 /// since a secret comes as a file only.
 pub fn is_safe_endpoint(url: &Url) -> bool {
-    let is_loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => return false,
-    };
     let has_userinfo = !url.username().is_empty() || url.password().is_some();
-    !has_userinfo && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback))
+    url.has_host() && !has_userinfo && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url)))
 }
 
 /// `url` without user name, password, query and fragment.

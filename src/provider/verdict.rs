@@ -65,6 +65,7 @@ pub(super) fn of(
         429 => return ExchangeOutcome::RateLimited { retry_after }.into(),
         503 => return ExchangeOutcome::Unavailable { retry_after }.into(),
         500.. => return unknown(NoAnswer::ServerError, format!("status {status}")).into(),
+        ..=199 => return nonsense(format!("status {status}, which ends no request")).into(),
         300..=399 => return nonsense(format!("status {status}, a redirect, which is never followed")).into(),
         _ => {}
     }
@@ -272,6 +273,7 @@ mod tests {
             (200, r#"{"error":"invalid_grant"}"#, "Nonsense"),
             (200, "<html>", "Nonsense"),
             (204, "", "Nonsense"),
+            (101, r#"{"error":"invalid_grant"}"#, "Nonsense"),
             (302, "", "Nonsense"),
             (307, r#"{"error":"invalid_grant"}"#, "Nonsense"),
             (400, r#"{"error":"invalid_grant"}"#, "refused"),

@@ -4,6 +4,7 @@
 //! hyper's own header timeout is not used: it runs on an idle keep-alive connection too, so that a short one would cut
 //! callers who fetch twice a minute. [`Watched`] tells the two apart.
 
+mod places;
 mod watched;
 
 use std::{
@@ -29,17 +30,28 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, UnixListener},
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::watched::{Activity, Watched};
+pub(crate) use self::places::{Caller, Limits};
+use self::{
+    places::{Place, Places},
+    watched::{Activity, Watched},
+};
 
-/// The most connections at once of one listener; further ones wait in the kernel's queue.
-pub(crate) const MAX_CONNECTIONS: usize = 1024;
+/// Connections that are being ended for others, beyond the most of a listener; further ones wait in the kernel's queue.
+const LEAVING: usize = 64;
+/// How long a caller who cannot be served may take to read why.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a caller is told each of whose connections is busy: a problem document, as the API would write it.
+const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\n\
+    cache-control: no-store\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 195\r\n\r\n\
+    {\"type\":\"urn:consentry:problem:too_many_requests\",\"title\":\"Too many requests\",\"status\":429,\
+    \"detail\":\"this caller has too many connections, all of them busy; use fewer\",\"code\":\"too_many_requests\"}";
 /// The largest head of a request, and the largest read buffer, in bytes. hyper allows 100 header fields.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// From the first byte of a request's head to its last.
@@ -84,27 +96,29 @@ impl Listener for TcpListener {
 /// Serves until `shutdown`, then drains: nothing new is accepted, idle connections are closed at once, requests under
 /// way get [`DRAIN`], and what is left then is cut. Returns the moment by which the caller should be done too.
 ///
-/// `greet` looks at a new connection and gives what answers its requests, or `None` to close it.
-pub(crate) async fn serve<L, G, A, F>(listener: L, shutdown: CancellationToken, greet: G) -> Instant
+/// `greet` looks at a new connection and gives who made it and what answers its requests, or `None` to close it.
+pub(crate) async fn serve<L, G, A, F>(listener: L, limits: Limits, shutdown: CancellationToken, greet: G) -> Instant
 where
     L: Listener,
-    G: Fn(&L::Stream) -> Option<A>,
+    G: Fn(&L::Stream) -> Option<(Caller, A)>,
     A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let mut connections = JoinSet::new();
+    let (mut connections, places) = (JoinSet::new(), Places::new(limits));
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.next(), if connections.len() < MAX_CONNECTIONS => match accepted {
+            accepted = listener.next(), if connections.len() < limits.all + LEAVING => match accepted {
                 Ok(stream) => {
                     pause = FIRST_PAUSE;
-                    if let Some(answer) = greet(&stream) {
-                        connections.spawn(connection(stream, answer, shutdown.clone()));
-                    }
+                    let Some((caller, answer)) = greet(&stream) else { continue };
+                    match places.take(caller) {
+                        Some(place) => connections.spawn(connection(stream, place, answer, shutdown.clone())),
+                        None => connections.spawn(refuse(stream)),
+                    };
                 }
                 Err(error) if is_the_callers(&error) => {}
                 Err(error) => {
@@ -132,14 +146,20 @@ fn is_the_callers(error: &io::Error) -> bool {
     )
 }
 
-/// Answers one connection's requests until either side closes it or a limit is passed.
-pub(crate) async fn connection<S, A, F>(stream: S, answer: A, shutdown: CancellationToken)
+/// Tells a caller that it has too many connections.
+async fn refuse(mut stream: impl AsyncWrite + Unpin) {
+    // Whether it listens is its own matter.
+    let _ = timeout(REFUSAL_TIMEOUT, stream.write_all(REFUSAL)).await;
+}
+
+/// Answers one connection's requests until either side closes it, a limit is passed, or its place is given to another.
+async fn connection<S, A, F>(stream: S, place: Place, answer: A, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response> + Send,
 {
-    let activity = Arc::new(Activity::default());
+    let activity = Arc::clone(place.activity());
     let service = service_fn(|request| {
         activity.request_began();
         let answered = answer(request);
@@ -162,6 +182,13 @@ where
     );
     let ended = tokio::select! {
         ended = &mut connection => ended,
+        () = place.given_away() => {
+            if !activity.is_busy() {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -1,5 +1,3 @@
-use std::sync::Mutex;
-
 use axum::{body::Body, response::IntoResponse};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -8,13 +6,19 @@ use tokio::{
 
 use super::*;
 
+const LIMITS: Limits = Limits { all: 8, of_one: 4 };
+const SOMEBODY: Caller = Caller::User(1);
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 /// A connection whose requests are all answered with `fine`, and this side of it.
 fn connected(shutdown: &CancellationToken) -> DuplexStream {
     let (ours, theirs) = duplex(4096);
-    tokio::spawn(connection(theirs, |_| async { "fine".into_response() }, shutdown.clone()));
+    tokio::spawn(connection(theirs, place(), |_| async { "fine".into_response() }, shutdown.clone()));
     ours
+}
+
+fn place() -> Place {
+    Places::new(LIMITS).take(SOMEBODY).expect("it is the first")
 }
 
 async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
@@ -74,7 +78,7 @@ async fn a_second_head_that_stops_half_way_is_cut() {
 async fn a_caller_who_never_reads_the_answer_is_cut() {
     let (mut ours, theirs) = duplex(64);
     let large = || async { Body::from(vec![b'x'; 1 << 20]).into_response() };
-    let served = tokio::spawn(connection(theirs, move |_| large(), CancellationToken::new()));
+    let served = tokio::spawn(connection(theirs, place(), move |_| large(), CancellationToken::new()));
     let start = Instant::now();
     ours.write_all(GET).await.expect("open");
     served.await.expect("no panic");
@@ -122,7 +126,7 @@ async fn a_request_under_way_is_answered_after_shutdown_and_one_that_hangs_is_cu
             }
         }
     };
-    let served = tokio::spawn(serve(listener, shutdown.clone(), move |_| Some(answer.clone())));
+    let served = tokio::spawn(serve(listener, LIMITS, shutdown.clone(), move |_| Some((SOMEBODY, answer.clone()))));
     let mut streams = Vec::new();
     for _ in 0..2 {
         let (mut ours, theirs) = duplex(4096);
@@ -140,25 +144,44 @@ async fn a_request_under_way_is_answered_after_shutdown_and_one_that_hangs_is_cu
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_connections_than_allowed_are_served_at_once() {
+async fn a_new_connection_takes_the_place_of_the_callers_idlest() {
     let (sender, listener) = given();
-    let greeted = Arc::new(Mutex::new(0_usize));
-    let counter = Arc::clone(&greeted);
-    tokio::spawn(serve(listener, CancellationToken::new(), move |_| {
-        *counter.lock().expect("no panic") += 1;
-        Some(|_| async { "fine".into_response() })
+    tokio::spawn(serve(listener, LIMITS, CancellationToken::new(), |_| {
+        Some((SOMEBODY, |_| async { "fine".into_response() }))
     }));
     let mut streams = Vec::new();
-    for _ in 0..=MAX_CONNECTIONS {
-        let (ours, theirs) = duplex(64);
+    for _ in 0..=LIMITS.of_one {
+        let (mut ours, theirs) = duplex(4096);
         sender.send(theirs).expect("accepting");
+        ours.write_all(GET).await.expect("open");
+        read_until(&mut ours, "fine").await;
         streams.push(ours);
     }
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(*greeted.lock().expect("no panic"), MAX_CONNECTIONS);
-    drop(streams.swap_remove(0));
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(*greeted.lock().expect("no panic"), MAX_CONNECTIONS + 1, "a place that is free again is taken");
+    assert_eq!(closed_after(&mut streams[0]).await, Duration::ZERO);
+    for stream in &mut streams[1..] {
+        stream.write_all(GET).await.expect("open");
+        read_until(stream, "fine").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_all_of_whose_connections_are_busy_is_told_so() {
+    let (sender, listener) = given();
+    tokio::spawn(serve(listener, LIMITS, CancellationToken::new(), |_| Some((SOMEBODY, |_| std::future::pending()))));
+    let mut streams = Vec::new();
+    for _ in 0..=LIMITS.of_one {
+        let (mut ours, theirs) = duplex(4096);
+        sender.send(theirs).expect("accepting");
+        ours.write_all(GET).await.expect("open");
+        sleep(Duration::from_millis(10)).await;
+        streams.push(ours);
+    }
+    let mut answer = String::new();
+    streams[LIMITS.of_one].read_to_string(&mut answer).await.expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("whole");
+    assert!(head.starts_with("HTTP/1.1 429") && head.contains(&format!("content-length: {}", body.len())), "{head}");
+    let problem: crate::wire::Problem = serde_json::from_str(body).expect("a problem");
+    assert_eq!((problem.status, problem.code), (429, crate::wire::Code::TooManyRequests));
 }
 
 #[tokio::test]

@@ -16,21 +16,51 @@ use tokio::{
 use super::{HEAD_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT};
 
 /// What a connection's requests are up to, told by the side that answers them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Activity {
     began: AtomicU64,
     ended: AtomicU64,
+    /// When it was last used, as a number of uses of all connections.
+    used: AtomicU64,
+}
+
+/// How often any connection was used: which of two was used later needs no clock.
+static USES: AtomicU64 = AtomicU64::new(1);
+
+impl Default for Activity {
+    /// That of a connection that was just made.
+    fn default() -> Self {
+        let activity = Self { began: AtomicU64::new(0), ended: AtomicU64::new(0), used: AtomicU64::new(0) };
+        activity.used();
+        activity
+    }
 }
 
 impl Activity {
     /// A request's head is complete.
     pub(super) fn request_began(&self) {
         self.began.fetch_add(1, Ordering::Relaxed);
+        self.used();
     }
 
     /// A request's answer is ready to be written.
     pub(super) fn request_ended(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The caller has sent a request or taken something of an answer.
+    fn used(&self) {
+        self.used.store(USES.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// When it was last used: a higher number is later.
+    pub(super) fn used_at(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.now().1
     }
 
     /// How many requests have begun, and whether the last of them is still being answered.
@@ -85,6 +115,9 @@ impl<S> Watched<S> {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         self.write_limit = None;
+        if let Poll::Ready(Ok(1..)) = written {
+            self.activity.used();
+        }
         written
     }
 }

@@ -27,10 +27,9 @@ use super::{
     folder::{self, Folder},
     identity::Identity,
 };
+use crate::config::MAX_RECIPIENTS;
 
 const VERSION: u8 = 2;
-/// The most recipients a vault is encrypted to.
-const MAX_RECIPIENTS: usize = 64;
 /// How much of a recipient that is none is repeated, in characters.
 const MAX_SHOWN: usize = 80;
 /// The most data keys in a keyring: rotations that were begun while an earlier one could not be finished.

@@ -136,7 +136,6 @@ impl<'de> Deserialize<'de> for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
-
     const GOOD: &str = r#""provider":"p","refresh_token":"r""#;
 
     fn body(text: &str, verify: bool) -> Value {
@@ -201,6 +200,34 @@ mod tests {
         ] {
             let error = parse(text.as_bytes(), false).expect_err(text);
             assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    mod fuzz {
+        use bolero::check;
+
+        use super::*;
+        use crate::tests::{Edit, allocated, edited};
+
+        #[test]
+        fn a_line_is_fit_to_be_sent_or_explained_without_its_values_however_it_is_spoilt() {
+            const SECRET: &str = "hush-Secret-in-a-line";
+            let text = format!(
+                r#"{{"organization":"DK-1","provider":"p","refresh_token":"{SECRET}","granted_at":"2026-01-31T12:00:00Z",
+                "expires_at":null,"usage":"one-time","grace":"30s","labels":{{"a":"b"}},"client_secret":"{SECRET}"}}"#
+            );
+            check!().with_type::<Vec<Edit>>().for_each(|edits| {
+                let text = edited(text.as_bytes(), edits);
+                let (parsed, asked) = allocated(|| parse(&text, false));
+                assert!(asked <= 256 * text.len() + 64 * 1024, "{asked} bytes for a line of {}", text.len());
+                match parsed {
+                    Ok(line) => {
+                        let sent: Result<wire::Enrolment, _> = serde_json::from_slice(&line.body);
+                        assert!(sent.is_ok(), "the worker could not read it");
+                    }
+                    Err(why) => assert!(!why.contains(SECRET) && why.len() < 500, "{why}"),
+                }
+            });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The provider against servers: well-behaved ones by wiremock, ugly ones by a bare socket.
 
 mod calls;
+mod fuzz;
 mod outcomes;
 mod secrecy;
 

@@ -5,9 +5,11 @@ mod back;
 mod backup;
 mod backup_parts;
 mod damage;
+mod fuzz;
 mod killed;
 mod recipients;
 mod rekey;
+mod wiped;
 
 use std::{
     collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, sync::atomic::Ordering, time::Duration,

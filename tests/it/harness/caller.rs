@@ -33,15 +33,20 @@ impl Caller {
         headers: Headers<'_>,
         body: &str,
     ) -> std::io::Result<Response> {
-        let send = || {
+        self.act(|| http::over_unix(socket, method, path, headers, body))
+    }
+
+    /// Does something as this user, on a thread of its own; an error where this process may not become that user.
+    pub(crate) fn act<T: Send>(&self, act: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
+        let act = || {
             let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
             set_thread_groups(&groups)?;
             set_thread_res_gid(gid, gid, gid)?;
             set_thread_res_uid(uid, uid, uid)?;
-            http::over_unix(socket, method, path, headers, body)
+            act()
         };
-        thread::scope(|scope| scope.spawn(send).join().expect("the caller's thread does not panic"))
+        thread::scope(|scope| scope.spawn(act).join().expect("the caller's thread does not panic"))
     }
 }
 

@@ -253,6 +253,18 @@ impl Worker {
         self.child.as_ref().expect("the worker runs").id()
     }
 
+    /// Where the HTTP listener is.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The memory that the process has in use, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("everybody may read that");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// Changes the configuration's file; it is in force after a restart or SIGHUP.
     pub(crate) fn reconfigure(&self, change: impl FnOnce(String) -> String) {
         let text = fs::read_to_string(&self.config).expect("it was written");
