@@ -45,7 +45,17 @@ pub struct Inspection {
 impl Vault {
     /// Makes a vault that `identity` and the configured recipients open. One that is there is an error, and left as it is.
     pub fn create(config: &VaultConfig, identity: &Identity) -> Result<(), VaultError> {
-        create(config, identity, journal::DEFAULT_CAPACITY)
+        Self::create_with_journal(config, identity, journal::DEFAULT_CAPACITY)
+    }
+
+    /// As [`create`](Self::create), with room for `journal_bytes` of commits between two checkpoints, from 4 KiB to 1 GiB:
+    /// a commit may take an eighth of it. A small one brings the engine to the disk often.
+    pub fn create_with_journal(
+        config: &VaultConfig,
+        identity: &Identity,
+        journal_bytes: u64,
+    ) -> Result<(), VaultError> {
+        create(config, identity, journal_bytes)
     }
 
     /// Whether a vault is in the folder `path`.

@@ -6,6 +6,7 @@ mod cli;
 mod docs;
 mod fleet;
 mod harness;
+mod kills;
 mod lifecycle;
 mod oidc;
 mod roles;

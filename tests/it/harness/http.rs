@@ -99,14 +99,15 @@ fn converse(
     match stream.read_to_end(&mut answer) {
         Err(error) if answer.is_empty() || !closed(&error) => Err(error),
         _ if answer.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
-        _ => Ok(parse(&answer)),
+        _ => parse(&answer),
     }
 }
 
-fn parse(answer: &[u8]) -> Response {
+/// An answer that was cut short, as by a peer that died, is an error; one that makes no sense is a panic.
+fn parse(answer: &[u8]) -> std::io::Result<Response> {
+    let cut_short = || Error::from(ErrorKind::UnexpectedEof);
     let answer = std::str::from_utf8(answer).expect("answers are text");
-    let (head, rest) =
-        answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("an answer without an end of its head: {answer:?}"));
+    let (head, rest) = answer.split_once("\r\n\r\n").ok_or_else(cut_short)?;
     let mut lines = head.lines();
     let status = lines
         .next()
@@ -120,10 +121,10 @@ fn parse(answer: &[u8]) -> Response {
     let mut response = Response { status, headers, body: String::new() };
     response.body =
         if response.header("transfer-encoding") == Some("chunked") { dechunk(rest) } else { rest.to_owned() };
-    if let Some(length) = response.header("content-length") {
-        assert_eq!(length, response.body.len().to_string(), "the answer was cut short: {response:?}");
+    match response.header("content-length") {
+        Some(length) if length != response.body.len().to_string() => Err(cut_short()),
+        _ => Ok(response),
     }
-    response
 }
 
 /// Undoes the chunked transfer coding (RFC 9112 section 7.1).
@@ -143,6 +144,16 @@ fn dechunk(mut rest: &str) -> String {
 #[test]
 fn a_chunked_answer_is_put_together() {
     let answer =
-        parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n");
+        parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n")
+            .expect("it is whole");
     assert_eq!((answer.status, answer.body.as_str()), (200, "abc0123456789"));
+}
+
+#[test]
+fn an_answer_that_was_cut_short_is_told_from_a_whole_one() {
+    let whole = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n12345";
+    assert!(parse(whole).is_ok());
+    for cut in [1, 20, whole.len() - 1] {
+        assert!(parse(&whole[..cut]).is_err(), "{cut}");
+    }
 }
