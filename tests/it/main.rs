@@ -3,6 +3,7 @@
 mod alive;
 mod api;
 mod cli;
+mod damage;
 mod docs;
 mod fleet;
 mod harness;

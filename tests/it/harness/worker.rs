@@ -395,7 +395,14 @@ impl Worker {
         })
     }
 
-    /// Whether it has not ended by itself.
+    /// How it has ended by itself, if it has: told once.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().expect("it is our child")?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// Whether it was started and has not ended.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
     }
