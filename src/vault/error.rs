@@ -106,6 +106,22 @@ pub enum VaultError {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// A copy of the database has to be tried first, and there is no room for one.
+    #[error(
+        "the vault in {} was not closed cleanly, so that a copy of its database is tried first, and there is no space \
+         left for one, neither there nor in {}; free {} MB and try again",
+        path.display(),
+        elsewhere.display(),
+        bytes.div_ceil(1_000_000)
+    )]
+    NoRoom {
+        /// The vault's folder.
+        path: PathBuf,
+        /// Where there is no room either.
+        elsewhere: PathBuf,
+        /// The size of the database.
+        bytes: u64,
+    },
     /// Reading or writing failed otherwise.
     #[error("{}: {why}", path.display())]
     Io {
@@ -156,7 +172,7 @@ impl VaultError {
 
     /// Whether space on the disk is all that is missing.
     pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::NoRoom { .. })
     }
 
     /// Whether records in the vault are lost or wrong, so that only a backup helps.

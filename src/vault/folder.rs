@@ -8,6 +8,7 @@ use std::{
 };
 
 use ring::digest;
+use rustix::fs::statvfs;
 use serde::{Deserialize, Serialize};
 
 use super::error::VaultError;
@@ -18,6 +19,8 @@ pub(super) const FORMAT: u64 = 1;
 const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 /// How the names of folders begin in which copies of the engine's files are tried out.
 const TRIAL: &str = "db.trial-";
+/// How much is written to see whether a disk takes writes.
+const PROBE_BYTES: usize = 64 * 1024;
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
 
@@ -40,6 +43,8 @@ pub(super) struct Plate {
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
+    /// The folder that it locks.
+    pub(super) folder: Folder,
 }
 
 impl Lock {
@@ -85,6 +90,19 @@ impl Folder {
     pub(super) fn trial(&self) -> Result<tempfile::TempDir, VaultError> {
         let here = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path);
         here.or_else(|_| tempfile::tempdir()).map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    /// Whether a vault that is opened here would find a disk that takes writes, with room for the copy that an unclean end
+    /// asks for. Writes a little, syncs it, and removes it again.
+    pub(super) fn takes_writes(&self) -> bool {
+        let room = statvfs(&self.path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        let write = || {
+            let place = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path)?;
+            let mut file = File::create(place.path().join("probe"))?;
+            file.write_all(&[0; PROBE_BYTES])?;
+            file.sync_all()
+        };
+        room > bytes_below(&self.db(), None) && write().is_ok()
     }
 
     fn lock_file(&self) -> PathBuf {
@@ -146,14 +164,14 @@ impl Folder {
             .open(&path)
             .map_err(|error| VaultError::io(&path, &error))?;
         self.take(&file, &path)?;
-        Ok(Lock { file })
+        Ok(Lock { file, folder: self.clone() })
     }
 
     /// Takes the lock without writing anything; `None` if there is no lock file, so that nobody can hold it.
     pub(super) fn lock_quietly(&self) -> Result<Option<Lock>, VaultError> {
         let path = self.lock_file();
         match File::open(&path) {
-            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file })),
+            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file, folder: self.clone() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(VaultError::io(&path, &error)),
         }
@@ -238,6 +256,13 @@ pub(super) fn walk(path: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     }
     files.sort();
     Ok((files, folders))
+}
+
+/// The size of all files below `path`, those below `except` left out, as far as they can be looked at.
+pub(super) fn bytes_below(path: &Path, except: Option<&Path>) -> u64 {
+    let files = walk(path).map(|(files, _)| files).unwrap_or_default();
+    let counted = files.iter().filter(|file| except.is_none_or(|except| !file.starts_with(except)));
+    counted.filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.len()).sum()
 }
 
 /// Makes everything below `path` durable, and takes it from everybody but the owner.

@@ -173,6 +173,14 @@ impl Vault {
         self.0.shared.poison.get().cloned()
     }
 
+    /// Whether only opening the vault anew can help, and would: it takes no more writes, and its disk does again. Blocks,
+    /// and writes a little, where the vault takes no more writes; else it asks nothing.
+    pub fn wants_reopening(&self) -> bool {
+        let opened = self.0.shared.opened.load_full();
+        let lock = opened.as_ref().and_then(|opened| opened.lock.as_ref());
+        self.poisoned().is_some() && lock.is_some_and(|lock| lock.folder.takes_writes())
+    }
+
     /// Brings the engine to the disk and starts the journal over. Done by itself when the journal runs full. Blocks.
     pub fn checkpoint(&self) -> Result<(), VaultError> {
         self.ask(Writer::checkpoint)

@@ -4,6 +4,7 @@ mod alive;
 mod api;
 mod cli;
 mod damage;
+mod disk;
 mod docs;
 mod fleet;
 mod harness;

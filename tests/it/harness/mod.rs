@@ -5,6 +5,7 @@
 pub(crate) mod caller;
 pub(crate) mod chance;
 mod description;
+pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod http;
 pub(crate) mod oidc;
