@@ -20,6 +20,8 @@ pub mod provider;
 pub mod sandbox;
 mod serve;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 pub mod vault;
 pub mod wire;

@@ -206,6 +206,7 @@ impl Shared {
                 return Err(error);
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(COMMIT_RETRY) => (),
                 () = self.stopping.cancelled() => (),
             }

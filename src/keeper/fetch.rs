@@ -196,6 +196,7 @@ impl Shared {
         let Some(flight) = self.lane(slot).enqueue(slot, Urgency::Awaited, seen) else { return Ok(()) };
         let patience = self.refresh.timeout + QUEUE_PATIENCE;
         let waited = tokio::select! {
+            biased;
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
             () = self.stopping.cancelled() => {
                 // What is still queued has no turn any more; what is under way ends.

@@ -1,6 +1,6 @@
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher, RandomState},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -19,7 +19,8 @@ const SHARDS: usize = 64;
 pub(super) struct Index {
     hasher: RandomState,
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
-    slots: RwLock<HashMap<GrantId, Arc<Slot>>>,
+    /// Ids of grants are of our own making, so nobody can choose colliding ones.
+    slots: RwLock<HashMap<GrantId, Arc<Slot>, BuildHasherDefault<DefaultHasher>>>,
     fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
     /// Living grants by provider and subject, for rule 6.
     subjects: Mutex<HashMap<(u16, u64), u32>>,

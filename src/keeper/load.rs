@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     KeeperError, Shared,
+    blocking::blocking,
     index::Entry,
     slot::{Slot, living_subject},
 };
@@ -20,7 +21,7 @@ use crate::{
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
     let reader = Arc::clone(&shared);
-    let Ok((doubtful, read)) = tokio::task::spawn_blocking(move || reader.load_grants()).await else {
+    let Ok((doubtful, read)) = blocking(move || reader.load_grants()).await else {
         return shared.load_failed("the loader died");
     };
     let mut failure = read.err().map(|error| error.to_string());
@@ -34,7 +35,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
     }
     // Organizations come last: each finds its grant's slot made.
     let reader = Arc::clone(&shared);
-    let organizations = match tokio::task::spawn_blocking(move || reader.load_organizations()).await {
+    let organizations = match blocking(move || reader.load_organizations()).await {
         Ok(Ok(organizations)) => organizations,
         Ok(Err(error)) => return shared.load_failed(&failure.unwrap_or_else(|| error.to_string())),
         Err(_) => return shared.load_failed("the loader died"),

@@ -8,6 +8,7 @@
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
 //! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
 
+mod blocking;
 mod budget;
 mod cache;
 mod census;

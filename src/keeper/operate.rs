@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Keeper, KeeperError, Shared, index::Entry, slot::Slot};
+use super::{Keeper, KeeperError, Shared, blocking::blocking, index::Entry, slot::Slot};
 use crate::{
     lifecycle,
     model::{Credential, Grant, Labels, OrganizationId, ProviderName, State},
@@ -62,7 +62,7 @@ impl Keeper {
         }
         let limit = filter.limit.clamp(1, MAX_PAGE);
         let sorter = Arc::clone(shared);
-        let entries = tokio::task::spawn_blocking(move || sorter.index.sorted()).await;
+        let entries = blocking(move || sorter.index.sorted()).await;
         let entries = entries.map_err(|_| KeeperError::Starting)?;
         let start = filter.after.as_ref().map_or(0, |after| entries.partition_point(|entry| entry.id <= *after));
         let mut organizations = Vec::new();

@@ -46,6 +46,7 @@ where
         loop {
             let mut running = tokio::spawn(make(Arc::clone(&shared)));
             tokio::select! {
+                biased;
                 ended = &mut running => {
                     if ended.is_ok() {
                         return;

@@ -76,6 +76,7 @@ impl Timers {
             Duration::from_millis(due.saturating_sub(boot_millis(now.boot))).min(LONGEST_SLEEP)
         });
         tokio::select! {
+            biased;
             () = tokio::time::sleep(wait) => (),
             () = self.sooner.notified() => (),
         }

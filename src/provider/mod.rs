@@ -12,6 +12,8 @@ mod detail;
 mod discovery;
 mod findings;
 mod organizations;
+#[cfg(test)]
+pub(crate) mod played;
 mod profile;
 mod request;
 #[cfg(test)]

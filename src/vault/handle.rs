@@ -67,9 +67,9 @@ pub struct VaultStats {
 }
 
 impl Vault {
-    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedSender<Request>, writer: JoinHandle<()>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedSender<Request>, writer: Option<JoinHandle<()>>) -> Self {
         let places = Arc::new(Semaphore::new(MAX_WAITING));
-        Self(Arc::new(Handle { shared, requests: Some(requests), places, writer: Some(writer) }))
+        Self(Arc::new(Handle { shared, requests: Some(requests), places, writer }))
     }
 
     /// A grant; `None` if there is none of that id.
@@ -163,9 +163,7 @@ impl Vault {
     ///
     /// If the system has no randomness, which it had when the vault was opened.
     pub fn random_grant_id(&self) -> GrantId {
-        let mut id = [0; 16];
-        SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
-        GrantId::from_bytes(id)
+        GrantId::from_bytes((self.0.shared.random_id)())
     }
 
     /// Why the vault takes no more writes, if that is so. Reads go on.
@@ -250,6 +248,8 @@ pub(super) struct Shared {
     pub(super) namer: Namer,
     pub(super) metrics: Metrics,
     pub(super) epoch: u32,
+    /// Makes ids of grants.
+    pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
     pub(super) poison: OnceLock<String>,
     /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
@@ -266,6 +266,17 @@ pub(super) struct Shared {
 pub(super) struct Opened {
     pub(super) engine: Box<dyn Engine>,
     pub(super) lock: Option<Lock>,
+}
+
+/// An id that nobody can guess and nobody else has.
+///
+/// # Panics
+///
+/// If the system has no randomness, which it had when the vault was opened.
+fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
+    id
 }
 
 impl Shared {
@@ -289,6 +300,7 @@ impl Shared {
             cipher: Cipher::new(keyring.vault, keyring.data_keys, keyring.current),
             metrics,
             epoch,
+            random_id,
             poison: OnceLock::new(),
             stranded: OnceLock::new(),
             records: AtomicU64::new(0),

@@ -33,6 +33,8 @@ mod memory;
 mod name;
 mod open;
 mod panics;
+#[cfg(test)]
+mod simulated;
 mod sled;
 mod writer;
 
@@ -43,6 +45,8 @@ pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
 pub use open::Inspection;
+#[cfg(test)]
+pub(crate) use simulated::{Disk, DiskFault, Fate};
 
 use crate::model::{Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp};
 

@@ -25,7 +25,7 @@ use crate::{
 /// The commit that makes a vault.
 const FIRST_SEQUENCE: u64 = 1;
 /// What the vault keeps about itself goes by this name.
-const META_ID: &[u8] = b"vault";
+pub(super) const META_ID: &[u8] = b"vault";
 /// The cache of an engine that is opened only to be looked at, in bytes.
 const TRIAL_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -82,21 +82,7 @@ impl Vault {
         }
         let engine = SledEngine::open(&db, config.cache_bytes)?;
         engine.write_through();
-        let found = ends.judge(engine.mark()?)?;
-        if !untouched {
-            engine::rewrite(&engine, &found, &batches)?;
-        }
-        let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
-        let mark = engine::apply(&engine, found, &newer)?;
-        engine.sync()?;
-        if !untouched {
-            tracing::info!(vault.replayed = newer.len(), "the vault was not closed cleanly; its journal was replayed");
-        }
-
-        let namer = Namer::new(&keyring.name_key);
-        let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
-        let epoch = read_meta(&engine, &namer, &cipher)?.epoch;
-        journal.start_over(mark.applied, None)?;
+        let (epoch, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
         let shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
@@ -126,6 +112,32 @@ impl Vault {
             format: plate.format,
         })
     }
+}
+
+/// Brings the engine to where the journal ends, makes that durable, and lets the journal start over. Gives the vault's
+/// epoch and the engine's mark. `untouched`: nobody has written to the engine since the vault was closed cleanly.
+pub(super) fn recover(
+    engine: &dyn Engine,
+    journal: &mut Journal,
+    keyring: &Keyring,
+    batches: Vec<Batch>,
+    untouched: bool,
+) -> Result<(u32, Mark), VaultError> {
+    let found = Ends::of(journal, &batches).judge(engine.mark()?)?;
+    if !untouched {
+        engine::rewrite(engine, &found, &batches)?;
+    }
+    let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
+    let mark = engine::apply(engine, found, &newer)?;
+    engine.sync()?;
+    if !untouched {
+        tracing::info!(vault.replayed = newer.len(), "the vault was not closed cleanly; its journal was replayed");
+    }
+    let namer = Namer::new(&keyring.name_key);
+    let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
+    let epoch = read_meta(engine, &namer, &cipher)?.epoch;
+    journal.start_over(mark.applied, None)?;
+    Ok((epoch, mark))
 }
 
 /// Makes a vault whose journal has room for `journal_bytes` of frames.

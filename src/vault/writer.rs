@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::ControlFlow,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -67,20 +68,10 @@ struct Group {
 }
 
 impl Writer {
-    /// Starts the writer, and gives the vault that it writes for.
+    /// Starts the writer on a thread of its own, and gives the vault that it writes for.
     pub(super) fn start(shared: Shared, folder: Folder, journal: Journal, mark: Mark) -> Result<Vault, VaultError> {
-        let shared = Arc::new(shared);
-        let (sender, mut requests) = mpsc::unbounded_channel();
-        let path = folder.path().to_owned();
-        let mut writer = Self {
-            shared: Arc::clone(&shared),
-            folder,
-            journal,
-            encoder: Encoder::new(),
-            random: SystemRandom::new(),
-            mark,
-            unnoted: false,
-        };
+        let (mut writer, sender, mut requests) = Self::new(shared, folder, journal, mark);
+        let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
         let run = move || {
             if let Err(panic) = caught(|| writer.run(&mut requests)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
@@ -88,27 +79,50 @@ impl Writer {
         };
         let thread = thread::Builder::new().name("vault writer".to_owned()).spawn(run);
         let thread = thread.map_err(|error| VaultError::io(&path, &error))?;
-        Ok(Vault::new(shared, sender, thread))
+        Ok(Vault::new(shared, sender, Some(thread)))
+    }
+
+    /// A writer, and both ends of the queue in front of it.
+    pub(super) fn new(
+        shared: Shared,
+        folder: Folder,
+        journal: Journal,
+        mark: Mark,
+    ) -> (Self, mpsc::UnboundedSender<Request>, Requests) {
+        let (sender, requests) = mpsc::unbounded_channel();
+        let shared = Arc::new(shared);
+        let (encoder, random) = (Encoder::new(), SystemRandom::new());
+        (Self { shared, folder, journal, encoder, random, mark, unnoted: false }, sender, requests)
     }
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
     fn run(&mut self, requests: &mut Requests) {
-        let mut next = None;
         loop {
-            let request = next.take().or_else(|| requests.try_recv().ok()).or_else(|| {
+            let request = requests.try_recv().ok().or_else(|| {
                 self.idle();
                 requests.blocking_recv()
             });
             let Some(request) = request else { return };
+            if self.serve(request, requests).is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Serves a request, and with a commit those that wait behind it; breaks when the vault was closed.
+    pub(super) fn serve(&mut self, request: Request, requests: &mut Requests) -> ControlFlow<()> {
+        let mut next = Some(request);
+        while let Some(request) = next.take() {
             match request {
                 Request::Commit(first) => next = self.commit(first, requests),
                 Request::Run(run) => run(self),
                 Request::Close(done) => {
                     let _ = done.send(self.close());
-                    return;
+                    return ControlFlow::Break(());
                 }
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// Commits `first` and all that wait behind it, as far as one group holds; gives the request that stopped it.
@@ -207,7 +221,7 @@ impl Writer {
     }
 
     /// Nothing waits: proves the last commits durable to whoever reads the journal.
-    fn idle(&mut self) {
+    pub(super) fn idle(&mut self) {
         if std::mem::take(&mut self.unnoted)
             && self.shared.poison.get().is_none()
             && let Err(error) = self.journal.note()

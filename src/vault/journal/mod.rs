@@ -55,17 +55,21 @@
 
 mod frame;
 mod header;
+mod storage;
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-pub(super) use self::frame::{Batch, Entry};
+pub(super) use self::{
+    frame::{Batch, Entry},
+    storage::Storage,
+};
 use self::{
     frame::{FRAME_HEADER_BYTES, Frame, Magic, Standing},
     header::{HEADER_BYTES, Header},
@@ -89,7 +93,7 @@ const SHARE: u64 = 8;
 /// An open journal.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    file: Box<dyn Storage>,
     path: PathBuf,
     header: Header,
     /// Where the next frame goes, counted from `FRAMES_AT`.
@@ -113,8 +117,7 @@ impl Journal {
         let make = || {
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             preallocate(&file, FRAMES_AT + capacity)?;
-            let header = Header { vault, generation: 1, checkpoint, capacity, clean: Some(clean) };
-            file.write_all_at(&header.encode(), header.place())?;
+            write_first_header(&file, vault, checkpoint, Some(clean), capacity)?;
             file.sync_all()?;
             sync_folder(parent(path))
         };
@@ -123,11 +126,16 @@ impl Journal {
 
     /// Opens the journal and reads its header; changes nothing. `writable` is false where it is only looked at.
     pub(super) fn open(path: &Path, vault: [u8; 16], writable: bool) -> Result<Self, VaultError> {
-        let failed = |error: io::Error| match error.kind() {
+        let file = OpenOptions::new().read(true).write(writable).open(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => damaged("it is missing".to_owned()),
             _ => VaultError::io(path, &error),
-        };
-        let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failed)?;
+        })?;
+        Self::over(Box::new(file), path, vault)
+    }
+
+    /// Reads the header of the journal in `file`; `path` is what errors call it.
+    pub(super) fn over(file: Box<dyn Storage>, path: &Path, vault: [u8; 16]) -> Result<Self, VaultError> {
+        let failed = |error: io::Error| VaultError::io(path, &error);
         let mut pages = vec![0; 2 * HEADER_BYTES];
         match file.read_exact_at(&mut pages, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -142,7 +150,7 @@ impl Journal {
         if !(MIN_CAPACITY..=MAX_CAPACITY).contains(&header.capacity) {
             return Err(damaged("its capacity makes no sense".to_owned()));
         }
-        let (length, made) = (file.metadata().map_err(failed)?.len(), FRAMES_AT + header.capacity);
+        let (length, made) = (file.length().map_err(failed)?, FRAMES_AT + header.capacity);
         if length < made {
             return Err(damaged(format!("it was cut short from {made} to {length} bytes")));
         }
@@ -270,8 +278,35 @@ impl Journal {
     /// Takes the right to write from the journal, so that its next write fails.
     #[cfg(test)]
     pub(super) fn break_for_test(&mut self) {
-        self.file = File::open(&self.path).unwrap();
+        self.file = Box::new(File::open(&self.path).unwrap());
     }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Makes a journal on a simulated disk, as after a crash at `checkpoint`.
+    pub(super) fn format(
+        disk: &super::simulated::Disk,
+        vault: [u8; 16],
+        checkpoint: u64,
+        capacity: u64,
+    ) -> io::Result<()> {
+        disk.lay_out(FRAMES_AT + capacity);
+        write_first_header(disk, vault, checkpoint, None, capacity)?;
+        disk.sync_data()
+    }
+}
+
+/// The header that a journal is made with.
+fn write_first_header(
+    file: &dyn Storage,
+    vault: [u8; 16],
+    checkpoint: u64,
+    clean: Option<[u8; 16]>,
+    capacity: u64,
+) -> io::Result<()> {
+    let header = Header { vault, generation: 1, checkpoint, capacity, clean };
+    file.write_all_at(&header.encode(), header.place())
 }
 
 /// Takes the space and writes it once: later writes then change neither the file's length nor its extents, and a
@@ -287,7 +322,7 @@ fn preallocate(file: &File, length: u64) -> io::Result<()> {
     let mut at = 0;
     while at < length {
         let part = usize::try_from(length - at).map_or(BLOCK, |left| left.min(BLOCK));
-        file.write_all_at(&zeros[..part], at)?;
+        std::os::unix::fs::FileExt::write_all_at(file, &zeros[..part], at)?;
         at += part as u64;
     }
     Ok(())

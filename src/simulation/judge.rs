@@ -1,0 +1,279 @@
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::Write as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    machine::Machine,
+    network::{Network, end_of},
+};
+use crate::{
+    clock::Clock,
+    keeper::Served,
+    model::{Credential, DoubtReason, FailingReason, Grant, OrganizationId, State as GrantState, Timestamp},
+    sandbox::{Entry, Issuer, Outcome, Standing},
+    vault::Vault,
+};
+
+/// How many findings are kept; one is enough to fail.
+const MAX_WRONGS: usize = 20;
+/// Exchanges that a provider may be asked for in any minute.
+pub(super) const PER_MINUTE: u32 = 120;
+/// What may come on top: the burst after a quiet time, and the probes of a frozen provider.
+const BEYOND: usize = 10;
+/// How often a dead credential may be presented before that counts as hammering.
+const MAX_REFUSALS: u32 = 40;
+
+/// What a run did, for the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) lives: u32,
+    pub(super) deaths: u32,
+    pub(super) power_cuts: u32,
+    pub(super) exchanges: u64,
+    pub(super) fetches: u64,
+    pub(super) doubts: u64,
+    pub(super) losses: u64,
+    pub(super) replays: u64,
+    pub(super) enrolments: u64,
+}
+
+/// Knows what must hold, and notes what does not.
+#[derive(Debug)]
+pub(super) struct Judge {
+    machine: Arc<Machine>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wrongs: Vec<String>,
+    counts: Counts,
+    digest: u64,
+    /// The exchanges of the last minute by provider, on the boot-time clock.
+    asked: BTreeMap<&'static str, VecDeque<Duration>>,
+    refusals: BTreeMap<u64, u32>,
+    /// When an organization was last announced to be in doubt.
+    announced: BTreeMap<String, Timestamp>,
+    /// Organizations whose doubt the operator has resolved at his own risk.
+    risked: BTreeSet<OrganizationId>,
+    /// The vault of the present life.
+    vault: Option<Vault>,
+}
+
+impl Judge {
+    pub(super) fn new(machine: Arc<Machine>) -> Self {
+        Self { machine, state: Mutex::default() }
+    }
+
+    /// Something must not have happened.
+    pub(super) fn wrong(&self, what: &str) {
+        let age = self.machine.age();
+        let mut state = self.state();
+        if state.wrongs.len() < MAX_WRONGS {
+            state.wrongs.push(format!("day {:.3}: {what}", age.as_secs_f64() / 86_400.0));
+        }
+    }
+
+    pub(super) fn wrongs(&self) -> Vec<String> {
+        self.state().wrongs.clone()
+    }
+
+    pub(super) fn is_content(&self) -> bool {
+        self.state().wrongs.is_empty()
+    }
+
+    pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {
+        change(&mut self.state().counts);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    /// A number that two runs have in common only if the issuers saw the same in both.
+    pub(super) fn digest(&self) -> u64 {
+        self.state().digest
+    }
+
+    /// A life begins, with the vault open; `None`: it has ended.
+    pub(super) fn begin(&self, vault: Option<Vault>) {
+        let mut state = self.state();
+        state.vault = vault;
+        state.asked.clear();
+    }
+
+    /// The operator takes the risk of a replay.
+    pub(super) fn risk(&self, organization: &OrganizationId) {
+        self.state().risked.insert(organization.clone());
+    }
+
+    /// The worker has told of a doubt.
+    pub(super) fn announced(&self, organization: &str) {
+        // The worker knows no other time than what it is shown.
+        let shown = self.machine.now().wall;
+        let mut state = self.state();
+        state.counts.doubts += 1;
+        state.announced.insert(organization.to_owned(), shown);
+    }
+
+    /// A provider is asked for an exchange: never more often than its budget allows.
+    pub(super) fn asked(&self, provider: &'static str) {
+        const MINUTE: Duration = Duration::from_mins(1);
+        if self.machine.is_dead() {
+            return;
+        }
+        let now = self.machine.now().boot;
+        let storm = {
+            let mut state = self.state();
+            let asked = state.asked.entry(provider).or_default();
+            asked.push_back(now);
+            while asked.front().is_some_and(|first| now.saturating_sub(*first) >= MINUTE) {
+                asked.pop_front();
+            }
+            asked.len() > PER_MINUTE as usize + BEYOND
+        };
+        if storm {
+            self.wrong(&format!("{provider} was asked more often than its budget allows"));
+        }
+    }
+
+    /// An exchange has reached an issuer.
+    pub(super) fn exchanged(&self, network: &Network, credential: &Credential, entry: &Entry) {
+        let truth = self.machine.truth().as_millis();
+        let hammered = {
+            let mut state = self.state();
+            state.counts.exchanges += 1;
+            let mut line = String::new();
+            let _ = write!(line, "{truth} {:?} {:?} {:?} {}", entry.user, entry.authorization, entry.token, entry.result);
+            state.digest = line.bytes().fold(state.digest, |digest, byte| {
+                (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+            match (entry.authorization, entry.result) {
+                (Some(authorization), Outcome::Denied(_)) => {
+                    let refusals = state.refusals.entry(authorization).or_default();
+                    *refusals += 1;
+                    *refusals == MAX_REFUSALS
+                }
+                _ => false,
+            }
+        };
+        if hammered {
+            self.wrong(&format!("a dead credential of {:?} at {} is sent again and again", entry.user, network.name()));
+        }
+        if entry.replay {
+            self.replayed(credential, entry);
+        }
+    }
+
+    /// A spent one-time token was sent. The rules allow it where it can harm nobody, and where an operator said so.
+    fn replayed(&self, credential: &Credential, entry: &Entry) {
+        self.count(|counts| counts.replays += 1);
+        let (vault, risked) = {
+            let state = self.state();
+            (state.vault.clone(), state.risked.clone())
+        };
+        let Some(vault) = vault else { return };
+        let grants = all_grants(&vault);
+        let whose = format!("of {:?}, token {:?}", entry.user, entry.token);
+        let Some(grant) = grants.iter().find(|grant| grant.credential.secret().same_as(credential.secret())) else {
+            return self.wrong(&format!("a spent token that no grant holds was sent, {whose}"));
+        };
+        if grant.organizations.iter().any(|organization| risked.contains(organization)) {
+            return;
+        }
+        let may_be_tried = matches!(
+            grant.state,
+            GrantState::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed) | GrantState::Failing(FailingReason::Refused)
+        );
+        if !may_be_tried {
+            return self.wrong(&format!("a spent token was sent although its grant is {:?}, {whose}", grant.state));
+        }
+        let latest = self.machine.truth().max(self.machine.now().wall);
+        if grant.access.as_ref().is_some_and(|access| access.expires_at > latest) {
+            self.wrong(&format!("a spent token was sent while its access token lived, {whose}"));
+        }
+        let shared = |other: &&Grant| {
+            other.id != grant.id
+                && other.provider == grant.provider
+                && other.subject == grant.subject
+                && other.state != GrantState::Lost
+                && !other.organizations.is_empty()
+        };
+        if grant.subject.is_none() || grants.iter().any(|other| shared(&other)) {
+            self.wrong(&format!("a spent token was sent that may end another grant, {whose}"));
+        }
+    }
+
+    /// A caller was given a token.
+    pub(super) fn served(&self, issuer: &Issuer, organization: &OrganizationId, served: &Served) {
+        self.count(|counts| counts.fetches += 1);
+        let truth = self.machine.truth();
+        let token = &served.token.access_token;
+        let Some(end) = end_of(token) else {
+            return self.wrong(&format!("{organization} was given something that is no token"));
+        };
+        if end + Duration::from_secs(1) < truth && !self.machine.began_behind() {
+            let late = truth.since(end).as_secs();
+            self.wrong(&format!("{organization} was given an access token {late} s after its end"));
+        }
+        let reach = issuer.reach(truth, &crate::model::Secret::new(token.clone()));
+        if reach.is_some_and(|reach| reach.iter().all(|reached| **reached != *organization.as_str())) {
+            self.wrong(&format!("{organization} was given a token that does not reach it"));
+        }
+    }
+
+    /// Looks through the vault: nothing in it may be in another state than the issuers say it can be.
+    pub(super) fn audit(&self, vault: &Vault, networks: &[Arc<Network>]) {
+        let truth = self.machine.truth();
+        for grant in all_grants(vault) {
+            let Some(network) = networks.iter().find(|network| network.name() == grant.provider.as_str()) else {
+                continue;
+            };
+            let name = grant.organizations.first().map_or("(nobody)", OrganizationId::as_str).to_owned();
+            if let GrantState::InDoubt(_) = grant.state {
+                let announced = self.state().announced.get(&name).copied();
+                let since = grant.since;
+                if !grant.organizations.is_empty() && announced.is_none_or(|at| at + Duration::from_mins(2) < since) {
+                    self.wrong(&format!("{name} is in doubt since {since:?} and nobody was told ({announced:?})"));
+                }
+                continue;
+            }
+            if vault.intent(grant.id).ok().flatten().is_some() {
+                continue;
+            }
+            let secret = grant.credential.secret();
+            let lives = match &grant.credential {
+                Credential::ApiKey(_) if network.issuer().key_is_alive(secret) => Standing::Live,
+                Credential::ApiKey(_) => continue,
+                Credential::RefreshToken(_) => network.issuer().standing(truth, secret),
+            };
+            let proven_dead = matches!(grant.state, GrantState::Lost | GrantState::Failing(FailingReason::Refused));
+            match lives {
+                Standing::Spent if !proven_dead => {
+                    self.wrong(&format!("{name} is {:?} with a token that has been spent", grant.state));
+                }
+                Standing::Live | Standing::InGrace if grant.state == GrantState::Lost => {
+                    self.wrong(&format!("{name} was declared lost and its credential is good"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every grant in the vault, in the order of the ids.
+fn all_grants(vault: &Vault) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    let _ = vault.for_each_grant(&mut |stored| {
+        grants.push(stored.value);
+        Ok(())
+    });
+    grants
+}

@@ -1,0 +1,160 @@
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    clock::{Clock, Now},
+    model::Timestamp,
+    vault::Fate,
+};
+
+/// When it all begins: 2027-01-15T08:00:00Z.
+const BEGINNING: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+/// The computer that the worker runs on. It knows the true time, and shows the worker the clock that it has.
+#[derive(Debug)]
+pub(super) struct Machine {
+    state: Mutex<State>,
+    died: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The true time, and the boot-time clock, when the present life began or time was moved last.
+    truth: Timestamp,
+    boot: Duration,
+    /// Which boot this is.
+    boots: u128,
+    /// By how much the shown wall time is off, in milliseconds.
+    skew: i64,
+    /// Whether wall time was behind the truth when the present life began.
+    began_behind: bool,
+    /// When the present life began on the runtime's clock; `None` between two lives.
+    began: Option<Instant>,
+    /// How many steps this life has left; `None`: enough.
+    steps_left: Option<u64>,
+    dead: bool,
+}
+
+impl Machine {
+    pub(super) fn new() -> Self {
+        let state = State {
+            truth: BEGINNING,
+            boot: Duration::from_mins(1),
+            boots: 1,
+            skew: 0,
+            began_behind: false,
+            began: None,
+            steps_left: None,
+            dead: false,
+        };
+        Self { state: Mutex::new(state), died: Notify::new() }
+    }
+
+    /// A process begins, which dies after so many steps.
+    pub(super) fn begin(&self, steps: Option<u64>) {
+        let mut state = self.state();
+        state.began = Some(Instant::now());
+        state.steps_left = steps;
+        state.dead = false;
+        state.began_behind = state.skew < 0;
+    }
+
+    /// The process has ended, one way or the other.
+    pub(super) fn end(&self) {
+        let mut state = self.state();
+        let elapsed = state.elapsed();
+        state.truth = state.truth + elapsed;
+        state.boot += elapsed;
+        state.began = None;
+        state.dead = true;
+    }
+
+    /// Time passes that the process does not see pass: it is down, or the machine is suspended.
+    pub(super) fn pass(&self, time: Duration) {
+        let mut state = self.state();
+        state.truth = state.truth + time;
+        state.boot += time;
+    }
+
+    /// The machine starts anew.
+    pub(super) fn reboot(&self) {
+        let mut state = self.state();
+        state.boot = Duration::from_secs(20);
+        state.boots += 1;
+    }
+
+    /// Wall time is off by so many milliseconds from now on.
+    pub(super) fn set_skew(&self, skew: i64) {
+        self.state().skew = skew;
+    }
+
+    /// The true time.
+    pub(super) fn truth(&self) -> Timestamp {
+        let state = self.state();
+        state.truth + state.elapsed()
+    }
+
+    /// Whether this life began with a clock that was behind: then nothing can tell how old a token really is.
+    pub(super) fn began_behind(&self) -> bool {
+        self.state().began_behind
+    }
+
+    /// Since the simulation began.
+    pub(super) fn age(&self) -> Duration {
+        self.truth().since(BEGINNING)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.state().dead
+    }
+
+    /// Waits for the death of the process.
+    pub(super) async fn death(&self) {
+        while !self.is_dead() {
+            self.died.notified().await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn elapsed(&self) -> Duration {
+        self.began.map(|began| began.elapsed()).unwrap_or_default()
+    }
+}
+
+impl Clock for Machine {
+    fn now(&self) -> Now {
+        let state = self.state();
+        let truth = state.truth + state.elapsed();
+        let wall = Timestamp::from_millis(truth.as_millis() + state.skew);
+        Now { wall, boot: state.boot + state.elapsed() }
+    }
+
+    fn boot_id(&self) -> u128 {
+        self.state().boots
+    }
+}
+
+impl Fate for Machine {
+    fn step(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if !state.dead && state.steps_left == Some(0) {
+            state.dead = true;
+            self.died.notify_one();
+        }
+        if state.dead {
+            return Err(io::Error::other("the process is dead"));
+        }
+        state.steps_left = state.steps_left.map(|left| left - 1);
+        Ok(())
+    }
+}
