@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Role,
-    keeper::{Keeper, Served},
+    keeper::{Keeper, KeeperError, Served},
     model::OrganizationId,
     serve::catching_panics,
     wire::{Code, ENROLMENT_CHANGED},
@@ -186,7 +186,7 @@ async fn healthz(State(api): State<Api>) -> Answer {
     let asked = tokio::task::spawn_blocking(move || keeper.wants_restart());
     if asked.await.unwrap_or(true) {
         let why = "the vault took no writes, and its disk takes them again: restart the worker";
-        Err(Refusal::new(Code::VaultUnavailable, why))
+        Err(KeeperError::VaultUnavailable(why.to_owned()).into())
     } else {
         Ok(json(StatusCode::OK, &Health { status: "ok" }))
     }

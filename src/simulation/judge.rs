@@ -147,10 +147,11 @@ impl Judge {
             let mut state = self.state();
             state.counts.exchanges += 1;
             let mut line = String::new();
-            let _ = write!(line, "{truth} {:?} {:?} {:?} {}", entry.user, entry.authorization, entry.token, entry.result);
-            state.digest = line.bytes().fold(state.digest, |digest, byte| {
-                (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
+            let _ =
+                write!(line, "{truth} {:?} {:?} {:?} {}", entry.user, entry.authorization, entry.token, entry.result);
+            state.digest = line
+                .bytes()
+                .fold(state.digest, |digest, byte| (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
             match (entry.authorization, entry.result) {
                 (Some(authorization), Outcome::Denied(_)) => {
                     let refusals = state.refusals.entry(authorization).or_default();
@@ -186,7 +187,8 @@ impl Judge {
         }
         let may_be_tried = matches!(
             grant.state,
-            GrantState::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed) | GrantState::Failing(FailingReason::Refused)
+            GrantState::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed)
+                | GrantState::Failing(FailingReason::Refused)
         );
         if !may_be_tried {
             return self.wrong(&format!("a spent token was sent although its grant is {:?}, {whose}", grant.state));

@@ -162,8 +162,7 @@ impl Network {
     }
 
     fn answer(&self, course: Course, answered: Option<Result<Granted, Denied>>) -> Played {
-        let reply =
-            |status, body: String| Played::Reply { status, retry_after: None, body: body.into_bytes() };
+        let reply = |status, body: String| Played::Reply { status, retry_after: None, body: body.into_bytes() };
         let error = |code: &str| reply(400, serde_json::json!({ "error": code }).to_string());
         match course {
             Course::NotSent => Played::NotSent,
@@ -294,10 +293,14 @@ impl TokenEndpoint for Network {
         })
     }
 
-    fn organizations<'a>(&'a self, access_token: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
+    fn organizations<'a>(
+        &'a self,
+        access_token: &'a Secret,
+    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
         Box::pin(async move {
             self.wait(Duration::from_millis(50)).await;
-            let unavailable = |detail: &str| ProviderError::Unavailable { provider: self.name.into(), detail: detail.into() };
+            let unavailable =
+                |detail: &str| ProviderError::Unavailable { provider: self.name.into(), detail: detail.into() };
             if self.machine.step().is_err() {
                 return Err(unavailable("dead"));
             }

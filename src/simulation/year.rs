@@ -168,7 +168,8 @@ pub(super) fn run(seed: u64, size: Size) -> Report {
         let until = world.machine.age() + CALM;
         while world.judge.is_content()
             && life(&world, Plan { steps: None, until, calm: true, seed: chance.u64(..) }, &mut chance) != End::Over
-        {}
+        {
+        }
     });
     Report { seed, digest: world.judge.digest(), counts: world.judge.counts(), wrongs: world.judge.wrongs() }
 }

@@ -106,6 +106,19 @@ pub enum VaultError {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// The disk is so nearly full that the database could be torn by running out of it; it was not touched.
+    #[error(
+        "no space left for {}: {free} MB are free, and its database must be sure of {needed} MB; free some and try again",
+        path.display()
+    )]
+    Scarce {
+        /// The vault's folder.
+        path: PathBuf,
+        /// What is free, in megabytes.
+        free: u64,
+        /// What has to be, in megabytes.
+        needed: u64,
+    },
     /// A copy of the database has to be tried first, and there is no room for one.
     #[error(
         "the vault in {} was not closed cleanly, so that a copy of its database is tried first, and there is no space \
@@ -172,7 +185,7 @@ impl VaultError {
 
     /// Whether space on the disk is all that is missing.
     pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::NoRoom { .. })
+        matches!(self, Self::Full { .. } | Self::Scarce { .. } | Self::NoRoom { .. })
     }
 
     /// Whether records in the vault are lost or wrong, so that only a backup helps.

@@ -21,6 +21,8 @@ const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 const TRIAL: &str = "db.trial-";
 /// How much is written to see whether a disk takes writes.
 const PROBE_BYTES: usize = 64 * 1024;
+/// So much has to be free before the engine is given anything, in bytes: several of its segments and write buffers.
+const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
 
@@ -92,17 +94,33 @@ impl Folder {
         here.or_else(|_| tempfile::tempdir()).map_err(|error| VaultError::io(&self.path, &error))
     }
 
+    /// Refuses to go on where less than [`RESERVE_BYTES`] and `more` are free: a database that runs out of disk in the middle
+    /// of a write may be torn so that it does not open any more. Whatever the file system does not tell is no hindrance.
+    pub(super) fn check_room(&self, more: u64) -> Result<(), VaultError> {
+        const MEGABYTE: u64 = 1_000_000;
+        let (free, needed) = (self.free().unwrap_or(u64::MAX), RESERVE_BYTES.saturating_add(more));
+        if free >= needed {
+            return Ok(());
+        }
+        let (free, needed) = (free / MEGABYTE, needed.div_ceil(MEGABYTE));
+        Err(VaultError::Scarce { path: self.path.clone(), free, needed })
+    }
+
+    /// What may still be written to its file system, in bytes.
+    fn free(&self) -> Option<u64> {
+        statvfs(&self.path).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Whether a vault that is opened here would find a disk that takes writes, with room for the copy that an unclean end
     /// asks for. Writes a little, syncs it, and removes it again.
     pub(super) fn takes_writes(&self) -> bool {
-        let room = statvfs(&self.path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
         let write = || {
             let place = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path)?;
             let mut file = File::create(place.path().join("probe"))?;
             file.write_all(&[0; PROBE_BYTES])?;
             file.sync_all()
         };
-        room > bytes_below(&self.db(), None) && write().is_ok()
+        self.check_room(bytes_below(&self.path, None)).is_ok() && write().is_ok()
     }
 
     fn lock_file(&self) -> PathBuf {

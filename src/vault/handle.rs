@@ -23,6 +23,7 @@ use super::{
     codec::Record,
     engine::{Engine, Mark},
     folder::Lock,
+    journal::Batch,
     keyring::Keyring,
     name::{Kind, Name, Namer},
     writer::{Commit, Request, Writer},
@@ -67,7 +68,11 @@ pub struct VaultStats {
 }
 
 impl Vault {
-    pub(super) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedSender<Request>, writer: Option<JoinHandle<()>>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requests: mpsc::UnboundedSender<Request>,
+        writer: Option<JoinHandle<()>>,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(MAX_WAITING));
         Self(Arc::new(Handle { shared, requests: Some(requests), places, writer }))
     }
@@ -120,7 +125,8 @@ impl Vault {
     ///
     /// A future that is dropped while it waits for a place (there are 4096) has done nothing; later, the commit goes on
     /// without it. After [`VaultError::TooLarge`] nothing was changed. After any other error nothing can be seen until the
-    /// vault is opened anew, and then all of it or nothing.
+    /// vault is opened anew, and then all of it or nothing. Once the database has failed, which
+    /// [`poisoned`](Self::poisoned) tells, commits go on as long as the journal has room: what is under way can end.
     pub async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
         let handle = &*self.0;
         let place = Arc::clone(&handle.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
@@ -166,7 +172,7 @@ impl Vault {
         GrantId::from_bytes((self.0.shared.random_id)())
     }
 
-    /// Why the vault takes no more writes, if that is so. Reads go on.
+    /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         self.0.shared.poison.get().cloned()
     }
@@ -209,6 +215,11 @@ impl Vault {
     #[cfg(test)]
     pub(crate) fn poison_for_test(&self) {
         self.0.shared.poison(&VaultError::Closed);
+        let broken = self.ask(|writer| {
+            writer.journal.break_for_test();
+            Ok(())
+        });
+        broken.unwrap();
     }
 
     #[cfg(test)]
@@ -252,15 +263,17 @@ pub(super) struct Shared {
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
     pub(super) poison: OnceLock<String>,
-    /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
-    /// the vault is poisoned with it.
-    pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
+    pub(super) stranded: ArcSwapOption<Stranded>,
     records: AtomicU64,
     strays: AtomicU64,
     journal_bytes: u64,
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
 }
+
+/// Sealed records by name; `None` stands for one that was removed.
+type Stranded = HashMap<Name, Option<Vec<u8>>>;
 
 /// The engine, and the lock that must not be released before it.
 pub(super) struct Opened {
@@ -302,7 +315,7 @@ impl Shared {
             epoch,
             random_id,
             poison: OnceLock::new(),
-            stranded: OnceLock::new(),
+            stranded: ArcSwapOption::empty(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
             journal_bytes,
@@ -317,7 +330,15 @@ impl Shared {
         self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
     }
 
-    /// Ends all writing; the first reason stays.
+    /// Keeps batches that are durable and that the engine does not take, so that they are read from here.
+    pub(super) fn strand(&self, batches: &[Batch]) {
+        let mut stranded = self.stranded.load_full().unwrap_or_default();
+        let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
+        Arc::make_mut(&mut stranded).extend(entries.map(|entry| (entry.name, entry.sealed)));
+        self.stranded.store(Some(stranded));
+    }
+
+    /// Ends all writing but what the journal can still keep; the first reason stays.
     pub(super) fn poison(&self, error: &VaultError) {
         self.metrics.vault_failed();
         if self.poison.set(error.to_string()).is_ok() {
@@ -337,7 +358,8 @@ impl Shared {
 
     fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
         let name = self.namer.name(R::KIND, id);
-        let sealed = if let Some(sealed) = self.stranded.get().and_then(|stranded| stranded.get(&name)) {
+        let stranded = self.stranded.load();
+        let sealed = if let Some(sealed) = stranded.as_ref().and_then(|stranded| stranded.get(&name)) {
             sealed.clone()
         } else {
             let opened = self.opened.load();
@@ -349,7 +371,7 @@ impl Shared {
 
     fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
-        let stranded = self.stranded.get();
+        let stranded = self.stranded.load_full();
         let (mut unreadable, mut stopped) = (None, false);
         let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open(name, sealed) {
             Ok(stored) => f(stored).inspect_err(|_| stopped = true),
@@ -358,12 +380,12 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match stranded {
+        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
             Some(stranded) if stranded.contains_key(name) => Ok(()),
             _ => hand_over(name, sealed),
         });
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.into_iter().flatten().filter(|(name, _)| name.kind() == R::KIND);
+            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
             kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
                 .try_for_each(|(name, sealed)| hand_over(name, sealed))
         });

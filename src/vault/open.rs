@@ -80,6 +80,7 @@ impl Vault {
         if !untouched {
             try_somewhere(&folder, &ends, &batches)?;
         }
+        folder.check_room(journal.bytes())?;
         let engine = SledEngine::open(&db, config.cache_bytes)?;
         engine.write_through();
         let (epoch, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
