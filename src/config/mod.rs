@@ -67,8 +67,10 @@ pub struct VaultConfig {
     pub recipients: Vec<String>,
     /// The engine's cache, in bytes.
     pub cache_bytes: u64,
-    /// Where backups go.
+    /// Where scheduled backups go.
     pub backup_dir: Option<PathBuf>,
+    /// How many of them are kept there: 1 to 10,000.
+    pub backup_keep: usize,
 }
 
 /// `[socket]`

@@ -36,6 +36,7 @@ pub(super) struct RawVault {
     pub(super) engine: Option<String>,
     pub(super) cache: Option<Scalar>,
     pub(super) backup_dir: Option<String>,
+    pub(super) backup_keep: Option<Whole>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -28,6 +28,11 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
     remarks.extend(
         not_yet(config).map(|what| format!("{what} is read and checked, but this version does nothing with it yet")),
     );
+    if config.vault.backup_dir.is_some() && config.schedule.backup.is_empty() {
+        remarks.push(
+            "vault.backup_dir is set and schedule.backup is not, so no backups are made by themselves".to_owned(),
+        );
+    }
     let least = config.refresh.timeout + GRACE_MARGIN;
     for provider in config.providers.values() {
         if provider.usage == Usage::OneTime && !provider.grace.is_zero() && provider.grace <= least {
@@ -45,11 +50,7 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
 
 /// What a configuration may say already and no room acts on yet; a default says nothing.
 fn not_yet(config: &Config) -> impl Iterator<Item = &'static str> {
-    [
-        ("[[webhook]]", !config.webhooks.is_empty()),
-        ("consent.listen", config.consent.listen.is_some()),
-        ("schedule.backup", !config.schedule.backup.is_empty()),
-    ]
-    .into_iter()
-    .filter_map(|(key, said)| said.then_some(key))
+    [("[[webhook]]", !config.webhooks.is_empty()), ("consent.listen", config.consent.listen.is_some())]
+        .into_iter()
+        .filter_map(|(key, said)| said.then_some(key))
 }

@@ -163,6 +163,7 @@ fn vault(raw: RawVault, section: &Section<'_>) -> VaultConfig {
         }),
         cache_bytes: section.value("cache", raw.cache, 64_000_000, |text| values::size(&text, CACHE, CACHE_WORDS)),
         backup_dir: section.optional("backup_dir", raw.backup_dir, values::path),
+        backup_keep: section.value("backup_keep", raw.backup_keep, 14, |number| values::whole(number, 1..=10_000)),
     }
 }
 

@@ -120,7 +120,7 @@ mod tests {
         let id = GrantId::from_bytes([byte; 16]);
         let grant = new_grant(id, Fingerprint([byte; 16]), enrolling, &config, Timestamp::default(), 1).expect("fits");
         let now = Now { wall: Timestamp::default(), boot: std::time::Duration::ZERO };
-        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, std::time::Duration::ZERO, now), None))
+        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, std::time::Duration::ZERO, now, 1), None))
     }
 
     fn token() -> Arc<CachedToken> {
@@ -130,6 +130,7 @@ mod tests {
             scope: None,
             issued_at: Timestamp::default(),
             expires_at: Timestamp::default(),
+            issued_boot: None,
         };
         Arc::new(CachedToken { access, etag: "e".into() })
     }

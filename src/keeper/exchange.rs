@@ -14,7 +14,9 @@ use super::{
 use crate::{
     clock::Now,
     lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, exchange_ended},
-    model::{AccessToken, Credential, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp},
+    model::{
+        AccessToken, BootMoment, Credential, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp,
+    },
     provider::Exchange,
     vault::{Change as VaultChange, Stray},
 };
@@ -31,7 +33,7 @@ struct Prepared {
     sent: Fingerprint,
     one_time: bool,
     intent: Option<Intent>,
-    asked_at: Timestamp,
+    asked: Now,
 }
 
 impl Shared {
@@ -118,7 +120,7 @@ impl Shared {
             self.may_try_doubtful(slot, &grant, Some(&next))?;
             intent = Some(next);
         }
-        Ok(Prepared { grant, sent, one_time, intent, asked_at: self.now().wall })
+        Ok(Prepared { grant, sent, one_time, intent, asked: self.now() })
     }
 
     /// Whether a grant may be exchanged as far as a doubt about it goes; where not, it is due when the rules say.
@@ -239,7 +241,7 @@ impl Shared {
             _ => None,
         };
         let ended = Ended {
-            asked_at: prepared.asked_at,
+            asked: prepared.asked,
             outcome,
             sent: prepared.sent,
             one_time: prepared.one_time,
@@ -297,13 +299,14 @@ impl Shared {
             token: answer.access_token.clone(),
             token_type: answer.token_type.clone(),
             scope: answer.scope.clone(),
-            issued_at: prepared.asked_at,
-            expires_at: prepared.asked_at + lifetime,
+            issued_at: prepared.asked.wall,
+            expires_at: prepared.asked.wall + lifetime,
+            issued_boot: Some(BootMoment { boot_id: self.clock.boot_id(), at: prepared.asked.boot }),
         };
         let times = BriefAccess {
             issued_at: access.issued_at,
             expires_at: access.expires_at,
-            expires_boot: now.boot + access.expires_at.since(now.wall).min(lifetime),
+            expires_boot: now.boot + lifecycle::remaining(&access, now, self.clock.boot_id()),
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{FROZEN_RETRY, MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, serve},
+    lifecycle::{FROZEN_RETRY, MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, remaining, serve},
     model::{AccessToken, OrganizationId, State},
     wire,
 };
@@ -105,7 +105,7 @@ impl Shared {
         // What the vault gave may be of another exchange than the brief: newer, or older than one that was not stored.
         let left = match brief.access.filter(|times| times.is_of(access)) {
             Some(times) => times.left(now),
-            None => access.expires_at.since(now.wall).min(access.lifetime()),
+            None => remaining(access, now, self.clock.boot_id()),
         };
         if left.is_zero() {
             return Err(self.refusal(slot, ServeVerdict::Refresh));

@@ -53,7 +53,7 @@ impl Shared {
         let fleet = self.fleet(provider, grant);
         let due = due(grant, intent, &lane.policy, fleet, now, self.clock.boot_id(), chance);
         let refresh_after = grant.access.as_ref().map(|access| refresh_after(access, &lane.policy, chance));
-        Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now)
+        Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, self.clock.boot_id())
     }
 
     /// What the rules must know of the other grants. While the vault is still being loaded nobody knows who shares a

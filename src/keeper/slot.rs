@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::KeeperError;
 use crate::{
     clock::Now,
-    lifecycle::Standing,
+    lifecycle::{Standing, remaining},
     model::{AccessToken, Fingerprint, Grant, GrantId, State, Timestamp, Usage},
 };
 
@@ -236,11 +236,18 @@ impl Slot {
 
 impl Brief {
     /// What is remembered of `grant`, written by commit `sequence`.
-    pub(super) fn of(grant: &Grant, sequence: u64, due: Option<Timestamp>, refresh_after: Duration, now: Now) -> Self {
+    pub(super) fn of(
+        grant: &Grant,
+        sequence: u64,
+        due: Option<Timestamp>,
+        refresh_after: Duration,
+        now: Now,
+        boot_id: u128,
+    ) -> Self {
         let access = grant.access.as_ref().map(|access| BriefAccess {
             issued_at: access.issued_at,
             expires_at: access.expires_at,
-            expires_boot: now.boot + access.expires_at.since(now.wall).min(access.lifetime()),
+            expires_boot: now.boot + remaining(access, now, boot_id),
             refresh_after,
         });
         let consent = grant.consent.as_ref();

@@ -255,6 +255,7 @@ fn vault_config(folder: &tempfile::TempDir) -> VaultConfig {
         recipients: vec![],
         cache_bytes: 8 << 20,
         backup_dir: None,
+        backup_keep: 14,
     }
 }
 

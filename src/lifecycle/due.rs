@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Policy;
+use super::{Policy, refresh_moment, remaining};
 use crate::{
     clock::Now,
     config::{InDoubtPolicy, KeepWarm},
@@ -52,13 +52,13 @@ pub fn due(
             if !harmless {
                 return None;
             }
-            not_before(grant.access.as_ref().map_or(now.wall, |access| access.expires_at))
+            not_before(grant.access.as_ref().map_or(now.wall, |access| now.wall + remaining(access, now, boot_id)))
         }
         State::Failing(FailingReason::Unverified) => not_before(now.wall),
         State::Failing(_) => Some(grant.retry_at.unwrap_or(now.wall)),
         State::Active => match &grant.access {
             None => Some(now.wall),
-            Some(access) => not_before(access.issued_at + refresh_after(access, policy, chance)),
+            Some(access) => not_before(refresh_moment(access, refresh_after(access, policy, chance), now, boot_id)),
         },
     }
 }

@@ -4,8 +4,8 @@ use super::{MAX_RETRY_AFTER, Policy, REFUSED_INTERVAL, backoff, retry_in_grace};
 use crate::{
     clock::Now,
     model::{
-        AccessToken, Answer, Credential, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant, Intent,
-        MAX_SPENT, Refusals, State, Timestamp, Usage,
+        AccessToken, Answer, BootMoment, Credential, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant,
+        Intent, MAX_SPENT, Refusals, State, Timestamp, Usage,
     },
 };
 
@@ -22,7 +22,7 @@ const UNTOLD_LIFETIME: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub struct Ended<'a> {
     /// When the request left: an access token's life is counted from here, since it cannot have begun earlier.
-    pub asked_at: Timestamp,
+    pub asked: Now,
     /// What came back.
     pub outcome: &'a ExchangeOutcome,
     /// Fingerprint of the credential that was sent.
@@ -125,8 +125,9 @@ fn granted(grant: &mut Grant, ended: &Ended<'_>, answer: &Answer, now: Timestamp
         token: answer.access_token.clone(),
         token_type: answer.token_type.clone(),
         scope: answer.scope.clone(),
-        issued_at: ended.asked_at,
-        expires_at: ended.asked_at + lifetime,
+        issued_at: ended.asked.wall,
+        expires_at: ended.asked.wall + lifetime,
+        issued_boot: Some(BootMoment { boot_id: ended.boot_id, at: ended.asked.boot }),
     });
     if let (Some(token), Some(given)) = (&answer.refresh_token, ended.given) {
         if given == ended.sent {
@@ -300,6 +301,7 @@ pub(super) mod tests {
                 scope: None,
                 issued_at: now,
                 expires_at: now + Duration::from_hours(1),
+                issued_boot: None,
             }),
             state: State::Active,
             since: now,
@@ -346,7 +348,7 @@ pub(super) mod tests {
 
     pub(in crate::lifecycle) fn ended(outcome: &ExchangeOutcome, given: Option<u8>) -> Ended<'_> {
         Ended {
-            asked_at: now().wall,
+            asked: now(),
             outcome,
             sent: Fingerprint([1; 16]),
             one_time: true,

@@ -10,6 +10,7 @@ mod ended;
 mod enrolment;
 #[cfg(test)]
 mod properties;
+mod remaining;
 mod serve;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
 pub use due::{Fleet, REFUSED_INTERVAL, due, refresh_after, retry_in_grace, warm};
 pub use ended::{Ended, LOST_AFTER, LOST_REFUSALS, Notice, Verdict, crashed, exchange_ended, out_of_date, paused};
 pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};
+pub use remaining::{refresh_moment, remaining};
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
 
 use crate::config::{InDoubtPolicy, KeepWarm};

@@ -90,7 +90,7 @@ fn run(mut grant: Grant, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let (outcome, given) = outcome(kind, next);
                 let sent = grant.fingerprint;
                 let facts = Ended {
-                    asked_at: at.wall,
+                    asked: at,
                     sent,
                     one_time,
                     given,

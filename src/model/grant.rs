@@ -131,6 +131,18 @@ pub struct AccessToken {
     pub issued_at: Timestamp,
     /// When it ends.
     pub expires_at: Timestamp,
+    /// When it was given, on the boot-time clock: what is left of it is known by that whatever wall time does, across
+    /// a restart of the process too. `None`: stored before this was noted.
+    pub issued_boot: Option<BootMoment>,
+}
+
+/// A moment on the boot-time clock, which counts through suspension and never jumps, of one boot of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootMoment {
+    /// Which boot it was; 0: unknown.
+    pub boot_id: u128,
+    /// Since that boot.
+    pub at: Duration,
 }
 
 impl AccessToken {

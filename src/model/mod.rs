@@ -10,8 +10,8 @@ mod secret;
 mod time;
 
 pub use grant::{
-    AccessToken, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant, GrantKind,
-    Intent, Labels, MAX_LABEL_BYTES, MAX_LABELS, MAX_SPENT, Organization, Refusals, State, Usage,
+    AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant,
+    GrantKind, Intent, Labels, MAX_LABEL_BYTES, MAX_LABELS, MAX_SPENT, Organization, Refusals, State, Usage,
 };
 pub use id::{GrantId, InvalidId, MAX_ORGANIZATION_ID, OrganizationId, ProviderName};
 pub use outcome::{Answer, ExchangeOutcome, NoAnswer};

@@ -57,6 +57,8 @@ struct State {
     refusals: BTreeMap<u64, u32>,
     /// When an organization was last announced to be in doubt.
     announced: BTreeMap<String, Timestamp>,
+    /// Spent tokens that were sent, by authorization and place: what that did, it did the first time.
+    replayed: BTreeSet<(Option<u64>, Option<u32>)>,
     /// Organizations whose doubt the operator has resolved at his own risk.
     risked: BTreeSet<OrganizationId>,
     /// The vault of the present life.
@@ -185,16 +187,15 @@ impl Judge {
         if grant.organizations.iter().any(|organization| risked.contains(organization)) {
             return;
         }
-        let may_be_tried = matches!(
-            grant.state,
-            GrantState::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed)
-                | GrantState::Failing(FailingReason::Refused)
-        );
-        if !may_be_tried {
+        // After a refusal it is tried again until its end is proven.
+        let refused = grant.refusals.is_some();
+        let doubtful = matches!(grant.state, GrantState::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed));
+        if !refused && !doubtful {
             return self.wrong(&format!("a spent token was sent although its grant is {:?}, {whose}", grant.state));
         }
         let latest = self.machine.truth().max(self.machine.now().wall);
-        if grant.access.as_ref().is_some_and(|access| access.expires_at > latest) {
+        let first = self.state().replayed.insert((entry.authorization, entry.token));
+        if first && grant.access.as_ref().is_some_and(|access| access.expires_at > latest) {
             self.wrong(&format!("a spent token was sent while its access token lived, {whose}"));
         }
         let shared = |other: &&Grant| {

@@ -18,7 +18,8 @@ pub enum VaultError {
     /// Some of a vault's files are there, and its `format` is not.
     #[error(
         "{} holds {found} but no `format` file: an initialisation was interrupted, or files were lost; \
-         if nothing was ever stored there, remove {found} and start again, else put a backup of the whole folder back",
+         if nothing was ever stored there, remove {found} and start again, else move the folder away and bring a backup back \
+         with `consentry restore FILE`",
         path.display()
     )]
     Unfinished {
@@ -79,7 +80,9 @@ pub enum VaultError {
         known: u64,
     },
     /// Bytes in it are not what was written.
-    #[error("the vault is damaged: {what}: {detail}; put a backup of the whole folder back")]
+    #[error(
+        "the vault is damaged: {what}: {detail}; move its folder away and bring a backup back with `consentry restore FILE`"
+    )]
     Damaged {
         /// The part that is damaged.
         what: &'static str,
@@ -87,7 +90,10 @@ pub enum VaultError {
         detail: String,
     },
     /// Parts of it are of different times: files were cut short or replaced by older copies.
-    #[error("the vault's files are not of one time: {detail}; put a backup of the whole folder back")]
+    #[error(
+        "the vault's files are not of one time: {detail}; move its folder away and bring a backup back with `consentry \
+         restore FILE`, or, where what is there is newer than any backup, take it as it is with `consentry restore --in-place`"
+    )]
     Behind {
         /// Which part lags behind which.
         detail: String,
@@ -164,6 +170,30 @@ pub enum VaultError {
         bytes: usize,
         /// How large it may be.
         limit: usize,
+    },
+    /// One backup is made at a time.
+    #[error("another backup is being made; try again when it is done")]
+    BackupUnderWay,
+    /// The commits that were made while a backup was are more than is kept of them.
+    #[error(
+        "more than {limit} bytes were committed while the backup was made, so that it was given up; take it faster, e.g. \
+         to a local disk"
+    )]
+    BackupOutrun {
+        /// How many bytes are kept.
+        limit: usize,
+    },
+    /// Nobody takes the backup's bytes.
+    #[error("the backup cannot be written: {why}")]
+    BackupUnwritten {
+        /// What the other end said.
+        why: String,
+    },
+    /// A backup cannot be brought back.
+    #[error("the backup cannot be used: {detail}")]
+    BackupUnusable {
+        /// What is wrong with it, and what to do.
+        detail: String,
     },
     /// It has been closed.
     #[error("the vault is closed")]

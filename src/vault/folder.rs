@@ -25,6 +25,8 @@ const PROBE_BYTES: usize = 64 * 1024;
 const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
+/// What the lock's file is called.
+pub(super) const LOCK_NAME: &str = "LOCK";
 
 /// Where the parts of one vault are.
 #[derive(Clone, Debug)]
@@ -124,7 +126,7 @@ impl Folder {
     }
 
     fn lock_file(&self) -> PathBuf {
-        self.path.join("LOCK")
+        self.path.join(LOCK_NAME)
     }
 
     /// One of the files that only a vault has, if any is there.

@@ -2,8 +2,8 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{
     Change, Stored, Stray, VaultError,
     cipher::Cipher,
-    codec::Record,
+    codec::{Meta, Record},
     engine::{Engine, Mark},
     folder::Lock,
     journal::Batch,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    model::{Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, Secret},
+    model::{DoubtReason, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp},
 };
 
 /// How many commits may be under way or wait; more wait for a place.
@@ -149,7 +149,23 @@ impl Vault {
 
     /// How often the vault's contents went back to an earlier state, plus one.
     pub fn epoch(&self) -> u32 {
-        self.0.shared.epoch
+        self.0.shared.meta.epoch
+    }
+
+    /// How they went back last: what one-time grants of an earlier epoch are in doubt for.
+    pub fn epoch_reason(&self) -> DoubtReason {
+        self.0.shared.meta.reason
+    }
+
+    /// When the last backup was completed, by this process or as the folder of scheduled ones tells; `None`: never.
+    pub fn last_backup_at(&self) -> Option<Timestamp> {
+        let at = self.0.shared.last_backup.load(Ordering::Relaxed);
+        (at != 0).then_some(Timestamp::from_millis(at))
+    }
+
+    /// A backup was completed; an earlier one than is known changes nothing.
+    pub fn backed_up(&self, at: Timestamp) {
+        self.0.shared.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
     }
 
     /// The vault's figures, without a scan.
@@ -222,7 +238,7 @@ impl Vault {
         broken.unwrap();
     }
 
-    #[cfg(test)]
+    /// What it has in common with the writer.
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared
     }
@@ -258,7 +274,9 @@ pub(super) struct Shared {
     pub(super) cipher: Cipher,
     pub(super) namer: Namer,
     pub(super) metrics: Metrics,
-    pub(super) epoch: u32,
+    pub(super) meta: Meta,
+    /// The keys as they are on the disk.
+    pub(super) keyring: Mutex<Keyring>,
     /// Makes ids of grants.
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
@@ -267,6 +285,8 @@ pub(super) struct Shared {
     pub(super) stranded: ArcSwapOption<Stranded>,
     records: AtomicU64,
     strays: AtomicU64,
+    /// In milliseconds since the Unix epoch; 0: never.
+    last_backup: AtomicI64,
     journal_bytes: u64,
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
@@ -296,7 +316,7 @@ impl Shared {
     pub(super) fn new(
         opened: Opened,
         keyring: Keyring,
-        epoch: u32,
+        meta: Meta,
         mark: &Mark,
         journal_bytes: u64,
         metrics: Metrics,
@@ -310,14 +330,16 @@ impl Shared {
             fingerprints: derive(b"consentry/v1/fingerprint"),
             entity_tags: derive(b"consentry/v1/entity-tag"),
             namer: Namer::new(&keyring.name_key),
-            cipher: Cipher::new(keyring.vault, keyring.data_keys, keyring.current),
+            cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,
-            epoch,
+            meta,
+            keyring: Mutex::new(keyring),
             random_id,
             poison: OnceLock::new(),
             stranded: ArcSwapOption::empty(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
+            last_backup: AtomicI64::new(0),
             journal_bytes,
         };
         shared.count(mark);

@@ -202,6 +202,17 @@ pub(super) fn recipients(folder: &Folder) -> Vec<String> {
     text.lines().filter(|line| line.starts_with("age1")).take(MAX_RECIPIENTS).map(str::to_owned).collect()
 }
 
+/// The recipients that a keyring holds, which were checked when they came into it.
+pub(super) fn parse_own(recipients: &[String]) -> Result<Vec<age::x25519::Recipient>, VaultError> {
+    let parse = |text: &String| {
+        text.parse().map_err(|why: &str| VaultError::Damaged {
+            what: "its keyring",
+            detail: format!("the recipient {text:?} in it makes no sense ({why})"),
+        })
+    };
+    recipients.iter().map(parse).collect()
+}
+
 fn parse_recipients(identity: &Identity, configured: &[String]) -> Result<Vec<age::x25519::Recipient>, VaultError> {
     let mut all: Vec<_> = identity.recipients().collect();
     for text in configured {

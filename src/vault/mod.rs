@@ -19,6 +19,7 @@
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 
+mod backup;
 mod cipher;
 mod codec;
 mod engine;
@@ -33,6 +34,7 @@ mod memory;
 mod name;
 mod open;
 mod panics;
+mod restore;
 #[cfg(test)]
 mod simulated;
 mod sled;
@@ -41,10 +43,12 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackedUp, ScheduledBackups};
 pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
 pub use open::Inspection;
+pub use restore::{Accepted, Gap, Restored};
 #[cfg(test)]
 pub(crate) use simulated::{Disk, DiskFault, Fate};
 

@@ -27,7 +27,7 @@ const FIRST_SEQUENCE: u64 = 1;
 /// What the vault keeps about itself goes by this name.
 pub(super) const META_ID: &[u8] = b"vault";
 /// The cache of an engine that is opened only to be looked at, in bytes.
-const TRIAL_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const TRIAL_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What [`Vault::inspect`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -83,10 +83,10 @@ impl Vault {
         folder.check_room(journal.bytes())?;
         let engine = SledEngine::open(&db, config.cache_bytes)?;
         engine.write_through();
-        let (epoch, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
+        let (meta, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
-        let shared = Shared::new(opened, keyring, epoch, &mark, journal.bytes(), metrics);
+        let shared = Shared::new(opened, keyring, meta, &mark, journal.bytes(), metrics);
         Writer::start(shared, folder, journal, mark)
     }
 
@@ -116,14 +116,14 @@ impl Vault {
 }
 
 /// Brings the engine to where the journal ends, makes that durable, and lets the journal start over. Gives the vault's
-/// epoch and the engine's mark. `untouched`: nobody has written to the engine since the vault was closed cleanly.
+/// own record and the engine's mark. `untouched`: nobody has written to the engine since the vault was closed cleanly.
 pub(super) fn recover(
     engine: &dyn Engine,
     journal: &mut Journal,
     keyring: &Keyring,
     batches: Vec<Batch>,
     untouched: bool,
-) -> Result<(u32, Mark), VaultError> {
+) -> Result<(Meta, Mark), VaultError> {
     let found = Ends::of(journal, &batches).judge(engine.mark()?)?;
     if !untouched {
         engine::rewrite(engine, &found, &batches)?;
@@ -136,9 +136,9 @@ pub(super) fn recover(
     }
     let namer = Namer::new(&keyring.name_key);
     let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
-    let epoch = read_meta(engine, &namer, &cipher)?.epoch;
+    let meta = read_meta(engine, &namer, &cipher)?;
     journal.start_over(mark.applied, None)?;
-    Ok((epoch, mark))
+    Ok((meta, mark))
 }
 
 /// Makes a vault whose journal has room for `journal_bytes` of frames.
@@ -173,17 +173,27 @@ fn fill(folder: &Folder, config: &VaultConfig, identity: &Identity, journal_byte
     let name = Namer::new(&keyring.name_key).name(Kind::Meta, META_ID);
     let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
     let seal = |plaintext: &[u8]| cipher.seal(&name, FIRST_SEQUENCE, plaintext);
-    let sealed = Encoder::new().encode(&Meta { epoch: 1 }, seal)?;
+    let sealed = Encoder::new().encode(&Meta::NEW, seal)?;
     let first = Batch { sequence: FIRST_SEQUENCE, entries: vec![Entry { name, sealed: Some(sealed) }] };
 
-    let db = folder.db();
-    let engine = SledEngine::open(&db, TRIAL_CACHE_BYTES)?;
+    let engine = SledEngine::open(&folder.db(), TRIAL_CACHE_BYTES)?;
     engine::apply(&engine, Mark::default(), &[first])?;
     engine.sync()?;
     drop(engine);
+    complete(folder, &keyring, FIRST_SEQUENCE, journal_bytes)
+}
+
+/// Makes what is still missing of a vault whose engine has been brought to the disk with every commit up to `checkpoint`.
+pub(super) fn complete(
+    folder: &Folder,
+    keyring: &Keyring,
+    checkpoint: u64,
+    journal_bytes: u64,
+) -> Result<(), VaultError> {
+    let db = folder.db();
     let files = folder::sync_tree(&db).and_then(|()| folder::fingerprint(&db));
     let files = files.map_err(|error| VaultError::io(&db, &error))?;
-    Journal::create(&folder.journal(), keyring.vault, FIRST_SEQUENCE, files, journal_bytes)?;
+    Journal::create(&folder.journal(), keyring.vault, checkpoint, files, journal_bytes)?;
 
     let plate = Plate { format: folder::FORMAT, vault: hexadecimal(keyring.vault) };
     let mut text = serde_json::to_vec(&plate).expect("two plain fields");
@@ -191,7 +201,7 @@ fn fill(folder: &Folder, config: &VaultConfig, identity: &Identity, journal_byte
     folder::write_new(&folder.format(), &text)
 }
 
-fn read_keyring(folder: &Folder, plate: &Plate, identity: &Identity) -> Result<Keyring, VaultError> {
+pub(super) fn read_keyring(folder: &Folder, plate: &Plate, identity: &Identity) -> Result<Keyring, VaultError> {
     let keyring = Keyring::read(folder, identity)?;
     if plate.vault != hexadecimal(keyring.vault) {
         let detail = "it belongs to another vault than the format file".to_owned();
@@ -209,15 +219,15 @@ fn read_meta(engine: &dyn Engine, namer: &Namer, cipher: &Cipher) -> Result<Meta
 }
 
 /// Between which commits the engine must end, by what the journal says.
-struct Ends {
+pub(super) struct Ends {
     /// The last commit that it was brought to the disk with.
-    checkpoint: u64,
+    pub(super) checkpoint: u64,
     /// The last commit of all.
-    last: u64,
+    pub(super) last: u64,
 }
 
 impl Ends {
-    fn of(journal: &Journal, batches: &[Batch]) -> Self {
+    pub(super) fn of(journal: &Journal, batches: &[Batch]) -> Self {
         let checkpoint = journal.checkpoint();
         Self { checkpoint, last: batches.last().map_or(checkpoint, |batch| batch.sequence) }
     }
@@ -284,7 +294,7 @@ fn try_copy(db: &Path, copy: &Path, ends: &Ends, batches: &[Batch]) -> Result<(S
     Ok((engine, mark))
 }
 
-fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Result<(), VaultError> {
+pub(super) fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Result<(), VaultError> {
     let bytes = cipher.open(name, sealed)?.plaintext;
     match name.kind() {
         Kind::Grant => Grant::read(&bytes).map(drop),
@@ -296,7 +306,7 @@ fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Result<(), Vau
 }
 
 /// On a copy that nobody else uses, what the engine fails at is the fault of the files.
-fn as_damage(error: VaultError) -> VaultError {
+pub(super) fn as_damage(error: VaultError) -> VaultError {
     match error {
         VaultError::Engine { detail } => VaultError::Damaged { what: "its database", detail },
         other => other,

@@ -23,7 +23,7 @@ use super::{
     journal::{Batch, Entry, Journal, Storage},
     keyring::Keyring,
     name::{Kind, Name, Namer},
-    open,
+    open, restore,
     writer::Writer,
 };
 use crate::metrics::Metrics;
@@ -110,9 +110,8 @@ impl Disk {
         let keyring = disk.keyring();
         let name = Namer::new(&keyring.name_key).name(Kind::Meta, open::META_ID);
         let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
-        let sealed = Encoder::new()
-            .encode(&Meta { epoch: 1 }, |plaintext| cipher.seal(&name, 1, plaintext))
-            .expect("a small record");
+        let sealed =
+            Encoder::new().encode(&Meta::NEW, |plaintext| cipher.seal(&name, 1, plaintext)).expect("a small record");
         let first = Batch { sequence: 1, entries: vec![Entry { name, sealed: Some(sealed) }] };
         engine::apply(&disk, Mark::default(), &[first]).expect("a disk in order");
         disk.sync().expect("a disk in order");
@@ -183,18 +182,43 @@ impl Disk {
         contents.fault = None;
     }
 
-    /// The engine silently returns an older state than it was synced with; false if it never had one. What it really
-    /// held comes back with [`undo`](Self::undo).
-    pub(crate) fn roll_back(&self) -> Option<Undo> {
+    /// The engine silently returns an older state than it was synced with; false if it never had one.
+    pub(crate) fn roll_back(&self) -> bool {
         let contents = &mut *self.contents();
-        let older = contents.older_table.clone()?;
-        let held = std::mem::replace(&mut contents.table, older);
-        Some(Undo(held))
+        let Some(older) = contents.older_table.take() else { return false };
+        contents.table = older.clone();
+        contents.durable_table = older;
+        contents.unsynced_batches.clear();
+        true
     }
 
-    /// Puts back what [`roll_back`](Self::roll_back) took away.
-    pub(crate) fn undo(&self, Undo(held): Undo) {
-        self.contents().table = held;
+    /// A copy of all that is on the disk, as a volume snapshot is.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let contents = self.contents();
+        let (journal, table) = (contents.durable_journal.clone(), contents.durable_table.clone());
+        Snapshot(Contents {
+            durable_journal: journal.clone(),
+            journal,
+            durable_table: table.clone(),
+            table,
+            ..Contents::default()
+        })
+    }
+
+    /// Puts a copy back.
+    pub(crate) fn put_back(&self, Snapshot(contents): Snapshot) {
+        *self.contents() = contents;
+    }
+
+    /// `consentry restore --in-place`: accepts what is there, in a new epoch.
+    pub(crate) fn accept(&self) -> Result<(), VaultError> {
+        let keyring = self.keyring();
+        let mut journal = Journal::over(Box::new(self.clone()), Path::new("/simulated/journal"), keyring.vault)?;
+        let batches = journal.batches()?;
+        let ends = open::Ends::of(&journal, &batches);
+        let (_, mark) = restore::accept_engine(self, &keyring, &ends, &batches)?;
+        self.sync()?;
+        journal.start_over(mark.applied, None)
     }
 
     /// Something goes wrong with the disk from now on.
@@ -216,8 +240,8 @@ impl Disk {
     }
 }
 
-/// What an engine that was rolled back really held.
-pub(crate) struct Undo(Table);
+/// All that was on a disk once.
+pub(crate) struct Snapshot(Contents);
 
 impl Storage for Disk {
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     Change, Vault, VaultError,
+    backup::Tee,
     codec::{Encoder, Record},
     engine::{self, Mark},
     folder::{self, Folder},
@@ -57,6 +58,8 @@ pub(super) struct Writer {
     pub(super) mark: Mark,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
+    /// Where commits go as well, while a backup is made.
+    pub(super) tee: Weak<Tee>,
 }
 
 /// Commits that are sealed and not yet synced.
@@ -91,7 +94,7 @@ impl Writer {
         let (sender, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(shared);
         let (encoder, random) = (Encoder::new(), SystemRandom::new());
-        (Self { shared, folder, journal, encoder, random, mark, unnoted: false }, sender, requests)
+        (Self { shared, folder, journal, encoder, random, mark, unnoted: false, tee: Weak::new() }, sender, requests)
     }
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
@@ -198,11 +201,14 @@ impl Writer {
 
     /// Brings batches into the engine, unless something has failed before.
     fn apply(&self, batches: &[Batch]) -> Result<Mark, VaultError> {
+        let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
+        if let Some(tee) = self.tee.upgrade() {
+            tee.committed(batches, &*opened.engine);
+        }
         if let Some(error) = self.shared.poisoned() {
             return Err(error);
         }
         self.folder.check_room(0)?;
-        let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         engine::apply(&*opened.engine, self.mark, batches).inspect(|mark| self.shared.count(mark))
     }
 

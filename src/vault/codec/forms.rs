@@ -1,4 +1,4 @@
-//! The forms of version 1. postcard writes fields in order and variants by their place, so neither may ever change here.
+//! The forms of version 1, and of version 2 of grants and of the vault's own record. postcard writes fields in order and variants by their place, so neither may ever change here.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Meta;
 use crate::{
     model::{
-        AccessToken, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant, GrantId,
-        Intent, InvalidId, Organization, Refusals, Secret, State, Timestamp, Usage,
+        AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint,
+        Grant, GrantId, Intent, InvalidId, Organization, Refusals, Secret, State, Timestamp, Usage,
     },
     vault::Stray,
 };
@@ -35,6 +35,8 @@ pub(super) struct GrantForm<'a> {
     last_fetched_at: Option<Timestamp>,
     organizations: Vec<&'a str>,
     epoch: u32,
+    /// Of the access token: boot id and time since boot. New in version 2.
+    issued_boot: Option<(u128, Duration)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -116,6 +118,11 @@ impl<'a> From<&'a Grant> for GrantForm<'a> {
             last_fetched_at: grant.last_fetched_at,
             organizations: grant.organizations.iter().map(crate::model::OrganizationId::as_str).collect(),
             epoch: grant.epoch,
+            issued_boot: grant
+                .access
+                .as_ref()
+                .and_then(|access| access.issued_boot)
+                .map(|boot| (boot.boot_id, boot.at)),
         }
     }
 }
@@ -136,7 +143,10 @@ impl TryFrom<GrantForm<'_>> for Grant {
             client: form
                 .client
                 .map(|client| ClientCredentials { id: client.id.to_owned(), secret: Secret::new(client.secret) }),
-            access: form.access.map(AccessToken::from),
+            access: form.access.map(|access| AccessToken {
+                issued_boot: form.issued_boot.map(|(boot_id, at)| BootMoment { boot_id, at }),
+                ..AccessToken::from(access)
+            }),
             state: form.state.into(),
             since: form.since,
             paused: form.paused,
@@ -173,6 +183,7 @@ impl From<AccessForm<'_>> for AccessToken {
             scope: form.scope.map(str::to_owned),
             issued_at: form.issued_at,
             expires_at: form.expires_at,
+            issued_boot: None,
         }
     }
 }
@@ -364,19 +375,47 @@ impl From<StrayForm<'_>> for Stray {
     }
 }
 
+/// Version 1; none of its epochs but the first was ever written.
+#[derive(Serialize, Deserialize)]
+pub(super) struct MetaForm1 {
+    epoch: u32,
+}
+
+impl From<MetaForm1> for Meta {
+    fn from(form: MetaForm1) -> Self {
+        Self { epoch: form.epoch, ..Self::NEW }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct MetaForm {
     epoch: u32,
+    reason: BackForm,
+}
+
+/// How a vault went back to an earlier state.
+#[derive(Serialize, Deserialize)]
+enum BackForm {
+    Restored,
+    RolledBack,
 }
 
 impl From<&Meta> for MetaForm {
     fn from(meta: &Meta) -> Self {
-        Self { epoch: meta.epoch }
+        let reason = match meta.reason {
+            DoubtReason::RolledBack => BackForm::RolledBack,
+            _ => BackForm::Restored,
+        };
+        Self { epoch: meta.epoch, reason }
     }
 }
 
 impl From<MetaForm> for Meta {
     fn from(form: MetaForm) -> Self {
-        Self { epoch: form.epoch }
+        let reason = match form.reason {
+            BackForm::Restored => DoubtReason::Restored,
+            BackForm::RolledBack => DoubtReason::RolledBack,
+        };
+        Self { epoch: form.epoch, reason }
     }
 }

@@ -12,18 +12,31 @@ mod forms;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use self::forms::{GrantForm, IntentForm, MetaForm, OrganizationForm, StrayForm};
+use self::forms::{GrantForm, IntentForm, MetaForm, MetaForm1, OrganizationForm, StrayForm};
 use super::{MAX_RECORD_BYTES, Stray, error::VaultError, name::Kind};
-use crate::model::{Grant, Intent, Organization};
+use crate::model::{DoubtReason, Grant, Intent, Organization};
 
-/// The version this program writes, of every kind.
+/// The version this program writes, of every kind but grants and the vault's own record.
 const VERSION: u8 = 1;
+/// The version this program writes of the vault's own record. Version 1 did not say why its epoch began.
+const META_VERSION: u8 = 2;
+/// The version this program writes of grants. Version 1 did not know when an access token was given by the boot-time
+/// clock.
+const GRANT_VERSION: u8 = 2;
 
 /// What the vault keeps about itself, sealed like any record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Meta {
     /// How often the vault's contents went back to an earlier state, plus one.
     pub(super) epoch: u32,
+    /// How they did last, as the doubt that it casts on one-time tokens: `Restored` or `RolledBack`. Of no meaning in the
+    /// first epoch.
+    pub(super) reason: DoubtReason,
+}
+
+impl Meta {
+    /// Of a vault that never went back.
+    pub(super) const NEW: Self = Self { epoch: 1, reason: DoubtReason::Restored };
 }
 
 /// Encodes records, one after the other, into one buffer.
@@ -71,13 +84,13 @@ macro_rules! record {
             const KIND: Kind = Kind::$kind;
 
             fn write(&self, buffer: &mut [u8]) -> postcard::Result<usize> {
-                write_form(&<$form>::from(self), buffer)
+                write_form(VERSION, &<$form>::from(self), buffer)
             }
 
             fn read(bytes: &[u8]) -> Result<Self, VaultError> {
                 let damaged =
                     |detail: &str| VaultError::Damaged { what: Kind::$kind.word(), detail: detail.to_owned() };
-                match read_form::<$form>(bytes) {
+                match read_form::<$form>(VERSION, bytes) {
                     Ok(form) => form.try_into().map_err(|_| damaged("a value in it is out of bounds")),
                     Err(why) => Err(damaged(why)),
                 }
@@ -86,21 +99,58 @@ macro_rules! record {
     };
 }
 
-record!(Grant, Grant, GrantForm<'_>);
 record!(Organization, Organization, OrganizationForm<'_>);
 record!(Intent, Intent, IntentForm);
 record!(Stray, Stray, StrayForm<'_>);
-record!(Meta, Meta, MetaForm);
 
-fn write_form(form: &impl Serialize, buffer: &mut [u8]) -> postcard::Result<usize> {
+impl Record for Grant {
+    const KIND: Kind = Kind::Grant;
+
+    fn write(&self, buffer: &mut [u8]) -> postcard::Result<usize> {
+        write_form(GRANT_VERSION, &GrantForm::from(self), buffer)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, VaultError> {
+        let damaged = |detail: &str| VaultError::Damaged { what: Kind::Grant.word(), detail: detail.to_owned() };
+        let upgraded;
+        let bytes = match bytes.split_first() {
+            // What version 2 added comes last, and a zero says that it is not there.
+            Some((1, form)) => {
+                upgraded = Zeroizing::new([&[GRANT_VERSION][..], form, &[0]].concat());
+                &upgraded[..]
+            }
+            _ => bytes,
+        };
+        let form = read_form::<GrantForm<'_>>(GRANT_VERSION, bytes).map_err(damaged)?;
+        form.try_into().map_err(|_| damaged("a value in it is out of bounds"))
+    }
+}
+
+impl Record for Meta {
+    const KIND: Kind = Kind::Meta;
+
+    fn write(&self, buffer: &mut [u8]) -> postcard::Result<usize> {
+        write_form(META_VERSION, &MetaForm::from(self), buffer)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, VaultError> {
+        let read = match bytes.first() {
+            Some(1) => read_form::<MetaForm1>(1, bytes).map(Self::from),
+            _ => read_form::<MetaForm>(META_VERSION, bytes).map(Self::from),
+        };
+        read.map_err(|why| VaultError::Damaged { what: Kind::Meta.word(), detail: why.to_owned() })
+    }
+}
+
+fn write_form(number: u8, form: &impl Serialize, buffer: &mut [u8]) -> postcard::Result<usize> {
     let (version, rest) = buffer.split_first_mut().ok_or(postcard::Error::SerializeBufferFull)?;
-    *version = VERSION;
+    *version = number;
     Ok(1 + postcard::to_slice(form, rest)?.len())
 }
 
-fn read_form<'a, F: Deserialize<'a>>(bytes: &'a [u8]) -> Result<F, &'static str> {
+fn read_form<'a, F: Deserialize<'a>>(number: u8, bytes: &'a [u8]) -> Result<F, &'static str> {
     match bytes.split_first() {
-        Some((&VERSION, form)) => match postcard::take_from_bytes(form) {
+        Some((&version, form)) if version == number => match postcard::take_from_bytes(form) {
             Ok((form, [])) => Ok(form),
             Ok(_) => Err("bytes follow its end"),
             Err(_) => Err("its contents make no sense"),

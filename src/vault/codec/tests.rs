@@ -4,8 +4,8 @@ use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
 use crate::model::{
-    AccessToken, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, GrantId, Refusals,
-    Secret, State, Timestamp, Usage,
+    AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, GrantId,
+    Refusals, Secret, State, Timestamp, Usage,
 };
 
 fn bytes_of<R: Record>(record: &R) -> Vec<u8> {
@@ -71,15 +71,15 @@ fn consent() -> impl Strategy<Value = Consent> {
 }
 
 fn access() -> impl Strategy<Value = AccessToken> {
-    (secret(), "[A-Za-z]{0,8}", option::of("[a-z: ]{0,30}"), time(), time()).prop_map(
-        |(token, token_type, scope, issued_at, expires_at)| AccessToken {
+    (secret(), "[A-Za-z]{0,8}", option::of("[a-z: ]{0,30}"), time(), time(), option::of((any::<u128>(), duration())))
+        .prop_map(|(token, token_type, scope, issued_at, expires_at, boot)| AccessToken {
             token,
             token_type,
             scope,
             issued_at,
             expires_at,
-        },
-    )
+            issued_boot: boot.map(|(boot_id, at)| BootMoment { boot_id, at }),
+        })
 }
 
 fn grant() -> impl Strategy<Value = Grant> {
@@ -187,16 +187,19 @@ fn a_stray_reads_back_as_it_was() {
     assert_eq!(format!("{read:?}"), format!("{stray:?}"));
     assert_eq!(read.refresh_token.as_ref().map(Secret::expose), Some("refresh"));
     assert_eq!(read.access_token.expose(), "access");
-    let meta = Meta { epoch: 7 };
-    assert_eq!(Meta::read(&bytes_of(&meta)).unwrap(), meta);
+    for reason in [DoubtReason::Restored, DoubtReason::RolledBack] {
+        let meta = Meta { epoch: 7, reason };
+        assert_eq!(Meta::read(&bytes_of(&meta)).unwrap(), meta);
+    }
 }
 
 #[test]
 fn bytes_after_the_end_and_newer_versions_are_refused() {
-    let mut bytes = bytes_of(&Meta { epoch: 1 });
+    let mut bytes = bytes_of(&Meta::NEW);
     bytes.push(0);
     assert!(Meta::read(&bytes).unwrap_err().to_string().contains("bytes follow"));
-    assert!(Meta::read(&[VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
+    assert!(Meta::read(&[META_VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
+    assert!(Intent::read(&[VERSION + 1, 1]).unwrap_err().to_string().contains("version"));
     assert!(Meta::read(&[]).is_err());
 }
 
@@ -213,6 +216,13 @@ fn a_record_that_is_too_large_is_refused_and_leaves_no_secret_behind() {
     let error = encoder.encode(&stray, |_| Ok(())).unwrap_err();
     assert!(matches!(error, VaultError::TooLarge { .. }), "{error}");
     assert!(encoder.buffer.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_vaults_own_record_is_fixed_to_the_byte_and_its_first_version_is_read() {
+    assert_eq!(Meta::read(&[1, 3]).unwrap(), Meta { epoch: 3, ..Meta::NEW });
+    assert_eq!(bytes_of(&Meta { epoch: 3, reason: DoubtReason::Restored }), [2, 3, 0]);
+    assert_eq!(bytes_of(&Meta { epoch: 3, reason: DoubtReason::RolledBack }), [2, 3, 1]);
 }
 
 #[test]
@@ -242,6 +252,7 @@ fn the_form_of_version_1_is_fixed_to_the_byte() {
             scope: None,
             issued_at: Timestamp::from_millis(1),
             expires_at: Timestamp::from_millis(2),
+            issued_boot: Some(BootMoment { boot_id: 300, at: Duration::new(7, 8) }),
         }),
         state: State::Lost,
         since: Timestamp::from_millis(-1),
@@ -265,7 +276,6 @@ fn the_form_of_version_1_is_fixed_to_the_byte() {
         epoch: 1,
     };
     let expected = [
-        vec![1],
         vec![1; 16],
         text("dinero"),
         [vec![1], text("key")].concat(),
@@ -281,5 +291,12 @@ fn the_form_of_version_1_is_fixed_to_the_byte() {
         text("42"),
         vec![1],
     ];
-    assert_eq!(bytes_of(&grant), expected.concat());
+    let expected = expected.concat();
+    let newest = [&[2], &expected[..], &[1, 0xac, 0x02, 7, 8]].concat();
+    assert_eq!(bytes_of(&grant), newest);
+
+    // Version 1 ended earlier.
+    let older = Grant::read(&[&[1], &expected[..]].concat()).unwrap();
+    assert_eq!(older.access.as_ref().unwrap().issued_boot, None);
+    assert_eq!(bytes_of(&older), [&[2], &expected[..], &[0]].concat());
 }

@@ -53,12 +53,13 @@ pub(in crate::vault) struct Entry {
 
 impl Batch {
     /// The length of its payload.
-    pub(super) fn payload_bytes(&self) -> usize {
+    pub(in crate::vault) fn payload_bytes(&self) -> usize {
         let entry = |entry: &Entry| NAME_BYTES + 4 + entry.sealed.as_ref().map_or(0, Vec::len);
         4 + self.entries.iter().map(entry).sum::<usize>()
     }
 
-    fn encode(&self, output: &mut Vec<u8>) {
+    /// Appends its payload.
+    pub(in crate::vault) fn encode(&self, output: &mut Vec<u8>) {
         output.extend_from_slice(&length(self.entries.len()));
         for Entry { name, sealed } in &self.entries {
             output.extend_from_slice(name.as_bytes());
@@ -73,7 +74,7 @@ impl Batch {
     }
 
     /// Reads the payload of commit `sequence`; `None` if it is not one.
-    pub(super) fn decode(sequence: u64, mut payload: &[u8]) -> Option<Self> {
+    pub(in crate::vault) fn decode(sequence: u64, mut payload: &[u8]) -> Option<Self> {
         let count = u32::from_le_bytes(*payload.split_off(..4)?.first_chunk()?);
         let mut entries = Vec::new();
         for _ in 0..count {

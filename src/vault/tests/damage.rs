@@ -63,7 +63,7 @@ async fn a_journal_that_is_damaged_in_the_middle_is_refused() {
     let journal = fs::OpenOptions::new().write(true).open(crashed.path("journal")).unwrap();
     journal.write_all_at(b"garbage", 8192 + 64).unwrap();
     let error = crashed.refusal();
-    assert!(error.is_damaged() && error.to_string().contains("put a backup"), "{error}");
+    assert!(error.is_damaged() && error.to_string().contains("`consentry restore FILE`"), "{error}");
     journal.set_len(9000).unwrap();
     assert!(crashed.refusal().is_damaged());
     fs::remove_file(crashed.path("journal")).unwrap();
@@ -84,7 +84,10 @@ async fn an_older_copy_of_the_database_or_of_the_journal_is_refused() {
     fs::remove_dir_all(old_database.path("db")).unwrap();
     folder::copy_tree(&older.path("db"), &old_database.path("db")).unwrap();
     let error = old_database.refusal();
-    assert!(matches!(error, VaultError::Behind { .. }) && error.to_string().contains("put a backup"), "{error}");
+    assert!(
+        matches!(error, VaultError::Behind { .. }) && error.to_string().contains("`consentry restore FILE`"),
+        "{error}"
+    );
 
     let old_journal = fixture.crashed();
     fs::copy(older.path("journal"), old_journal.path("journal")).unwrap();
@@ -109,7 +112,7 @@ async fn a_truncated_or_garbled_database_is_refused_and_left_as_it_is() {
         let damaged = fixture.crashed();
         fs::OpenOptions::new().write(true).open(damaged.path("db/db")).unwrap().set_len(cut).unwrap();
         let error = damaged.refusal();
-        assert!(error.is_damaged() && error.to_string().contains("put a backup"), "cut to {cut}: {error}");
+        assert!(error.is_damaged() && error.to_string().contains("`consentry restore FILE`"), "cut to {cut}: {error}");
     }
 }
 

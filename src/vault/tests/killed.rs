@@ -68,6 +68,7 @@ fn commits_until_it_is_killed() {
         recipients: Vec::new(),
         cache_bytes: 8 << 20,
         backup_dir: None,
+        backup_keep: 14,
     };
     let vault = Vault::open(&config, &identity, Metrics::new(&[])).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();

@@ -1,6 +1,8 @@
 //! The vault as a whole, on real files. A crash is a copy of the folder taken while it is open: what the kernel holds at
 //! that moment is what a killed process leaves.
 
+mod back;
+mod backup;
 mod damage;
 mod killed;
 
@@ -45,6 +47,7 @@ impl Fixture {
             recipients: Vec::new(),
             cache_bytes: 8 << 20,
             backup_dir: None,
+            backup_keep: 14,
         };
         open::create(&config, &identity, SMALL_JOURNAL).unwrap();
         Self { temporary, config, identity }
@@ -109,6 +112,7 @@ fn grant(number: u8) -> Grant {
             scope: Some("MARKER-scope".into()),
             issued_at: Timestamp::from_millis(1),
             expires_at: Timestamp::from_millis(2),
+            issued_boot: None,
         }),
         state: State::Active,
         since: Timestamp::from_millis(1),
@@ -486,6 +490,6 @@ fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault,
     journal.start_over(1, None).unwrap();
     prepare(&mut journal);
     let opened = Opened { engine: Box::new(Lent(std::sync::Arc::clone(&engine))), lock: None };
-    let shared = Shared::new(opened, keyring, 1, &mark, journal.bytes(), Metrics::new(&[]));
+    let shared = Shared::new(opened, keyring, codec::Meta::NEW, &mark, journal.bytes(), Metrics::new(&[]));
     (Writer::start(shared, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
 }
