@@ -125,6 +125,27 @@ pub struct Organization {
     pub last_fetched_at: Option<Timestamp>,
     /// The operator's labels.
     pub labels: Labels,
+    /// Its record, or its grant's, is damaged: what is not known is null, empty or zero.
+    #[serde(default)]
+    pub unreadable: bool,
+}
+
+/// `POST /v1/organizations/{org}/resolve`
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Resolve {
+    /// What to do.
+    pub action: Resolution,
+}
+
+/// What to do with a grant in doubt or lost.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// Exchange it now, though that may be a replay.
+    Retry,
+    /// Give it up: it is lost from now on.
+    Abandon,
 }
 
 /// What is known of a consent.
@@ -172,6 +193,20 @@ pub struct Status {
     pub webhooks: WebhookStatus,
     /// The vault.
     pub vault: VaultStatus,
+    /// Answers that could not take their place, at most a hundred; those that the caller may see.
+    #[serde(default)]
+    pub strays: Vec<Stray>,
+}
+
+/// An answer that is kept sealed and never served.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// The first organization of the grant whose exchange it answered; null where that is gone.
+    pub organization: Option<OrganizationId>,
+    /// When it came.
+    pub at: Timestamp,
+    /// Why it could not take its place.
+    pub why: String,
 }
 
 /// One provider's health.
@@ -216,6 +251,9 @@ pub struct VaultStatus {
     pub records: u64,
     /// Bytes on disk, journal included.
     pub bytes: u64,
+    /// Answers among them that could not take their place.
+    #[serde(default)]
+    pub strays: u64,
     /// The number of the data key in use.
     pub data_key: u32,
     /// 0 to 1 while records are re-sealed under a new data key, else null.

@@ -85,7 +85,7 @@ pub(crate) fn provider_loop(arguments: &[String], exchanges: u64) -> Result<()> 
         async move {
             let credential = Credential::RefreshToken(Secret::new(refresh_token(number, usage, 0)));
             let fresh_connection = usage == Usage::OneTime;
-            let exchange = Exchange { credential: &credential, client: None, fresh_connection };
+            let exchange = Exchange { credential: &credential, client: None, fresh_connection, not_after: None };
             match provider.exchange(exchange).await {
                 ExchangeOutcome::Granted(_) => Ok(()),
                 other => bail!("{other:?}"),

@@ -11,6 +11,7 @@ pub(super) enum Action {
     Remove,
     Pause,
     Resume,
+    Resolve,
 }
 
 impl Action {
@@ -24,6 +25,7 @@ impl Action {
             Self::Remove => "remove",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Resolve => "resolve",
         }
     }
 }

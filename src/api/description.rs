@@ -57,6 +57,7 @@ fn organization() -> wire::Organization {
         }),
         last_fetched_at: None,
         labels: [("a".to_owned(), "b".to_owned())].into(),
+        unreadable: false,
     }
 }
 
@@ -89,7 +90,15 @@ fn what_operators_are_shown_is_as_described() {
         }],
         expired: 0,
         webhooks: wire::WebhookStatus { pending: 0 },
-        vault: wire::VaultStatus { records: 2, bytes: 3, data_key: 1, rekey_progress: None, last_backup_at: None },
+        vault: wire::VaultStatus {
+            records: 2,
+            bytes: 3,
+            strays: 1,
+            data_key: 1,
+            rekey_progress: None,
+            last_backup_at: None,
+        },
+        strays: vec![wire::Stray { organization: None, at: Timestamp::default(), why: "gone".to_owned() }],
     };
     assert_eq!(faults("Status", &json_of(&status)), [""; 0]);
 }

@@ -15,7 +15,7 @@ use super::problems::Refusal;
 use crate::{
     keeper::Filter,
     model::{Labels, MAX_LABELS, OrganizationId},
-    wire::{Code, Enrolment},
+    wire::{Code, Enrolment, Resolution, Resolve},
 };
 
 /// The largest body that is read, in bytes.
@@ -198,10 +198,18 @@ pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> 
 
 /// Reads the body of an enrolment.
 pub(super) fn enrolment(bytes: &[u8]) -> Result<Enrolment, Refusal> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        Refusal::bad_request(format!("the body is wrong at line {line} column {column}: {}", complaint(&error)))
-    })
+    serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))
+}
+
+/// Reads the body of a resolution: `{"action":"retry"}` or `{"action":"abandon"}`.
+pub(super) fn resolution(bytes: &[u8]) -> Result<Resolution, Refusal> {
+    let resolve: Resolve = serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))?;
+    Ok(resolve.action)
+}
+
+fn wrong_body(error: &serde_json::Error) -> Refusal {
+    let (line, column) = (error.line(), error.column());
+    Refusal::bad_request(format!("the body is wrong at line {line} column {column}: {}", complaint(error)))
 }
 
 /// What a JSON error says, without any value out of the document, since that may be a secret: only what was expected,

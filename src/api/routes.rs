@@ -23,7 +23,7 @@ use crate::{
     keeper::{Keeper, KeeperError, Served},
     model::OrganizationId,
     serve::catching_panics,
-    wire::{Code, ENROLMENT_CHANGED},
+    wire::{Code, ENROLMENT_CHANGED, Resolution},
 };
 
 /// The router, ready to be called by a connection.
@@ -38,6 +38,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}", get(show).put(enrol).delete(remove))
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
+        .route("/v1/organizations/{org}/resolve", post(resolve))
         .route("/v1/status", get(status))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -160,6 +161,30 @@ async fn set_paused(api: Api, peer: Peer, uri: Uri, paused: bool) -> Answer {
             let result = keeper.set_paused(&organization, paused).await;
             let outcome = result.as_ref().map_or_else(|error| error.code().word(), |_| "done");
             audit::record(&peer, action, &organization, outcome);
+            result
+        })
+        .await?;
+    Ok(json(StatusCode::OK, &organization))
+}
+
+async fn resolve(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, body: Body) -> Answer {
+    let organization = api.permitted(&uri, &peer, Role::Operate, Action::Resolve)?;
+    request::no_query(&uri)?;
+    let keeper = api.keeper()?;
+    let resolution = request::resolution(&request::body(body).await?)?;
+    let organization = api
+        .change(async move {
+            let result = keeper.resolve(&organization, resolution).await;
+            let done = match resolution {
+                Resolution::Retry => "retried",
+                Resolution::Abandon => "abandoned",
+            };
+            let outcome = match (&result, resolution) {
+                (Ok(_), _) => done.to_owned(),
+                (Err(error), Resolution::Retry) => format!("retry: {}", error.code().word()),
+                (Err(error), Resolution::Abandon) => format!("abandon: {}", error.code().word()),
+            };
+            audit::record(&peer, Action::Resolve, &organization, &outcome);
             result
         })
         .await?;

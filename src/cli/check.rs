@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     provider::{Finding, Provider, Severity},
     vault::{Identity, Vault, VaultError},
+    wire::Status,
 };
 
 #[derive(Debug, Args)]
@@ -91,6 +92,7 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
             for provider in status.providers.iter().filter(|provider| status::is_short(provider)) {
                 findings.warn(status::budget_warning(provider), "");
             }
+            check_strays(&status, findings);
             for provider in status.providers.iter().filter(|provider| provider.circuit != "closed") {
                 findings.warn(
                     format!(
@@ -107,6 +109,22 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
         }
         Err(error) => findings.warn(format!("the worker was not asked: {error}"), ""),
     }
+}
+
+/// Answers that could not take their place hold a token that nothing else has.
+fn check_strays(status: &Status, findings: &mut Findings) {
+    if status.vault.strays == 0 {
+        return;
+    }
+    let mut named: Vec<String> = status.strays.iter().map(status::stray_in_words).collect();
+    let unnamed = status.vault.strays.saturating_sub(named.len() as u64);
+    if unnamed > 0 {
+        named.push(format!("{unnamed} more"));
+    }
+    findings.warn(
+        format!("{} answers could not take their place and are not served: {}", status.vault.strays, named.join("; ")),
+        "look at these organizations with `consentry org show`; each may need a new consent",
+    );
 }
 
 fn check_vault_at_rest(config: &Config, findings: &mut Findings) {

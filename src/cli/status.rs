@@ -2,7 +2,7 @@ use super::{
     Exit, Failure, Global,
     print::{self, Out, Tone},
 };
-use crate::wire::{ForecastWeek, ProviderStatus, Status};
+use crate::wire::{ForecastWeek, ProviderStatus, Status, Stray};
 
 /// The longest bar of the forecast, in characters.
 const BAR: u64 = 40;
@@ -35,6 +35,13 @@ fn show(status: &Status, out: &mut Out) -> Result<(), Failure> {
     ))?;
     if let Some(progress) = vault.rekey_progress {
         out.line(format_args!("re-sealing under a new data key: {:.0} %", progress * 100.0))?;
+    }
+    if vault.strays > 0 {
+        let told = format_args!("strays: {} answers could not take their place and are not served", vault.strays);
+        out.line(out.style().paint(Tone::Bad, told))?;
+        for stray in &status.strays {
+            out.line(format_args!("  {}", stray_in_words(stray)))?;
+        }
     }
     if status.webhooks.pending > 0 {
         out.line(format_args!("webhooks: {} deliveries pending", status.webhooks.pending))?;
@@ -79,6 +86,12 @@ fn show_providers(providers: &[ProviderStatus], out: &mut Out) -> Result<(), Fai
         out.line(style.paint(Tone::Warning, budget_warning(provider)))?;
     }
     out.line("")
+}
+
+/// One stray: whose it is, since when, and why.
+pub(super) fn stray_in_words(stray: &Stray) -> String {
+    let organization = stray.organization.as_ref().map_or("of a grant that is gone", |id| id.as_str());
+    format!("{organization}, {}: {}", print::time(Some(stray.at)), print::plain(&stray.why))
 }
 
 /// Whether a provider's budget cannot keep its organizations warm.

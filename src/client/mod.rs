@@ -180,6 +180,20 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
+    /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
+    /// which can end all that the same person has given.
+    pub async fn resolve(
+        &self,
+        organization: &OrganizationId,
+        action: wire::Resolution,
+    ) -> Result<wire::Organization, ClientError> {
+        let body = serde_json::to_vec(&wire::Resolve { action })
+            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/resolve")).slow();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
     /// The state of the whole.
     pub async fn status(&self) -> Result<wire::Status, ClientError> {
         self.call(Call::get("/v1/status".into())).await?.json()

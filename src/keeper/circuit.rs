@@ -13,12 +13,10 @@ const MANY_REFUSALS: usize = 3;
 const REFUSAL_WINDOW: Duration = Duration::from_hours(1);
 /// Refusals that are remembered at most.
 const MAX_REFUSALS: usize = 100_000;
-/// A provider "answers others well around that time" if it did so within this long.
-const RECENTLY: Duration = Duration::from_mins(5);
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 const LAST_PROBE: Duration = Duration::from_secs(30);
-/// How long mass refusals freeze a provider at least where nothing harmless can show that they are over; doubled each
-/// time that they were not, up to the longest.
+/// How long mass refusals freeze a provider at least where nothing harmless can show that they are over, and how long an
+/// outage does that came back although a probe was answered; doubled each time, up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(30);
 const LAST_REST: Duration = Duration::from_mins(15);
 
@@ -39,9 +37,9 @@ struct CircuitState {
     open: Option<Open>,
     silent: u32,
     refused: VecDeque<(Duration, u64)>,
-    /// Mass refusals froze it, and no grant has been answered well since: the next refusal freezes it again.
-    on_trial: bool,
-    /// How often in a row that happened.
+    /// It was frozen for this, and only a probe has shown that it is over: the next of its kind freezes it again.
+    on_trial: Option<&'static str>,
+    /// How often in a row it was given a trial.
     relapses: u32,
     /// The last good exchanges of two different grants, the newest first.
     good: [Option<(Duration, GrantId)>; 2],
@@ -73,8 +71,8 @@ pub(super) struct Observation<'a> {
     pub(super) subject: u64,
     /// It has client credentials of its own, so that their refusal says nothing of the provider's.
     pub(super) own_client: bool,
-    /// It is only being enrolled and serves nobody: that it is refused is the business of whoever enrols it.
-    pub(super) candidate: bool,
+    /// A refusal of it says nothing of the provider: it is only being enrolled, was in doubt, or known to be dead.
+    pub(super) doubtful: bool,
     /// How many grants the provider has.
     pub(super) grants: usize,
     /// The boot-time clock.
@@ -94,9 +92,10 @@ impl Circuit {
             }
             ExchangeOutcome::Refused { .. } => {
                 state.silent = 0;
+                state.on_trial = state.on_trial.filter(|reason| *reason == REFUSED);
                 // The issuer is there and knows us: a probe that is refused is as good as one that is granted.
                 let closed = if tells && !state.is_open_for(REFUSED) { state.close() } else { None };
-                let many = !seen.candidate && state.note_refusal(seen);
+                let many = !seen.doubtful && state.note_refusal(seen);
                 if many { state.open(REFUSED, seen.boot).or(closed) } else { closed }
             }
             ExchangeOutcome::ClientRefused { .. } if seen.own_client => {
@@ -107,22 +106,24 @@ impl Circuit {
             ExchangeOutcome::RateLimited { .. } => None,
             ExchangeOutcome::Unavailable { .. } | ExchangeOutcome::NotSent { .. } | ExchangeOutcome::Unknown { .. } => {
                 state.silent = state.silent.saturating_add(1);
-                if state.silent >= SILENT_IN_ROW { state.open(UNAVAILABLE, seen.boot) } else { None }
+                let relapsed = state.on_trial.is_some_and(|reason| reason == UNAVAILABLE);
+                if relapsed || state.silent >= SILENT_IN_ROW { state.open(UNAVAILABLE, seen.boot) } else { None }
             }
         }
     }
 
     /// Takes note of a probe with a made-up credential, which a provider that is well refuses as such.
     ///
-    /// That our client is refused shows at least that the provider answers. Mass refusals are not shown to be over by
-    /// one more refusal: after a rest the provider is given another trial, which ends with the next refusal.
+    /// That our client is refused shows at least that the provider answers. Neither mass refusals nor an outage that only
+    /// real credentials meet are shown to be over by that: after a rest the provider is given a trial, which ends badly
+    /// with the next refusal or silence, and well with the next good answer.
     pub(super) fn probed(&self, outcome: &ExchangeOutcome, boot: Duration) -> Option<Change> {
         let mut state = self.lock();
         let open = state.open?;
         match (open.reason, outcome) {
-            (REFUSED, ExchangeOutcome::Refused { .. }) => state.give_trial(open, boot),
-            (UNAVAILABLE, ExchangeOutcome::ClientRefused { .. })
-            | (_, ExchangeOutcome::Refused { .. } | ExchangeOutcome::Granted(_)) => state.close(),
+            (REFUSED | UNAVAILABLE, ExchangeOutcome::Refused { .. })
+            | (UNAVAILABLE, ExchangeOutcome::ClientRefused { .. }) => state.give_trial(open, boot),
+            (_, ExchangeOutcome::Refused { .. } | ExchangeOutcome::Granted(_)) => state.close(),
             _ => None,
         }
     }
@@ -132,7 +133,7 @@ impl Circuit {
     pub(super) fn reached(&self, reached: bool, boot: Duration) -> Option<Change> {
         let mut state = self.lock();
         let open = state.open.filter(|_| reached)?;
-        if open.reason == REFUSED { state.give_trial(open, boot) } else { state.close() }
+        state.give_trial(open, boot)
     }
 
     /// Why the provider is frozen; `None` while all is well.
@@ -157,10 +158,16 @@ impl Circuit {
         wait
     }
 
-    /// Whether the provider has lately answered a grant other than this one well.
-    pub(super) fn answers_others(&self, grant: GrantId, boot: Duration) -> bool {
+    /// Whether it has thawed, and no grant's answer has confirmed yet that it should have: one exchange at a time.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.lock().on_trial.is_some()
+    }
+
+    /// How long ago the provider last answered a grant other than this one well; `None` if it never did.
+    pub(super) fn answered_others(&self, grant: GrantId, boot: Duration) -> Option<Duration> {
         let state = self.lock();
-        state.good.iter().flatten().any(|(at, other)| *other != grant && boot.saturating_sub(*at) <= RECENTLY)
+        let others = state.good.iter().flatten().filter(|(_, other)| *other != grant);
+        others.map(|(at, _)| boot.saturating_sub(*at)).min()
     }
 
     fn lock(&self) -> MutexGuard<'_, CircuitState> {
@@ -174,6 +181,7 @@ impl CircuitState {
             return None;
         }
         self.open = Some(Open { reason, since: boot, next_probe: boot + FIRST_PROBE, probes: 0 });
+        self.on_trial = None;
         Some(Change::Opened(reason))
     }
 
@@ -181,14 +189,17 @@ impl CircuitState {
         self.open.is_some_and(|open| open.reason == reason)
     }
 
-    /// Closes after mass refusals once they have rested, with what is remembered of them.
+    /// Closes once the provider has rested, with what is remembered against it. After an outage the first trial is given
+    /// at once.
     fn give_trial(&mut self, open: Open, boot: Duration) -> Option<Change> {
-        let rest = (FIRST_REST * (1 << self.relapses.min(10))).min(LAST_REST);
-        if boot.saturating_sub(open.since) < rest {
+        let at_once = open.reason != REFUSED && self.relapses == 0;
+        let rest = if at_once { Duration::ZERO } else { FIRST_REST * (1 << self.relapses.min(10)) };
+        if boot.saturating_sub(open.since) < rest.min(LAST_REST) {
             return None;
         }
         self.open = None;
-        self.on_trial = true;
+        self.silent = 0;
+        self.on_trial = Some(open.reason);
         self.relapses = self.relapses.saturating_add(1);
         Some(Change::Closed)
     }
@@ -204,7 +215,7 @@ impl CircuitState {
     }
 
     fn note_good(&mut self, boot: Duration, grant: GrantId) {
-        if std::mem::take(&mut self.on_trial) {
+        if self.on_trial.take() == Some(REFUSED) {
             self.refused.clear();
         }
         self.relapses = 0;
@@ -222,7 +233,7 @@ impl CircuitState {
         if self.refused.len() < MAX_REFUSALS {
             self.refused.push_back((seen.boot, seen.subject));
         }
-        if std::mem::take(&mut self.on_trial) {
+        if self.on_trial.take() == Some(REFUSED) {
             return true;
         }
         let limit = MANY_REFUSALS.max(seen.grants / 100);
@@ -244,7 +255,7 @@ mod tests {
             grant: GrantId::from_bytes([grant; 16]),
             subject: grant.into(),
             own_client: false,
-            candidate: false,
+            doubtful: false,
             grants: 10,
             boot: Duration::from_secs(at),
         })
@@ -293,7 +304,7 @@ mod tests {
             grant: GrantId::from_bytes([1; 16]),
             subject: 1,
             own_client: true,
-            candidate: false,
+            doubtful: false,
             grants: 1,
             boot: Duration::ZERO,
         };
@@ -321,12 +332,12 @@ mod tests {
         let circuit = Circuit::default();
         let [one, two] = [1, 2].map(|byte| GrantId::from_bytes([byte; 16]));
         observe(&circuit, &granted(), 1, 100);
-        assert!(!circuit.answers_others(one, Duration::from_secs(101)));
-        assert!(circuit.answers_others(two, Duration::from_secs(101)));
+        let ago = |grant, at| circuit.answered_others(grant, Duration::from_secs(at));
+        assert_eq!(ago(one, 101), None);
+        assert_eq!(ago(two, 101), Some(Duration::from_secs(1)));
         observe(&circuit, &granted(), 2, 110);
         observe(&circuit, &granted(), 2, 120);
-        assert!(circuit.answers_others(two, Duration::from_secs(130)));
-        assert!(!circuit.answers_others(two, Duration::from_secs(500)));
+        assert_eq!((ago(one, 130), ago(two, 130)), (Some(Duration::from_secs(10)), Some(Duration::from_secs(30))));
     }
 
     #[test]
@@ -376,6 +387,23 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_that_only_real_credentials_meet_is_tried_ever_less_often() {
+        let circuit = Circuit::default();
+        let at = Duration::from_secs;
+        for _ in 0..3 {
+            observe(&circuit, &silence(), 1, 0);
+        }
+        assert_eq!(circuit.probed(&refused(), at(2)), Some(Change::Closed), "a made-up credential is answered");
+        assert!(circuit.is_on_trial());
+        assert_eq!(observe(&circuit, &silence(), 2, 12), Some(Change::Opened("provider_unavailable")), "one is enough");
+        assert_eq!(circuit.probed(&refused(), at(12 + 59)), None);
+        assert_eq!(circuit.probed(&refused(), at(12 + 60)), Some(Change::Closed));
+        assert_eq!(observe(&circuit, &granted(), 3, 73), None);
+        assert!(!circuit.is_on_trial());
+        assert_eq!(observe(&circuit, &silence(), 4, 74), None, "well again: three in a row are needed");
+    }
+
+    #[test]
     fn a_grant_with_a_client_of_its_own_tells_nothing_of_the_providers() {
         let circuit = Circuit::default();
         observe(&circuit, &ExchangeOutcome::ClientRefused { detail: String::new() }, 1, 0);
@@ -385,7 +413,7 @@ mod tests {
                 grant: GrantId::from_bytes([2; 16]),
                 subject: 2,
                 own_client: true,
-                candidate: false,
+                doubtful: false,
                 grants: 10,
                 boot: Duration::from_secs(1),
             };

@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{MutexGuard, OwnedMutexGuard};
 
-use super::{Keeper, KeeperError, Shared, exchange::in_doubt, operate::Enrolled, slot::Slot};
+use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot, store::in_doubt};
 use crate::{
     lifecycle::{Enrolling, FROZEN_RETRY, new_grant, valid_labels},
-    model::{ClientCredentials, Credential, Fingerprint, Grant, Intent, Labels, Organization, OrganizationId, State},
+    model::{
+        ClientCredentials, Credential, Fingerprint, Grant, GrantId, Intent, Labels, Organization, OrganizationId, State,
+    },
     provider::ProviderError,
     vault::{Change, MAX_RECORD_BYTES},
     wire,
@@ -56,7 +58,7 @@ impl Shared {
     /// Keeps every other enrolment and removal of the organization away: both write its record.
     pub(super) async fn changing(&self, organization: &OrganizationId) -> MutexGuard<'_, ()> {
         let half = LOCKS / 2;
-        let place = usize::try_from(super::slot::subject_hash(organization.as_str()) % 256).unwrap_or(0) % half;
+        let place = usize::try_from(super::slot::text_hash(organization.as_str()) % 256).unwrap_or(0) % half;
         self.enrolling[half + place].lock().await
     }
 
@@ -88,16 +90,24 @@ impl Shared {
         Ok((wanted, Enrolling { credential, client, granted_at, expires_at, usage, grace }))
     }
 
-    /// The grant that holds, or held, the secret with this fingerprint.
+    /// The grant that holds, or held, the secret with this fingerprint. A spent one of a grant that is gone is an error:
+    /// to send it is a replay, and could end what the same person has given since.
     fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
-        let Some(slot) = self.index.by_fingerprint(fingerprint) else { return Ok(None) };
-        if slot.lock().removed {
-            return Ok(None);
+        let remembers = |grant: &Grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint);
+        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().removed);
+        if let Some(slot) = slot {
+            let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+            if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
+                return Ok(Some((slot, grant)));
+            }
         }
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
-        let grant = stored.map(|stored| stored.value);
-        let grant = grant.filter(|grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint));
-        Ok(grant.map(|grant| (slot, grant)))
+        if let Some(id) = self.index.grave_of(fingerprint) {
+            let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
+            if stored.is_some_and(|stored| remembers(&stored.value)) {
+                return Err(KeeperError::AlreadySpent);
+            }
+        }
+        Ok(None)
     }
 
     /// Same secret, same grant (rule 13 of the design).
@@ -233,7 +243,7 @@ impl Shared {
         self.index.insert(organization.clone(), Arc::clone(slot), None);
         if let Some(left) = left {
             if left.grant.organizations.is_empty() {
-                self.forget(&left.slot, &left.grant);
+                self.forget(&left.slot, &left.grant, left.grave.as_ref());
             } else {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
@@ -275,12 +285,13 @@ impl Shared {
             let mut grant = self.read(&old)?.value;
             let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
             grant.organizations.retain(|other| other != organization);
-            return Ok(Some(Left { slot: old, grant, intent, new_record, _record: record }));
+            let grave = if grant.organizations.is_empty() { self.grave(&grant, intent.is_some()) } else { None };
+            return Ok(Some(Left { slot: old, grant, intent, grave, new_record, _record: record }));
         }
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.
-    fn organization_record(&self, wanted: &Wanted, grant: crate::model::GrantId) -> Result<Organization, KeeperError> {
+    fn organization_record(&self, wanted: &Wanted, grant: GrantId) -> Result<Organization, KeeperError> {
         let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
         let (labels, added_at) = match stored {
             Some(stored) => (stored.value.labels, stored.value.added_at),
@@ -335,7 +346,7 @@ impl Shared {
         }
         let changes = vec![Change::DeleteGrant(grant.id), Change::DeleteIntent(grant.id)];
         if self.vault.commit(changes).await.is_ok() {
-            self.forget(slot, &grant);
+            self.forget(slot, &grant, None);
         }
     }
 }
@@ -354,6 +365,8 @@ pub(super) struct Left {
     pub(super) grant: Grant,
     /// The grant's open intent.
     pub(super) intent: Option<Intent>,
+    /// What is remembered of the grant if it goes.
+    pub(super) grave: Option<Grant>,
     new_record: Option<OwnedMutexGuard<()>>,
     _record: OwnedMutexGuard<()>,
 }
@@ -362,11 +375,18 @@ impl Left {
     /// The grant goes with its last organization, and a doubt about it with the grant.
     pub(super) fn changes(&self) -> Vec<Change> {
         if self.grant.organizations.is_empty() {
-            vec![Change::DeleteGrant(self.grant.id), Change::DeleteIntent(self.grant.id)]
+            gone(self.grant.id, self.grave.as_ref())
         } else {
             vec![Change::PutGrant(Box::new(self.grant.clone()))]
         }
     }
+}
+
+/// A grant goes, with its intent, and leaves its grave if it has one.
+pub(super) fn gone(grant: GrantId, grave: Option<&Grant>) -> Vec<Change> {
+    let mut changes = vec![Change::DeleteGrant(grant), Change::DeleteIntent(grant)];
+    changes.extend(grave.map(|grave| Change::PutGrant(Box::new(grave.clone()))));
+    changes
 }
 
 fn reach_in_words(ids: &[String]) -> String {

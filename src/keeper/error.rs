@@ -64,6 +64,12 @@ pub enum KeeperError {
     /// The refresh token is known to be spent.
     #[error("this one-time refresh token has been spent before; it must not be sent again. Get a new consent")]
     AlreadySpent,
+    /// There is nothing to resolve.
+    #[error("this grant is {state}: only one that is in_doubt or lost can be resolved, and nothing was changed")]
+    NotInDoubt {
+        /// The contract's word for its state.
+        state: &'static str,
+    },
     /// What was asked for makes no sense.
     #[error("{0}")]
     BadRequest(Cow<'static, str>),
@@ -85,7 +91,7 @@ impl KeeperError {
             Self::Refused(_) => Code::Refused,
             Self::WrongOrganization(_) => Code::WrongOrganization,
             Self::AlreadySpent => Code::AlreadySpent,
-            Self::BadRequest(_) => Code::BadRequest,
+            Self::NotInDoubt { .. } | Self::BadRequest(_) => Code::BadRequest,
         }
     }
 

@@ -1,4 +1,4 @@
-//! One exchange: intent, call, commit, publish.
+//! One exchange: intent, call, and what its outcome says of the provider. `store` does the rest.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -9,31 +9,30 @@ use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
     lane::{InFlight, Lane},
-    slot::{Brief, BriefAccess, Slot, subject_hash},
+    slot::{Brief, Slot, text_hash},
+    store::{in_doubt, lost},
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, exchange_ended},
-    model::{
-        AccessToken, BootMoment, Credential, DoubtReason, ExchangeOutcome, Fingerprint, Grant, Intent, State, Timestamp,
-    },
+    lifecycle::{self, DoubtfulTry, FROZEN_RETRY},
+    model::{Credential, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, State},
     provider::Exchange,
-    vault::{Change as VaultChange, Stray},
+    vault::Change as VaultChange,
 };
 
-/// How often a commit that the vault refused is tried again while its answer is kept in memory.
-const COMMIT_RETRY: Duration = Duration::from_secs(2);
-/// How long a grant waits after the vault failed it; and after it failed for good, when only a restart can help.
-const VAULT_PAUSE: Duration = Duration::from_secs(10);
-const POISONED_PAUSE: Duration = Duration::from_mins(5);
+/// What an exchange may take beyond its own time limit: for discovery and for reading client secrets.
+const EXCHANGE_SLACK: Duration = Duration::from_secs(15);
 
 /// What was decided before the call, and must still hold when its answer is stored.
-struct Prepared {
-    grant: Grant,
-    sent: Fingerprint,
-    one_time: bool,
-    intent: Option<Intent>,
-    asked: Now,
+pub(super) struct Prepared {
+    pub(super) grant: Grant,
+    pub(super) sent: Fingerprint,
+    pub(super) one_time: bool,
+    pub(super) intent: Option<Intent>,
+    /// When the request left, or a little before.
+    pub(super) asked: Now,
+    /// When it must have left, on the boot-time clock.
+    not_after: Option<Duration>,
 }
 
 impl Shared {
@@ -45,7 +44,7 @@ impl Shared {
     }
 
     async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<(), KeeperError> {
-        let prepared = match self.prepare(slot).await {
+        let prepared = match self.prepare(slot, in_flight).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
@@ -61,8 +60,12 @@ impl Shared {
             credential: &prepared.grant.credential,
             client: prepared.grant.client.as_ref(),
             fresh_connection: prepared.one_time,
+            not_after: prepared.not_after,
         });
-        let outcome = call.await;
+        // An endpoint keeps its own time limits; should one ever fail to, the flight must not last for ever.
+        let outcome = tokio::time::timeout(self.exchange_limit(), call).await.unwrap_or_else(|_| {
+            ExchangeOutcome::Unknown { why: NoAnswer::Timeout, detail: "the exchange did not end in time".to_owned() }
+        });
         let change = self.observe(lane, slot, &prepared, &outcome, started);
         if change != Some(Change::Closed) {
             self.circuit_changed(slot.provider, change);
@@ -76,7 +79,7 @@ impl Shared {
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design).
-    async fn prepare(&self, slot: &Arc<Slot>) -> Result<Prepared, KeeperError> {
+    async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Prepared, KeeperError> {
         let _record = slot.record.lock().await;
         if slot.lock().removed {
             return Err(KeeperError::UnknownOrganization);
@@ -96,45 +99,81 @@ impl Shared {
         if let Some(intent) = &open {
             self.doubt_the_dead(slot, &mut grant, intent, now).await?;
         }
-        if grant.state == State::Lost {
+        let at_risk = in_flight.is_at_risk(now.boot);
+        if grant.state == State::Lost && !at_risk {
             return Err(lost(&grant));
         }
-        self.may_try_doubtful(slot, &grant, open.as_ref())?;
+        if at_risk && grant.spent.contains(&grant.fingerprint) {
+            return Err(KeeperError::AlreadySpent);
+        }
+        let frozen = self.lane(slot).circuit.frozen_for(grant.client.is_some());
+        if let Some(reason) = frozen.filter(|_| one_time) {
+            // It had its turn in the moment of the freeze; no probe is made with a one-time token.
+            let again = now.wall + FROZEN_RETRY;
+            self.amend_brief(slot, now, |brief| brief.due = brief.due.and(Some(again)));
+            return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
+        }
+        let mut not_after = self.may_try_doubtful(slot, &grant, open.as_ref(), at_risk)?;
         let sent = grant.fingerprint;
         let mut intent = None;
         if one_time {
-            let next = match open.filter(|open| open.fingerprint == sent) {
-                Some(open) => Intent { attempt: open.attempt.saturating_add(1), ..open },
-                None => Intent {
-                    grant: grant.id,
-                    fingerprint: sent,
-                    attempt: 1,
-                    first_at: now.wall,
-                    first_boot: now.boot,
-                    boot_id: self.clock.boot_id(),
-                },
-            };
+            let next = self.next_attempt(&grant, open, now);
             let commit = self.vault.commit(vec![VaultChange::PutIntent(next.clone())]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
             // That may have taken long enough for a grace to be over.
-            self.may_try_doubtful(slot, &grant, Some(&next))?;
+            not_after = self.may_try_doubtful(slot, &grant, Some(&next), at_risk)?;
             intent = Some(next);
         }
-        Ok(Prepared { grant, sent, one_time, intent, asked: self.now() })
+        Ok(Prepared { grant, sent, one_time, intent, asked: self.now(), not_after })
     }
 
-    /// Whether a grant may be exchanged as far as a doubt about it goes; where not, it is due when the rules say.
-    fn may_try_doubtful(&self, slot: &Arc<Slot>, grant: &Grant, intent: Option<&Intent>) -> Result<(), KeeperError> {
-        let State::InDoubt(reason) = grant.state else { return Ok(()) };
-        let (now, policy) = (self.now(), &self.lane(slot).policy);
-        let fleet = self.fleet(slot.provider, grant);
-        let due = lifecycle::due(grant, intent, policy, fleet, now, self.clock.boot_id(), 0.0);
-        if due.is_some_and(|due| due <= now.wall) {
-            return Ok(());
+    /// The intent of the next attempt: with the same token it goes on counting from the first one.
+    fn next_attempt(&self, grant: &Grant, open: Option<Intent>, now: Now) -> Intent {
+        match open.filter(|open| open.fingerprint == grant.fingerprint) {
+            Some(open) => Intent { attempt: open.attempt.saturating_add(1), ..open },
+            None => Intent {
+                grant: grant.id,
+                fingerprint: grant.fingerprint,
+                attempt: 1,
+                first_at: now.wall,
+                first_boot: now.boot,
+                boot_id: self.clock.boot_id(),
+            },
         }
-        // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
-        self.amend_brief(slot, now, |brief| brief.due = due);
-        Err(in_doubt(reason, grant))
+    }
+
+    /// Whether a grant may be exchanged as far as a doubt about it goes, and when its request must have left; where not,
+    /// it is due when the rules say.
+    fn may_try_doubtful(
+        &self,
+        slot: &Arc<Slot>,
+        grant: &Grant,
+        intent: Option<&Intent>,
+        at_risk: bool,
+    ) -> Result<Option<Duration>, KeeperError> {
+        let State::InDoubt(reason) = grant.state else { return Ok(None) };
+        if at_risk {
+            return Ok(None);
+        }
+        let (now, policy) = (self.now(), &self.lane(slot).policy);
+        let (fleet, boot_id) = (self.fleet(slot.provider, grant), self.clock.boot_id());
+        // By either clock: where wall time went back, the stored end alone would keep the grant waiting for too long.
+        let lapsed = slot.brief().access.is_none_or(|access| access.left(now).is_zero());
+        match lifecycle::may_try(grant, intent, policy, fleet, now, boot_id, lapsed) {
+            DoubtfulTry::Before(moment) => Ok(Some(moment)),
+            DoubtfulTry::Harmless => Ok(None),
+            // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
+            DoubtfulTry::No => {
+                let due = lifecycle::due(grant, intent, policy, fleet, now, boot_id, 0.0);
+                self.amend_brief(slot, now, |brief| brief.due = due);
+                Err(in_doubt(reason, grant))
+            }
+        }
+    }
+
+    /// The longest that the call of one exchange may take.
+    pub(super) fn exchange_limit(&self) -> Duration {
+        self.refresh.timeout + EXCHANGE_SLACK
     }
 
     /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
@@ -172,188 +211,12 @@ impl Shared {
         lane.circuit.observe(&Observation {
             outcome,
             grant: slot.id,
-            subject: grant.subject.as_deref().map_or(unknown_subject, subject_hash),
+            subject: grant.subject.as_deref().map_or(unknown_subject, text_hash),
             own_client: grant.client.is_some(),
-            candidate: grant.organizations.is_empty(),
+            doubtful: grant.organizations.is_empty() || matches!(grant.state, State::InDoubt(_) | State::Lost),
             grants: lane.grants.load(Ordering::Relaxed),
             boot: now.boot,
         })
-    }
-
-    /// Carries the outcome over into the grant as it is stored now, commits, and publishes (rules 1 and 7 of the
-    /// design). While the vault takes nothing the answer is kept here and tried again: the flight goes on, so that
-    /// nobody sends the spent token, and those who wait are told.
-    async fn store(
-        &self,
-        slot: &Arc<Slot>,
-        prepared: &Prepared,
-        outcome: &ExchangeOutcome,
-        in_flight: &InFlight,
-    ) -> Result<(), KeeperError> {
-        loop {
-            let error = match self.store_once(slot, prepared, outcome).await {
-                Ok(result) => return result,
-                Err(error) => error,
-            };
-            let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
-            self.hold_back(slot, retry_at);
-            in_flight.tell(Err(error.clone()));
-            let worth_keeping = matches!(outcome, ExchangeOutcome::Granted(_)) || prepared.one_time;
-            if !worth_keeping || self.vault.poisoned().is_some() || self.stopping.is_cancelled() {
-                tracing::error!(
-                    organization = first_organization(&prepared.grant),
-                    provider = prepared.grant.provider.as_str(),
-                    "the end of an exchange could not be stored"
-                );
-                return Err(error);
-            }
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep(COMMIT_RETRY) => (),
-                () = self.stopping.cancelled() => (),
-            }
-        }
-    }
-
-    /// The outer error: the vault took nothing, and trying again may help.
-    async fn store_once(
-        &self,
-        slot: &Arc<Slot>,
-        prepared: &Prepared,
-        outcome: &ExchangeOutcome,
-    ) -> Result<Result<(), KeeperError>, KeeperError> {
-        let record = slot.record.lock().await;
-        let lane = self.lane(slot);
-        let now = self.now();
-        let mut grant = match self.read(slot) {
-            Ok(stored) => stored.value,
-            Err(KeeperError::UnknownOrganization) => {
-                self.keep_stray(prepared, outcome, "its grant had been removed when the answer came").await?;
-                return Ok(Err(KeeperError::UnknownOrganization));
-            }
-            Err(error) => return Err(error),
-        };
-        let before: Vec<Fingerprint> = grant.spent.iter().copied().chain([grant.fingerprint]).collect();
-        let given = match outcome {
-            ExchangeOutcome::Granted(answer) => {
-                answer.refresh_token.as_ref().map(|token| self.vault.fingerprint(token))
-            }
-            _ => None,
-        };
-        let ended = Ended {
-            asked: prepared.asked,
-            outcome,
-            sent: prepared.sent,
-            one_time: prepared.one_time,
-            given,
-            client_id: prepared.grant.client.as_ref().map_or(lane.config.client_id.as_str(), |client| &client.id),
-            provider_answers_others: lane.circuit.answers_others(slot.id, now.boot),
-            frozen: lane.circuit.frozen().is_some(),
-            epoch: self.vault.epoch(),
-            intent: prepared.intent.as_ref(),
-            boot_id: self.clock.boot_id(),
-            chance: self.chance(),
-        };
-        let verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
-        grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
-        let mut changes = vec![VaultChange::PutGrant(Box::new(grant.clone()))];
-        if prepared.one_time && verdict.close_intent {
-            changes.push(VaultChange::DeleteIntent(grant.id));
-        }
-        if let (Some(why), ExchangeOutcome::Granted(answer)) = (verdict.stray, outcome) {
-            tracing::error!(
-                organization = first_organization(&grant),
-                provider = grant.provider.as_str(),
-                reason = why,
-                "an answer is kept as a stray and not served"
-            );
-            changes.push(VaultChange::PutStray(Box::new(Stray {
-                grant: grant.id,
-                at: now.wall,
-                why: why.into(),
-                refresh_token: answer.refresh_token.clone(),
-                access_token: answer.access_token.clone(),
-            })));
-        }
-        let sequence = self.vault.commit(changes).await.map_err(|error| self.vault_failed(&error))?;
-        let intent = prepared.intent.as_ref().filter(|_| !verdict.close_intent);
-        self.publish(slot, &grant, sequence, intent, &before);
-        drop(record);
-        if let Some(notice) = verdict.notice {
-            self.tell(&grant, notice);
-        }
-        Ok(result_of(&grant, outcome, verdict.stray.is_some(), now.wall))
-    }
-
-    /// An access token whose answer rotated nothing may be served while the vault takes nothing (rule 1 of the
-    /// design): losing it costs one exchange and no credential. Gives the moment of its refresh if it is served.
-    fn serve_unstored(&self, slot: &Arc<Slot>, prepared: &Prepared, outcome: &ExchangeOutcome) -> Option<Timestamp> {
-        let ExchangeOutcome::Granted(answer) = outcome else { return None };
-        let given = answer.refresh_token.as_ref().map(|token| self.vault.fingerprint(token));
-        if prepared.one_time || given.is_some_and(|given| given != prepared.sent) {
-            return None;
-        }
-        let lifetime = answer.expires_in?;
-        let now = self.now();
-        let access = AccessToken {
-            token: answer.access_token.clone(),
-            token_type: answer.token_type.clone(),
-            scope: answer.scope.clone(),
-            issued_at: prepared.asked.wall,
-            expires_at: prepared.asked.wall + lifetime,
-            issued_boot: Some(BootMoment { boot_id: self.clock.boot_id(), at: prepared.asked.boot }),
-        };
-        let times = BriefAccess {
-            issued_at: access.issued_at,
-            expires_at: access.expires_at,
-            expires_boot: now.boot + lifecycle::remaining(&access, now, self.clock.boot_id()),
-            refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
-        };
-        self.amend_brief(slot, now, |brief| brief.access = Some(times));
-        self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
-        Some(times.issued_at + times.refresh_after)
-    }
-
-    /// When to try again what could not be stored: what the issuer asks for holds all the same.
-    fn unstored_retry(&self, outcome: &ExchangeOutcome) -> Timestamp {
-        let asked_for = match outcome {
-            ExchangeOutcome::Refused { .. } => REFUSED_INTERVAL,
-            ExchangeOutcome::RateLimited { retry_after } | ExchangeOutcome::Unavailable { retry_after } => {
-                retry_after.unwrap_or_default().min(MAX_RETRY_AFTER)
-            }
-            _ => Duration::ZERO,
-        };
-        self.now().wall + asked_for.max(self.vault_pause())
-    }
-
-    fn vault_pause(&self) -> Duration {
-        if self.vault.poisoned().is_some() { POISONED_PAUSE } else { VAULT_PAUSE }
-    }
-
-    async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {
-        let ExchangeOutcome::Granted(answer) = outcome else { return Ok(()) };
-        let stray = Stray {
-            grant: prepared.grant.id,
-            at: self.now().wall,
-            why: why.into(),
-            refresh_token: answer.refresh_token.clone(),
-            access_token: answer.access_token.clone(),
-        };
-        let changes = vec![VaultChange::PutStray(Box::new(stray)), VaultChange::DeleteIntent(prepared.grant.id)];
-        self.vault.commit(changes).await.map(|_| ()).map_err(|error| self.vault_failed(&error))
-    }
-
-    /// The vault takes nothing: the slot says so and waits; nothing of that can be stored.
-    fn hold_back(&self, slot: &Arc<Slot>, retry_at: Timestamp) {
-        let now = self.now();
-        self.amend_brief(slot, now, |brief| {
-            if matches!(brief.state, State::Active | State::Failing(_)) {
-                brief.state = State::Failing(crate::model::FailingReason::VaultUnavailable);
-            }
-            brief.retry_at = Some(retry_at);
-            // A grant that is not due by itself (paused, held, without organizations) does not become so by this.
-            brief.due = brief.due.and(brief.retry_at);
-        });
     }
 
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
@@ -406,57 +269,39 @@ impl Shared {
     }
 }
 
-fn result_of(grant: &Grant, outcome: &ExchangeOutcome, stray: bool, now: Timestamp) -> Result<(), KeeperError> {
-    match outcome {
-        ExchangeOutcome::Granted(_) if !stray => Ok(()),
-        ExchangeOutcome::Refused { detail } if grant.state != State::Lost => Err(KeeperError::Refused(detail.clone())),
-        _ => Err(standing_error(grant, now)),
-    }
-}
-
-/// What a caller is told of a grant that gives no token.
-fn standing_error(grant: &Grant, now: Timestamp) -> KeeperError {
-    match grant.state {
-        State::Lost => lost(grant),
-        State::InDoubt(reason) => in_doubt(reason, grant),
-        state => KeeperError::ProviderUnavailable {
-            reason: state.reason().unwrap_or("provider_unavailable"),
-            retry_after: grant.retry_at.map_or(COMMIT_RETRY, |at| at.since(now)),
-        },
-    }
-}
-
-fn lost(grant: &Grant) -> KeeperError {
-    KeeperError::Lost { reason: State::Lost.reason().unwrap_or("refused"), since: grant.since }
-}
-
-pub(super) fn in_doubt(reason: DoubtReason, grant: &Grant) -> KeeperError {
-    KeeperError::InDoubt { reason: State::InDoubt(reason).reason().unwrap_or("no_answer"), since: grant.since }
-}
-
-fn first_organization(grant: &Grant) -> &str {
+pub(super) fn first_organization(grant: &Grant) -> &str {
     grant.organizations.first().map_or("", |id| id.as_str())
 }
 
+/// One line for each exchange. Of an enrolment that is under way, the organization is not the grant's yet: its own
+/// lines are the audit log's.
 fn log_outcome(grant: &Grant, outcome: &ExchangeOutcome, took: Duration) {
-    let organization = first_organization(grant);
+    let organization = grant.organizations.first().map(|id| id.as_str());
+    let enrolling = grant.organizations.is_empty().then_some(true);
     let provider = grant.provider.as_str();
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let reason = outcome.label();
     match outcome {
         ExchangeOutcome::Granted(_) => {
-            tracing::info!(event = "token.refreshed", organization, provider, took.ms = ms, "refreshed");
+            tracing::info!(event = "token.refreshed", organization, enrolling, provider, took.ms = ms, "refreshed");
         }
         ExchangeOutcome::RateLimited { retry_after } | ExchangeOutcome::Unavailable { retry_after } => {
-            let retry_after = retry_after.map_or(0, |wait| wait.as_secs());
-            let reason = outcome.label();
-            tracing::warn!(organization, provider, reason, retry_after.s = retry_after, took.ms = ms, "refresh failed");
+            let retry_after = retry_after.map(|wait| wait.as_secs());
+            tracing::warn!(
+                organization,
+                enrolling,
+                provider,
+                reason,
+                retry_after.s = retry_after,
+                took.ms = ms,
+                "refresh failed"
+            );
         }
         ExchangeOutcome::Refused { detail }
         | ExchangeOutcome::ClientRefused { detail }
         | ExchangeOutcome::NotSent { detail }
         | ExchangeOutcome::Unknown { detail, .. } => {
-            let reason = outcome.label();
-            tracing::warn!(organization, provider, reason, detail, took.ms = ms, "refresh failed");
+            tracing::warn!(organization, enrolling, provider, reason, detail, took.ms = ms, "refresh failed");
         }
     }
 }

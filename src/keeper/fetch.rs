@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use super::{
     Keeper, KeeperError, Shared,
     index::Entry,
-    slot::{Brief, CachedToken, Outcome, Slot, SlotState, Urgency},
+    slot::{Brief, CachedToken, Flight, Outcome, Slot, SlotState, Urgency},
 };
 use crate::{
     clock::Now,
@@ -150,8 +150,10 @@ impl Shared {
     fn refresh_behind(&self, slot: &Arc<Slot>) {
         let (brief, idle) = {
             let state = slot.lock();
-            // Its timer may be set to a moment before an idle limit, far behind the end of this token.
-            (state.brief, state.flight.is_none())
+            // Its timer may be set to a moment before an idle limit, far behind the end of this token. One that waits in
+            // a backlog is moved before those that nobody fetches.
+            let waits = state.queued.is_some_and(|place| place.urgency > Urgency::Fetched);
+            (state.brief, state.flight.is_none() || waits)
         };
         let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {
@@ -194,7 +196,17 @@ impl Shared {
     /// an exchange has ended since, that one is enough.
     pub(super) async fn exchange_and_wait(&self, slot: &Arc<Slot>, seen: Option<Outcome>) -> Result<(), KeeperError> {
         let Some(flight) = self.lane(slot).enqueue(slot, Urgency::Awaited, seen) else { return Ok(()) };
-        let patience = self.refresh.timeout + QUEUE_PATIENCE;
+        self.wait_for(slot, flight).await
+    }
+
+    /// How long anybody waits for an exchange.
+    pub(super) fn patience(&self) -> Duration {
+        self.refresh.timeout + QUEUE_PATIENCE
+    }
+
+    /// Waits for the end of an exchange that is queued or under way.
+    pub(super) async fn wait_for(&self, slot: &Slot, flight: Flight) -> Result<(), KeeperError> {
+        let patience = self.patience();
         let waited = tokio::select! {
             biased;
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,

@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher, RandomState},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -9,7 +9,7 @@ use std::{
 
 use hashbrown::HashTable;
 
-use super::slot::{Slot, fingerprint_key};
+use super::slot::{NOT_LIVING, Slot, UNKNOWN_SUBJECT, fingerprint_key};
 use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
 
 const SHARDS: usize = 64;
@@ -22,8 +22,10 @@ pub(super) struct Index {
     /// Ids of grants are of our own making, so nobody can choose colliding ones.
     slots: RwLock<HashMap<GrantId, Arc<Slot>, BuildHasherDefault<DefaultHasher>>>,
     fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
-    /// Living grants by provider and subject, for rule 6.
+    /// Living grants by provider and subject, and under [`NOT_LIVING`] how many a provider has in all.
     subjects: Mutex<HashMap<(u16, u64), u32>>,
+    /// Spent tokens of grants that are gone: which record remembers each, and since when.
+    graves: RwLock<HashMap<u64, (GrantId, Timestamp)>>,
     changes: AtomicU64,
     sorted: Mutex<(u64, Arc<[Arc<Entry>]>)>,
 }
@@ -55,6 +57,7 @@ impl Index {
             slots: RwLock::default(),
             fingerprints: RwLock::default(),
             subjects: Mutex::default(),
+            graves: RwLock::default(),
             changes: AtomicU64::new(1),
             sorted: Mutex::new((0, Arc::new([]))),
         }
@@ -186,23 +189,60 @@ impl Index {
         self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
     }
 
-    /// Counts a living grant of a subject in or out; 0, the unknown subject, is not counted.
+    /// Counts a living grant of a subject in or out.
     pub(super) fn count_subject(&self, provider: u16, subject: u64, living: bool) {
-        if subject == 0 {
+        if subject == NOT_LIVING {
             return;
         }
         let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = subjects.entry((provider, subject)).or_default();
-        *count = if living { count.saturating_add(1) } else { count.saturating_sub(1) };
-        if *count == 0 {
-            subjects.remove(&(provider, subject));
+        for key in [(provider, subject), (provider, NOT_LIVING)] {
+            let count = subjects.entry(key).or_default();
+            *count = if living { count.saturating_add(1) } else { count.saturating_sub(1) };
+            if *count == 0 {
+                subjects.remove(&key);
+            }
         }
     }
 
-    /// How many living grants a subject has at a provider.
-    pub(super) fn living_grants_of(&self, provider: u16, subject: u64) -> u32 {
+    /// Whether a provider may have another living grant of this subject beside one that is counted itself. A subject that
+    /// nobody knows, this one or another's, may be the same.
+    pub(super) fn may_be_shared(&self, provider: u16, subject: u64) -> bool {
         let subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        subjects.get(&(provider, subject)).copied().unwrap_or(0)
+        let count = |subject| subjects.get(&(provider, subject)).copied().unwrap_or(0);
+        match subject {
+            UNKNOWN_SUBJECT => count(NOT_LIVING) > 1,
+            known => count(known) > 1 || count(UNKNOWN_SUBJECT) > 0,
+        }
+    }
+
+    /// Remembers the spent tokens of a grant that is gone.
+    pub(super) fn bury(&self, grave: &Grant) {
+        let mut graves = self.graves.write().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in grave.spent.iter().chain([&grave.fingerprint]) {
+            graves.insert(fingerprint_key(*fingerprint), (grave.id, grave.since));
+        }
+    }
+
+    /// Which record may remember a token with this fingerprint as spent; verify it against that.
+    pub(super) fn grave_of(&self, fingerprint: Fingerprint) -> Option<GrantId> {
+        let graves = self.graves.read().unwrap_or_else(PoisonError::into_inner);
+        graves.get(&fingerprint_key(fingerprint)).map(|(id, _)| *id)
+    }
+
+    /// The records of all graves made before `moment`.
+    pub(super) fn graves_before(&self, moment: Timestamp) -> HashSet<GrantId> {
+        let graves = self.graves.read().unwrap_or_else(PoisonError::into_inner);
+        graves.values().filter(|(_, since)| *since < moment).map(|(id, _)| *id).collect()
+    }
+
+    /// Forgets graves.
+    pub(super) fn forget_graves(&self, ids: &HashSet<GrantId>) {
+        self.graves.write().unwrap_or_else(PoisonError::into_inner).retain(|_, (id, _)| !ids.contains(id));
+    }
+
+    /// How many spent tokens of grants that are gone are remembered.
+    pub(super) fn grave_count(&self) -> usize {
+        self.graves.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn hash(&self, id: &OrganizationId) -> u64 {

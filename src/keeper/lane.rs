@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, Semaphore};
@@ -44,9 +45,16 @@ pub(super) struct Queued {
 pub(super) struct InFlight {
     slot: Arc<Slot>,
     end: Option<FlightEnd>,
+    /// Until this moment of the boot-time clock an operator takes the risk of a replay.
+    risk_until: Option<Duration>,
 }
 
 impl InFlight {
+    /// Whether an operator takes the risk of a replay, so that a doubtful or lost grant may be exchanged.
+    pub(super) fn is_at_risk(&self, boot: Duration) -> bool {
+        self.risk_until.is_some_and(|until| boot < until)
+    }
+
     /// Tells those who wait, while the flight goes on: nobody starts another.
     pub(super) fn tell(&self, result: Result<(), KeeperError>) {
         if let Some(end) = &self.end {
@@ -107,14 +115,31 @@ impl Lane {
     /// urgent call moves a queued one forward. Where `seen` is given and an exchange has ended since that was so, there
     /// is nothing to wait for: whoever asked looks again.
     pub(super) fn enqueue(&self, slot: &Arc<Slot>, urgency: Urgency, seen: Option<Outcome>) -> Option<Flight> {
+        self.enqueue_with(slot, urgency, seen, None)
+    }
+
+    /// Queues an exchange for which an operator takes the risk, until that moment of the boot-time clock, or takes the
+    /// one that is queued already for it.
+    pub(super) fn enqueue_at_risk(&self, slot: &Arc<Slot>, until: Duration) -> Option<Flight> {
+        self.enqueue_with(slot, Urgency::Awaited, None, Some(until))
+    }
+
+    fn enqueue_with(
+        &self,
+        slot: &Arc<Slot>,
+        urgency: Urgency,
+        seen: Option<Outcome>,
+        risk_until: Option<Duration>,
+    ) -> Option<Flight> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = slot.lock();
         if let Some(flight) = state.flight.clone() {
             if let Some(place) = state.queued
-                && urgency < place.urgency
-                && let Some(queued) = queue.remove(&place)
+                && (urgency < place.urgency || risk_until.is_some())
+                && let Some(mut queued) = queue.remove(&place)
             {
-                let sooner = Place { urgency, ..place };
+                queued.in_flight.risk_until = risk_until.or(queued.in_flight.risk_until);
+                let sooner = Place { urgency: urgency.min(place.urgency), ..place };
                 state.queued = Some(sooner);
                 queue.insert(sooner, queued);
             }
@@ -128,7 +153,7 @@ impl Lane {
         let place = Place { urgency, lapses, grant: slot.id };
         state.flight = Some(flight.clone());
         state.queued = Some(place);
-        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end) };
+        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
         Some(flight)

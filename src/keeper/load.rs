@@ -46,6 +46,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        shared.tell_strays();
         shared.reconsider_doubts().await;
     }
 }
@@ -60,6 +61,19 @@ impl Shared {
         let _ = self.load_failure.set(why.to_owned());
     }
 
+    /// At start an operator is reminded of every answer that could not take its place.
+    fn tell_strays(&self) {
+        let strays = self.vault.stats().strays;
+        if strays == 0 {
+            return;
+        }
+        for stray in self.strays(None) {
+            let organization = stray.organization.as_ref().map(OrganizationId::as_str);
+            tracing::warn!(event = "grant.stray", organization, at = %stray.at, reason = stray.why, "a stray is kept");
+        }
+        tracing::warn!(strays, "answers are kept that could not take their place; they are not served");
+    }
+
     /// Makes a slot of every grant that is as it should be, and gives back those that must be looked at first.
     fn load_grants(&self) -> (Vec<GrantId>, Result<(), VaultError>) {
         let mut intents = HashSet::new();
@@ -71,6 +85,10 @@ impl Shared {
         let grants_read = self.vault.for_each_grant(&mut |stored| {
             let grant = &stored.value;
             if self.stopping.is_cancelled() || !self.lane_of.contains_key(&grant.provider) {
+                return Ok(());
+            }
+            if lifecycle::is_grave(grant) {
+                self.index.bury(grant);
                 return Ok(());
             }
             // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.

@@ -19,11 +19,14 @@ mod exchange;
 mod fetch;
 mod index;
 mod lane;
+mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod resolve;
 mod run;
 mod slot;
+mod store;
 #[cfg(test)]
 mod tests;
 mod timers;

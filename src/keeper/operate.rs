@@ -75,7 +75,11 @@ impl Keeper {
             if !scope(&entry.id) || !shared.fits(entry, &filter) {
                 continue;
             }
-            let Some(found) = shared.view_of(entry)? else { continue };
+            let found = match shared.view_of(entry) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(_) => shared.unreadable(entry),
+            };
             if !filter.labels.iter().all(|(key, value)| found.labels.get(key) == Some(value)) {
                 continue;
             }
@@ -107,7 +111,7 @@ impl Keeper {
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);
         if last {
-            shared.forget(&left.slot, &left.grant);
+            shared.forget(&left.slot, &left.grant, left.grave.as_ref());
         } else {
             shared.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
         }
@@ -142,6 +146,8 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
+                shared.clear_unfinished().await;
+                shared.clear_graves().await;
                 drop(token);
             });
         }
@@ -168,12 +174,11 @@ impl Shared {
         if !matches!(grant.credential, Credential::RefreshToken(_)) || grant.state == State::Lost {
             return Ok(());
         }
-        let subject = grant.subject.as_deref().map(super::slot::subject_hash);
-        // Counted as living itself, since it is not forgotten yet.
-        if subject.is_some_and(|subject| self.index.living_grants_of(slot.provider, subject) > 1) {
+        // It is counted as living itself, since it is not forgotten yet.
+        if self.index.may_be_shared(slot.provider, slot.brief().living_subject) {
             tracing::warn!(
                 provider = grant.provider.as_str(),
-                "not revoked: another grant of the same person would end with it"
+                "not revoked: another grant is, or may be, of the same person and would end with it"
             );
             return Ok(());
         }
@@ -194,7 +199,10 @@ impl Shared {
     }
 
     /// The grant is gone from the vault: its slot follows.
-    pub(super) fn forget(&self, slot: &Arc<Slot>, grant: &Grant) {
+    pub(super) fn forget(&self, slot: &Arc<Slot>, grant: &Grant, grave: Option<&Grant>) {
+        if let Some(grave) = grave {
+            self.index.bury(grave);
+        }
         let brief = slot.brief();
         {
             let mut state = slot.lock();

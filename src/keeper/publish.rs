@@ -62,8 +62,7 @@ impl Shared {
         let Some(subject) = grant.subject.as_deref().filter(|_| self.is_loaded()) else {
             return Fleet { shares_subject: true };
         };
-        let living = self.index.living_grants_of(provider, super::slot::subject_hash(subject));
-        Fleet { shares_subject: living > 1 }
+        Fleet { shares_subject: self.index.may_be_shared(provider, super::slot::text_hash(subject)) }
     }
 
     /// Works out anew when doubtful grants are due that wait for an operator: the other grants of their subject may
@@ -101,6 +100,11 @@ impl Shared {
                 if brief.state == State::Active && state.brief.state == State::Active && brief.due.is_some() {
                     brief.due = state.brief.due.or(brief.due);
                 }
+            }
+            if let (Some(new), Some(old)) = (&mut brief.first_refusal, state.brief.first_refusal)
+                && new.at == old.at
+            {
+                *new = old;
             }
             std::mem::replace(&mut state.brief, brief)
         };

@@ -169,13 +169,20 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
             continue;
         }
         let Ok(permit) = Arc::clone(&lane.permits).acquire_owned().await else { return };
-        // The freeze may have come while this waited for its turn.
-        let Some(Queued { slot, in_flight }) = lane.take(thawed) else { continue };
+        let on_trial = lane.circuit.is_on_trial();
+        // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first.
+        let harmless_first = on_trial.then(|| lane.take(|slot| thawed(slot) && harmless(slot))).flatten();
+        let Some(Queued { slot, in_flight }) = harmless_first.or_else(|| lane.take(thawed)) else { continue };
         let exchange = Arc::clone(&shared).exchange(slot, in_flight);
-        shared.tasks.spawn(async move {
+        let exchanging = shared.tasks.spawn(async move {
             exchange.await;
             drop(permit);
         });
+        if on_trial {
+            // Should the outage go on, one token is in doubt and not as many as may be exchanged at once.
+            // Bounded, since an answer that the vault does not take is kept for as long as that lasts.
+            let _ = tokio::time::timeout(shared.exchange_limit(), exchanging).await;
+        }
     }
 }
 
@@ -198,14 +205,15 @@ async fn probe(shared: &Arc<Shared>, lane: &Lane, provider: u16) {
         Kind::DineroPersonal => Credential::ApiKey(made_up),
         Kind::VismaConnect | Kind::Oauth2 => Credential::RefreshToken(made_up),
     };
-    let outcome = lane.endpoint.exchange(Exchange { credential: &made_up, client: None, fresh_connection: true }).await;
+    let exchange = Exchange { credential: &made_up, client: None, fresh_connection: true, not_after: None };
+    let outcome = lane.endpoint.exchange(exchange).await;
     shared.circuit_changed(provider, lane.circuit.probed(&outcome, shared.now().boot));
 }
 
 /// The probe is a task of its own like every exchange, so that nothing cancels it half-way.
 async fn run_probe(shared: &Arc<Shared>, slot: Arc<Slot>, in_flight: InFlight) {
     let task = shared.tasks.spawn(Arc::clone(shared).exchange(slot, in_flight));
-    if task.await.is_err() {
+    if matches!(tokio::time::timeout(shared.exchange_limit(), task).await, Ok(Err(_))) {
         tracing::error!("a probing exchange died");
     }
 }

@@ -12,8 +12,13 @@ use super::KeeperError;
 use crate::{
     clock::Now,
     lifecycle::{Standing, remaining},
-    model::{AccessToken, Fingerprint, Grant, GrantId, State, Timestamp, Usage},
+    model::{AccessToken, Credential, Fingerprint, Grant, GrantId, GrantKind, State, Timestamp, Usage},
 };
+
+/// The living subject of a grant that is not alive.
+pub(super) const NOT_LIVING: u64 = 0;
+/// The living subject of a consent whose subject nobody knows: it may be anybody's.
+pub(super) const UNKNOWN_SUBJECT: u64 = 1;
 
 /// One grant in memory: what a fetch, the timers and the counts need, and no long-lived secret.
 ///
@@ -77,6 +82,7 @@ pub(super) struct Brief {
     pub(super) sequence: u64,
     pub(super) state: State,
     pub(super) since: Timestamp,
+    pub(super) kind: GrantKind,
     pub(super) paused: bool,
     pub(super) one_time: bool,
     /// It has client credentials of its own.
@@ -88,9 +94,28 @@ pub(super) struct Brief {
     pub(super) retry_at: Option<Timestamp>,
     pub(super) consent_ends: Option<Timestamp>,
     pub(super) end_assumed: bool,
-    /// A hash of the subject while the grant lives; 0: unknown, lost or unused.
+    /// The first of the refusals that the grant has counted.
+    pub(super) first_refusal: Option<FirstRefusal>,
+    /// A hash of the subject while the grant lives; else [`NOT_LIVING`] or [`UNKNOWN_SUBJECT`].
     pub(super) living_subject: u64,
     pub(super) organizations: u32,
+}
+
+/// When a grant was first refused, on both clocks: wall time may jump between two refusals.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FirstRefusal {
+    /// As it is stored.
+    pub(super) at: Timestamp,
+    /// How long that was ago at `seen`, a moment of the boot-time clock.
+    ago: Duration,
+    seen: Duration,
+}
+
+impl FirstRefusal {
+    /// How long ago it was.
+    pub(super) fn ago(&self, now: Now) -> Duration {
+        self.ago + now.boot.saturating_sub(self.seen)
+    }
 }
 
 /// An access token's times.
@@ -251,10 +276,16 @@ impl Brief {
             refresh_after,
         });
         let consent = grant.consent.as_ref();
+        let first_refusal = grant.refusals.map(|refusals| FirstRefusal {
+            at: refusals.first_at,
+            ago: now.wall.since(refusals.first_at),
+            seen: now.boot,
+        });
         Self {
             sequence,
             state: grant.state,
             since: grant.since,
+            kind: grant.kind(),
             paused: grant.paused,
             one_time: grant.is_one_time(),
             own_client: grant.client.is_some(),
@@ -264,6 +295,7 @@ impl Brief {
             retry_at: grant.retry_at,
             consent_ends: consent.and_then(|consent| consent.expires_at),
             end_assumed: consent.is_some_and(|consent| consent.assumed),
+            first_refusal,
             living_subject: living_subject(grant),
             organizations: u32::try_from(grant.organizations.len()).unwrap_or(u32::MAX),
         }
@@ -287,19 +319,22 @@ impl Brief {
     }
 }
 
-/// A stable 64-bit hash of a subject, never 0; only equality within one process matters.
-pub(super) fn subject_hash(subject: &str) -> u64 {
+/// A 64-bit hash of a text; only equality within one process matters. Never one of the words for no subject.
+pub(super) fn text_hash(text: &str) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    subject.hash(&mut hasher);
-    hasher.finish().max(1)
+    text.hash(&mut hasher);
+    hasher.finish().max(UNKNOWN_SUBJECT + 1)
 }
 
-/// The hash by which living grants of one subject are counted; 0 for a grant that is lost, unused or whose subject
-/// is unknown.
+/// By what living grants of one subject are counted. An enrolment that was not finished counts: its token is alive. A
+/// key of an unknown subject does not: nothing that is done to a consent ends it.
 pub(super) fn living_subject(grant: &Grant) -> u64 {
-    let living = grant.state != State::Lost && !grant.organizations.is_empty();
-    grant.subject.as_deref().filter(|_| living).map_or(0, subject_hash)
+    match (grant.state, &grant.subject, &grant.credential) {
+        (State::Lost, ..) | (_, None, Credential::ApiKey(_)) => NOT_LIVING,
+        (_, Some(subject), _) => text_hash(subject),
+        (_, None, Credential::RefreshToken(_)) => UNKNOWN_SUBJECT,
+    }
 }
 
 /// The first eight bytes of a fingerprint, as a key; a match is verified against the stored grant.

@@ -10,6 +10,8 @@ use crate::{
 
 /// Weeks that a forecast reaches.
 const FORECAST_WEEKS: usize = 60;
+/// Strays that are named at most; their number is told in any case.
+const MAX_STRAYS: usize = 100;
 
 impl Keeper {
     /// The state of the whole, counted over what `scope` allows; `None`: over everything.
@@ -42,9 +44,11 @@ impl Keeper {
             forecast: shared.forecast(scope),
             expired: census.providers.values().map(|counts| counts.expired).sum(),
             webhooks: wire::WebhookStatus { pending: 0 },
+            strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {
                 records: stats.records,
                 bytes: stats.bytes,
+                strays: stats.strays,
                 data_key: stats.data_key,
                 rekey_progress: None,
                 last_backup_at: None,
@@ -57,7 +61,11 @@ impl Shared {
     /// One organization as operators see it.
     pub(super) async fn view(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
         let entry = self.find(organization).await?;
-        self.view_of(&entry)?.ok_or(KeeperError::UnknownOrganization)
+        match self.view_of(&entry) {
+            Ok(view) => view.ok_or(KeeperError::UnknownOrganization),
+            Err(KeeperError::VaultUnavailable(_)) => Ok(self.unreadable(&entry)),
+            Err(error) => Err(error),
+        }
     }
 
     /// `None` where it was removed meanwhile.
@@ -94,7 +102,60 @@ impl Shared {
             consent,
             last_fetched_at: entry.last_fetched(),
             labels: record.value.labels,
+            unreadable: false,
         }))
+    }
+
+    /// An organization whose record, or its grant's, cannot be read: what memory knows of it, so that one damaged record
+    /// does not hide the others.
+    pub(super) fn unreadable(&self, entry: &Entry) -> wire::Organization {
+        let brief = entry.slot.brief();
+        let provider = self.lane(&entry.slot).name.clone();
+        tracing::error!(
+            event = "vault.unreadable",
+            organization = entry.id.as_str(),
+            provider = provider.as_str(),
+            "a record of this organization cannot be read; `consentry restore` brings a backup back"
+        );
+        wire::Organization {
+            organization: entry.id.clone(),
+            provider,
+            kind: brief.kind,
+            state: Cow::Borrowed(brief.state.word()),
+            reason: brief.state.reason().map(Cow::Borrowed),
+            since: brief.since,
+            paused: brief.paused,
+            subject: None,
+            shares_grant_with: Vec::new(),
+            access_token_expires_at: brief.access.map(|access| access.expires_at),
+            refreshed_at: brief.refreshed_at,
+            next_refresh_at: brief.due,
+            failures: 0,
+            consent: None,
+            last_fetched_at: entry.last_fetched(),
+            labels: BTreeMap::new(),
+            unreadable: true,
+        }
+    }
+
+    /// The strays in the vault, the first of them named by organization where `scope` allows.
+    pub(super) fn strays(&self, scope: Option<Scope<'_>>) -> Vec<wire::Stray> {
+        let mut strays = Vec::new();
+        let read = self.vault.for_each_stray(&mut |stored| {
+            if strays.len() < MAX_STRAYS {
+                strays.push((stored.value.grant, stored.value.at, stored.value.why));
+            }
+            Ok(())
+        });
+        if let Err(error) = read {
+            tracing::error!(error = %error, "not every stray can be read");
+        }
+        let named = strays.into_iter().map(|(grant, at, why)| {
+            let grant = self.vault.grant(grant).ok().flatten().map(|stored| stored.value);
+            let organization = grant.and_then(|grant| grant.organizations.into_iter().next());
+            wire::Stray { organization, at, why }
+        });
+        named.filter(|stray| is_in_scope(stray.organization.as_ref(), scope)).collect()
     }
 
     /// Consents that end, by week and provider, soonest first.
@@ -115,6 +176,15 @@ impl Shared {
                 consents,
             })
             .collect()
+    }
+}
+
+/// A stray whose organization is gone is for those alone who may see everything.
+fn is_in_scope(organization: Option<&OrganizationId>, scope: Option<Scope<'_>>) -> bool {
+    match (scope, organization) {
+        (None, _) => true,
+        (Some(scope), Some(organization)) => scope(organization),
+        (Some(_), None) => false,
     }
 }
 

@@ -43,13 +43,13 @@ pub fn due(
     }
     let not_before = |moment: Timestamp| Some(grant.retry_at.map_or(moment, |retry| retry.max(moment)));
     match grant.state {
-        State::Lost | State::InDoubt(DoubtReason::Restored | DoubtReason::RolledBack) => None,
+        State::Lost => None,
+        State::InDoubt(_) if never_by_itself(grant) => None,
         State::InDoubt(_) => {
             if intent.is_some_and(|intent| retry_in_grace(grant, intent, policy, now, boot_id)) {
                 return not_before(now.wall);
             }
-            let harmless = policy.in_doubt == InDoubtPolicy::RetryWhenHarmless && !fleet.shares_subject;
-            if !harmless {
+            if !is_harmless(policy, fleet) {
                 return None;
             }
             not_before(grant.access.as_ref().map_or(now.wall, |access| now.wall + remaining(access, now, boot_id)))
@@ -70,17 +70,67 @@ pub fn refresh_after(access: &AccessToken, policy: &Policy, chance: f64) -> Dura
     access.lifetime().mul_f64(share.clamp(0.01, 0.98))
 }
 
+/// Whether a grant in doubt may be exchanged now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoubtfulTry {
+    /// No: it waits for its access token to lapse, or for an operator.
+    No,
+    /// Within the grace: the request has to leave before this moment of the boot-time clock.
+    Before(Duration),
+    /// Since that can harm nobody.
+    Harmless,
+}
+
+/// Whether a grant in doubt may be exchanged now, whatever its timer says. `lapsed`: its access token has ended, by
+/// either clock. How long it was to wait is not asked: the timers have seen to that on a clock that does not jump.
+pub fn may_try(
+    grant: &Grant,
+    intent: Option<&Intent>,
+    policy: &Policy,
+    fleet: Fleet,
+    now: Now,
+    boot_id: u128,
+    lapsed: bool,
+) -> DoubtfulTry {
+    if never_by_itself(grant) {
+        return DoubtfulTry::No;
+    }
+    let grace_ends = intent.and_then(|intent| grace_ends(grant, intent, policy, boot_id));
+    match grace_ends.filter(|end| now.boot < *end) {
+        Some(end) => DoubtfulTry::Before(end),
+        None if lapsed && is_harmless(policy, fleet) => DoubtfulTry::Harmless,
+        None => DoubtfulTry::No,
+    }
+}
+
+/// A token of an earlier time, or one that is known to be spent: only an operator may have it tried.
+fn never_by_itself(grant: &Grant) -> bool {
+    let of_earlier_time = matches!(grant.state, State::InDoubt(DoubtReason::Restored | DoubtReason::RolledBack));
+    of_earlier_time || grant.spent.contains(&grant.fingerprint)
+}
+
+fn is_harmless(policy: &Policy, fleet: Fleet) -> bool {
+    policy.in_doubt == InDoubtPolicy::RetryWhenHarmless && !fleet.shares_subject
+}
+
 /// Whether a grant in doubt may be exchanged again at once, since its issuer still takes a spent token.
+pub fn retry_in_grace(grant: &Grant, intent: &Intent, policy: &Policy, now: Now, boot_id: u128) -> bool {
+    grace_ends(grant, intent, policy, boot_id).is_some_and(|end| now.boot < end)
+}
+
+/// The moment of the boot-time clock before which a spent token may be sent again, if there is one.
 ///
 /// The grace counts from the first attempt, on the boot-time clock, and across a restart of the process only
-/// within the same boot of the machine (rule 6 of the design). 0 names no boot.
-pub fn retry_in_grace(grant: &Grant, intent: &Intent, policy: &Policy, now: Now, boot_id: u128) -> bool {
-    let Some(consent) = &grant.consent else { return false };
-    let usable = consent.grace.saturating_sub(policy.timeout).saturating_sub(GRACE_MARGIN);
-    intent.boot_id == boot_id
+/// within the same boot of the machine (rule 6 of the design). 0 names no boot. An issuer that has refused the token
+/// gives no grace.
+fn grace_ends(grant: &Grant, intent: &Intent, policy: &Policy, boot_id: u128) -> Option<Duration> {
+    let usable = grant.consent.as_ref()?.grace.saturating_sub(policy.timeout).saturating_sub(GRACE_MARGIN);
+    let holds = intent.boot_id == boot_id
         && boot_id != 0
         && intent.fingerprint == grant.fingerprint
-        && now.boot.saturating_sub(intent.first_boot) < usable
+        && grant.refusals.is_none()
+        && !usable.is_zero();
+    holds.then(|| intent.first_boot + usable)
 }
 
 /// Whether a due grant is to be refreshed ahead of time; where not, the moment from which it must be exchanged all
@@ -181,6 +231,41 @@ mod tests {
         assert_eq!(due_in(&grant, Some(&intent), &policy(), Fleet { shares_subject: true }), None);
         let hold = Policy { in_doubt: InDoubtPolicy::Hold, ..policy() };
         assert_eq!(due_in(&grant, Some(&intent), &hold, Fleet::default()), None);
+    }
+
+    #[test]
+    fn a_grace_counts_from_the_first_attempt_and_ends_with_a_refusal() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::NoAnswer);
+        grant.consent.as_mut().expect("consent").grace = Duration::from_secs(30);
+        let shared = Fleet { shares_subject: true };
+        let third = Intent { attempt: 3, ..intent_of(&grant, Duration::from_secs(17)) };
+        let may = |grant: &Grant| may_try(grant, Some(&third), &policy(), shared, now(), 1, true);
+        assert_eq!(may(&grant), DoubtfulTry::Before(now().boot + Duration::from_secs(1)));
+        let other_boot = Intent { boot_id: 2, ..third.clone() };
+        assert_eq!(may_try(&grant, Some(&other_boot), &policy(), shared, now(), 1, true), DoubtfulTry::No);
+        let no_boot = Intent { boot_id: 0, ..third.clone() };
+        assert_eq!(may_try(&grant, Some(&no_boot), &policy(), shared, now(), 0, true), DoubtfulTry::No);
+        grant.refusals = Some(crate::model::Refusals { count: 1, first_at: now().wall });
+        assert_eq!(may(&grant), DoubtfulTry::No);
+    }
+
+    #[test]
+    fn outside_the_grace_a_try_is_harmless_only_after_the_access_token_and_unshared() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::Crashed);
+        let may = |grant: &Grant, policy: &Policy, shares_subject, lapsed| {
+            may_try(grant, None, policy, Fleet { shares_subject }, now(), 1, lapsed)
+        };
+        let hold = Policy { in_doubt: InDoubtPolicy::Hold, ..policy() };
+        assert_eq!(may(&grant, &policy(), false, true), DoubtfulTry::Harmless);
+        assert_eq!(may(&grant, &policy(), true, true), DoubtfulTry::No);
+        assert_eq!(may(&grant, &policy(), false, false), DoubtfulTry::No);
+        assert_eq!(may(&grant, &hold, false, true), DoubtfulTry::No);
+        for reason in [DoubtReason::Restored, DoubtReason::RolledBack] {
+            grant.state = State::InDoubt(reason);
+            assert_eq!(may(&grant, &policy(), false, true), DoubtfulTry::No);
+        }
     }
 
     #[test]

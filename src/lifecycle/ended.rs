@@ -13,6 +13,11 @@ use crate::{
 pub const LOST_REFUSALS: u32 = 3;
 /// Over at least this long.
 pub const LOST_AFTER: Duration = Duration::from_hours(1);
+/// How soon after its first refusal a credential is tried again, so that one bad moment of an issuer proves nothing.
+pub const REFUSED_AGAIN: Duration = Duration::from_mins(1);
+/// Two refusals at least so far apart prove a grant dead if the provider has answered another well since the first.
+/// A little less than [`REFUSED_AGAIN`], which is counted from the end of one exchange to the start of the next.
+pub const REFUSALS_APART: Duration = Duration::from_secs(50);
 
 /// The life taken for an access token whose answer did not tell: short, because a token refreshed too early costs
 /// one exchange and one refreshed too late costs the customer.
@@ -33,8 +38,12 @@ pub struct Ended<'a> {
     pub given: Option<Fingerprint>,
     /// The client id that was sent.
     pub client_id: &'a str,
-    /// The provider has answered another grant well around this time.
-    pub provider_answers_others: bool,
+    /// How long ago the provider last answered another grant well, on the boot-time clock; `None` if it has not since
+    /// this process began.
+    pub others_answered: Option<Duration>,
+    /// How long ago the first of the refusals came that the grant has counted, on the boot-time clock as far as it
+    /// reaches; zero where it has counted none.
+    pub since_refusal: Duration,
     /// The provider's circuit is open: nothing is declared lost.
     pub frozen: bool,
     /// The vault's epoch.
@@ -61,7 +70,7 @@ pub enum Notice {
 }
 
 /// What is to be done besides writing the grant.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// What is to be told.
     pub notice: Option<Notice>,
@@ -110,11 +119,7 @@ fn granted(grant: &mut Grant, ended: &Ended<'_>, answer: &Answer, now: Timestamp
     if another_subject || another_client {
         let stray =
             if another_subject { "the answer names another subject" } else { "the answer names another client" };
-        fail(grant, FailingReason::ProviderUnavailable, None, ended.chance, now);
-        if ended.one_time {
-            set_state(grant, State::InDoubt(DoubtReason::NoAnswer), now);
-        }
-        return Verdict { notice: ended.one_time.then_some(Notice::InDoubt), stray: Some(stray), close_intent: false };
+        return set_aside(grant, ended, stray, now);
     }
 
     let lifetime = answer
@@ -153,6 +158,36 @@ fn granted(grant: &mut Grant, ended: &Ended<'_>, answer: &Answer, now: Timestamp
     Verdict { notice: recovered.then_some(Notice::Recovered), stray: None, close_intent: true }
 }
 
+/// The answer cannot take its place in the grant, whose own token is in doubt now. Where the answer rotated, that token
+/// is spent for certain: it is remembered as such, so that it is never sent again by itself.
+pub fn set_aside(grant: &mut Grant, ended: &Ended<'_>, why: &'static str, now: Timestamp) -> Verdict {
+    let rotated = ended.given.is_some_and(|given| given != ended.sent);
+    let was_doubtful = matches!(grant.state, State::InDoubt(_));
+    fail(grant, FailingReason::ProviderUnavailable, None, ended.chance, now);
+    if rotated {
+        remember_spent(&mut grant.spent, ended.sent);
+        show(grant, Usage::OneTime);
+    }
+    let doubtful = (ended.one_time || rotated) && grant.state != State::Lost;
+    if doubtful {
+        set_state(grant, State::InDoubt(DoubtReason::NoAnswer), now);
+    }
+    let notice = (doubtful && !was_doubtful).then_some(Notice::InDoubt);
+    Verdict { notice, stray: Some(why), close_intent: false }
+}
+
+/// A record with the answer's access token is more than the vault takes: the refresh token, which cannot be had again,
+/// is kept with the access token that was there `before`, and the next exchange is put off like after a failure.
+pub fn without_new_access(grant: &mut Grant, before: &Grant, chance: f64, now: Timestamp) {
+    grant.access.clone_from(&before.access);
+    grant.refreshed_at = before.refreshed_at;
+    grant.failures = before.failures;
+    if matches!(before.state, State::Failing(_)) {
+        (grant.state, grant.since) = (before.state, before.since);
+    }
+    fail(grant, FailingReason::ProviderUnavailable, None, chance, now);
+}
+
 /// One-time is for good: an issuer that has rotated once may do so again.
 fn show(grant: &mut Grant, usage: Usage) {
     if let Some(consent) = &mut grant.consent
@@ -174,26 +209,39 @@ fn remember_spent(spent: &mut Vec<Fingerprint>, fingerprint: Fingerprint) {
 }
 
 fn refused(grant: &mut Grant, ended: &Ended<'_>, now: Timestamp) -> Verdict {
+    let first = grant.refusals.is_none() && grant.state != State::Lost;
     let refusals = match grant.refusals {
-        Some(Refusals { count, first_at }) => Refusals { count: count.saturating_add(1), first_at },
-        None => Refusals { count: 1, first_at: now },
+        // What is refused while the provider fails as a whole proves nothing about one grant.
+        before if ended.frozen => before.unwrap_or(Refusals { count: 0, first_at: now }),
+        Some(Refusals { count: count @ 1.., first_at }) => Refusals { count: count.saturating_add(1), first_at },
+        _ => Refusals { count: 1, first_at: now },
     };
     grant.refusals = Some(refusals);
-    let spread = refusals.count >= LOST_REFUSALS && now.since(refusals.first_at) >= LOST_AFTER;
-    if !ended.frozen && (ended.provider_answers_others || spread) {
+    grant.failures = grant.failures.saturating_add(1);
+    let proven = !ended.frozen && proves_death(refusals.count, ended.since_refusal, ended.others_answered);
+    if proven || grant.state == State::Lost {
         let notice = (grant.state != State::Lost).then_some(Notice::Lost);
-        grant.failures = grant.failures.saturating_add(1);
         grant.retry_at = None;
         set_state(grant, State::Lost, now);
         return Verdict { notice, stray: None, close_intent: true };
     }
-    let notice = (refusals.count == 1).then_some(Notice::Refused);
-    grant.failures = grant.failures.saturating_add(1);
-    grant.retry_at = Some(now + REFUSED_INTERVAL);
-    if grant.state != State::Lost {
+    let wait = if refusals.count == 1 { REFUSED_AGAIN } else { REFUSED_INTERVAL };
+    grant.retry_at = Some(now + wait);
+    // A doubtful token that is refused has most likely been spent. To send it again is a replay, so the doubt stays
+    // and its rules decide whether that may be, until the refusals are proof.
+    let doubtful = ended.one_time && matches!(grant.state, State::InDoubt(_));
+    if !doubtful {
         set_state(grant, State::Failing(FailingReason::Refused), now);
     }
-    Verdict { notice, stray: None, close_intent: true }
+    Verdict { notice: first.then_some(Notice::Refused), stray: None, close_intent: !doubtful }
+}
+
+/// Whether so many refusals, the first of them so long ago, prove a credential dead: two that are about a minute apart,
+/// with another grant answered well since the first, or three over at least an hour.
+fn proves_death(count: u32, since_first: Duration, others_answered: Option<Duration>) -> bool {
+    let others_since = others_answered.is_some_and(|ago| ago <= since_first);
+    (count >= 2 && since_first >= REFUSALS_APART && others_since)
+        || (count >= LOST_REFUSALS && since_first >= LOST_AFTER)
 }
 
 /// A failure that shows that the credential was not spent by it. A doubt from an earlier attempt stays.
@@ -211,13 +259,18 @@ fn harmless_failure(
 fn fail(grant: &mut Grant, reason: FailingReason, retry_after: Option<Duration>, chance: f64, now: Timestamp) {
     grant.failures = grant.failures.saturating_add(1);
     let wait = backoff(grant.failures, chance).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
-    grant.retry_at = Some(now + wait);
+    grant.retry_at = (grant.state != State::Lost).then(|| now + wait);
     if !matches!(grant.state, State::InDoubt(_) | State::Lost) {
         set_state(grant, State::Failing(reason), now);
     }
 }
 
 fn unknown(grant: &mut Grant, ended: &Ended<'_>, policy: &Policy, now: Now) -> Verdict {
+    if grant.state == State::Lost {
+        // An operator had it tried once more. It is as dead as it was, and is not tried by itself.
+        grant.failures = grant.failures.saturating_add(1);
+        return Verdict::quiet(true);
+    }
     let notice = (!matches!(grant.state, State::InDoubt(_))).then_some(Notice::InDoubt);
     grant.failures = grant.failures.saturating_add(1);
     let in_grace = ended.intent.filter(|intent| retry_in_grace(grant, intent, policy, now, ended.boot_id));
@@ -248,6 +301,14 @@ pub fn out_of_date(grant: &mut Grant, epoch: u32, reason: DoubtReason, now: Time
     grant.epoch = epoch;
     set_state(grant, State::InDoubt(reason), now);
     Some(Notice::InDoubt)
+}
+
+/// An operator gives the credential up: it is never exchanged again, unless an operator has it tried.
+pub fn abandoned(grant: &mut Grant, now: Timestamp) -> Option<Notice> {
+    grant.retry_at = None;
+    let notice = (grant.state != State::Lost).then_some(Notice::Lost);
+    set_state(grant, State::Lost, now);
+    notice
 }
 
 /// An operator's pause, which lies over the state and keeps it; false where nothing changes.
@@ -354,7 +415,8 @@ pub(super) mod tests {
             one_time: true,
             given: given.map(|byte| Fingerprint([byte; 16])),
             client_id: "isv_x",
-            provider_answers_others: false,
+            others_answered: None,
+            since_refusal: Duration::ZERO,
             frozen: false,
             epoch: 1,
             intent: None,
@@ -495,35 +557,145 @@ pub(super) mod tests {
         assert_eq!(waits, [None, Some(4), Some(8)]);
     }
 
-    #[test]
-    fn a_refusal_is_not_proof_until_others_are_answered_or_an_hour_has_passed() {
+    /// Refuses the grant at each of these moments (in seconds), `others` having been answered well at those.
+    fn refuse_at(grant: &mut Grant, moments: &[u64], others: &[u64], frozen: bool) -> Vec<Option<Notice>> {
         let outcome = ExchangeOutcome::Refused { detail: detail() };
-        let mut alone = key_grant();
-        let mut at = now();
-        let first = exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
-        assert_eq!((first.notice, alone.state), (Some(Notice::Refused), State::Failing(FailingReason::Refused)));
-        for _ in 0..2 {
-            at.wall = at.wall + Duration::from_mins(15);
-            exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
-            assert_eq!(alone.state, State::Failing(FailingReason::Refused), "three within an hour prove nothing");
-        }
-        at.wall = at.wall + Duration::from_mins(30);
-        let last = exchange_ended(&mut alone, &ended(&outcome, None), &policy(), at);
-        assert_eq!((last.notice, alone.state), (Some(Notice::Lost), State::Lost));
+        let tell = |moment: &u64| {
+            let at = Now { wall: now().wall + Duration::from_secs(*moment), ..now() };
+            let others_answered = others.iter().filter(|other| *other <= moment).max();
+            let facts = Ended {
+                others_answered: others_answered.map(|other| Duration::from_secs(moment - other)),
+                since_refusal: grant.refusals.map(|refusals| at.wall.since(refusals.first_at)).unwrap_or_default(),
+                frozen,
+                ..ended(&outcome, None)
+            };
+            exchange_ended(grant, &facts, &policy(), at).notice
+        };
+        moments.iter().map(tell).collect()
+    }
 
-        let mut among_others = key_grant();
-        let proof = Ended { provider_answers_others: true, ..ended(&outcome, None) };
-        assert_eq!(exchange_ended(&mut among_others, &proof, &policy(), now()).notice, Some(Notice::Lost));
-        assert_eq!(among_others.credential.secret().expose(), "key", "a lost grant keeps its secret");
+    const REFUSED: State = State::Failing(FailingReason::Refused);
+
+    #[rstest]
+    #[case::once(&[0], &[], REFUSED)]
+    #[case::once_though_another_was_answered_a_moment_before(&[1], &[0], REFUSED)]
+    #[case::twice_with_nobody_else_answered(&[0, 60], &[], REFUSED)]
+    #[case::twice_with_another_answered_before_both(&[10, 70], &[9], REFUSED)]
+    #[case::twice_with_another_answered_in_between(&[10, 70], &[30], State::Lost)]
+    #[case::twice_in_a_moment(&[10, 40], &[30], REFUSED)]
+    #[case::thrice_within_an_hour(&[0, 60, 3599], &[], REFUSED)]
+    #[case::thrice_over_an_hour(&[0, 60, 3600], &[], State::Lost)]
+    #[case::twice_over_an_hour(&[0, 3600], &[], REFUSED)]
+    #[case::another_answered_after_the_second(&[0, 60, 960], &[100], State::Lost)]
+    fn a_refusal_is_proof_only_with_a_second_one_and_anothers_success_or_over_an_hour(
+        #[case] moments: &[u64],
+        #[case] others: &[u64],
+        #[case] state: State,
+    ) {
+        let mut grant = key_grant();
+        let notices = refuse_at(&mut grant, moments, others, false);
+        assert_eq!(grant.state, state);
+        assert_eq!(notices[0], Some(Notice::Refused), "told at once");
+        let told = notices.iter().flatten().count();
+        assert_eq!(told, if state == State::Lost { 2 } else { 1 }, "and once more when it is lost: {notices:?}");
+        assert_eq!(grant.credential.secret().expose(), "key", "whatever it is, it keeps its secret");
     }
 
     #[test]
-    fn nothing_is_lost_while_the_circuit_is_open() {
-        let outcome = ExchangeOutcome::Refused { detail: detail() };
+    fn a_refused_grant_is_tried_again_after_a_minute_and_then_seldom() {
         let mut grant = key_grant();
-        let proof = Ended { provider_answers_others: true, frozen: true, ..ended(&outcome, None) };
-        exchange_ended(&mut grant, &proof, &policy(), now());
-        assert_eq!(grant.state, State::Failing(FailingReason::Refused));
+        let mut waits = Vec::new();
+        for moment in [0, 60, 960] {
+            refuse_at(&mut grant, &[moment], &[], false);
+            waits.push(grant.retry_at.map(|at| at.since(now().wall + Duration::from_secs(moment))));
+        }
+        assert_eq!(waits, [Some(REFUSED_AGAIN), Some(REFUSED_INTERVAL), Some(REFUSED_INTERVAL)]);
+    }
+
+    #[test]
+    fn refusals_seen_while_the_provider_fails_as_a_whole_prove_nothing_then_or_later() {
+        let mut grant = key_grant();
+        refuse_at(&mut grant, &[0, 60, 3600, 7200], &[30], true);
+        assert_eq!((grant.state, grant.refusals.map(|refusals| refusals.count)), (REFUSED, Some(0)));
+        refuse_at(&mut grant, &[7300], &[7290], false);
+        assert_eq!(grant.state, REFUSED, "the first that counts");
+        refuse_at(&mut grant, &[7360], &[7330], false);
+        assert_eq!(grant.state, State::Lost);
+    }
+
+    #[test]
+    fn what_went_well_in_between_begins_the_count_anew() {
+        let mut grant = consent_grant();
+        refuse_at(&mut grant, &[0], &[], false);
+        exchange_ended(&mut grant, &ended(&answer(None), None), &policy(), now());
+        assert_eq!((grant.state, grant.refusals), (State::Active, None));
+        refuse_at(&mut grant, &[60], &[30], false);
+        assert_eq!(grant.state, REFUSED);
+    }
+
+    #[test]
+    fn a_doubtful_token_that_is_refused_stays_in_doubt_until_that_is_proof() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::NoAnswer);
+        let outcome = ExchangeOutcome::Refused { detail: detail() };
+        let verdict = exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
+        assert_eq!(grant.state, State::InDoubt(DoubtReason::NoAnswer), "to send it again is a replay");
+        assert_eq!(verdict, Verdict { notice: Some(Notice::Refused), stray: None, close_intent: false });
+        assert_eq!(refuse_at(&mut grant, &[60], &[30], false), [Some(Notice::Lost)]);
+        assert_eq!(grant.state, State::Lost);
+    }
+
+    #[rstest]
+    #[case::refused(ExchangeOutcome::Refused { detail: detail() })]
+    #[case::silent(ExchangeOutcome::Unknown { why: NoAnswer::Timeout, detail: detail() })]
+    #[case::limited(ExchangeOutcome::RateLimited { retry_after: None })]
+    fn a_lost_grant_that_an_operator_has_tried_again_in_vain_stays_lost(#[case] outcome: ExchangeOutcome) {
+        let mut grant = consent_grant();
+        grant.state = State::Lost;
+        let verdict = exchange_ended(&mut grant, &ended(&outcome, None), &policy(), now());
+        assert_eq!((grant.state, grant.retry_at), (State::Lost, None));
+        assert_eq!(verdict, Verdict { notice: None, stray: None, close_intent: true });
+    }
+
+    #[test]
+    fn a_lost_grant_that_is_answered_well_lives_again() {
+        let mut grant = consent_grant();
+        grant.state = State::Lost;
+        let verdict = exchange_ended(&mut grant, &ended(&answer(Some("rt-1")), Some(2)), &policy(), now());
+        assert_eq!((grant.state, verdict.notice), (State::Active, Some(Notice::Recovered)));
+    }
+
+    #[test]
+    fn a_grant_that_is_given_up_is_lost_at_once_and_told_once() {
+        let mut grant = consent_grant();
+        grant.state = State::InDoubt(DoubtReason::Restored);
+        grant.retry_at = Some(now().wall);
+        assert_eq!(abandoned(&mut grant, now().wall), Some(Notice::Lost));
+        assert_eq!((grant.state, grant.retry_at), (State::Lost, None));
+        assert_eq!(abandoned(&mut grant, now().wall), None);
+    }
+
+    #[test]
+    fn a_token_whose_successor_was_kept_aside_is_remembered_as_spent() {
+        let ExchangeOutcome::Granted(mut given) = answer(Some("rt-1")) else { unreachable!() };
+        given.subject = Some("bob".into());
+        let mut grant = consent_grant();
+        exchange_ended(&mut grant, &ended(&ExchangeOutcome::Granted(given), Some(2)), &policy(), now());
+        assert!(grant.spent.contains(&grant.fingerprint));
+        let fleet = crate::lifecycle::Fleet { shares_subject: false };
+        assert_eq!(crate::lifecycle::due(&grant, None, &policy(), fleet, now(), 1, 0.0), None, "never by itself");
+    }
+
+    #[test]
+    fn an_access_token_too_large_to_keep_does_not_cost_the_refresh_token() {
+        let before = consent_grant();
+        let mut grant = before.clone();
+        exchange_ended(&mut grant, &ended(&answer(Some("rt-1")), Some(2)), &policy(), now());
+        without_new_access(&mut grant, &before, 1.0, now().wall);
+        assert_eq!(grant.credential.secret().expose(), "rt-1");
+        assert_eq!(grant.access.as_ref().expect("the one before").token.expose(), "at-0");
+        assert_eq!((grant.state, grant.failures), (State::Failing(FailingReason::ProviderUnavailable), 1));
+        assert!(grant.retry_at.is_some_and(|at| at > now().wall), "an issuer that gives such a token is not hammered");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod backoff;
 mod due;
 mod ended;
 mod enrolment;
+mod farewell;
 #[cfg(test)]
 mod properties;
 mod remaining;
@@ -16,9 +17,13 @@ mod serve;
 use std::time::Duration;
 
 pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
-pub use due::{Fleet, REFUSED_INTERVAL, due, refresh_after, retry_in_grace, warm};
-pub use ended::{Ended, LOST_AFTER, LOST_REFUSALS, Notice, Verdict, crashed, exchange_ended, out_of_date, paused};
+pub use due::{DoubtfulTry, Fleet, REFUSED_INTERVAL, due, may_try, refresh_after, retry_in_grace, warm};
+pub use ended::{
+    Ended, LOST_AFTER, LOST_REFUSALS, Notice, REFUSALS_APART, REFUSED_AGAIN, Verdict, abandoned, crashed,
+    exchange_ended, out_of_date, paused, set_aside, without_new_access,
+};
 pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};
+pub use farewell::{GRAVE_KEPT, UNFINISHED_KEPT, UNSPENT_KEPT, grave, is_grave, may_go};
 pub use remaining::{refresh_moment, remaining};
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
 

@@ -94,7 +94,8 @@ fn run(mut grant: Grant, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     sent,
                     one_time,
                     given,
-                    provider_answers_others: others,
+                    others_answered: others.then_some(Duration::ZERO),
+                    since_refusal: grant.refusals.map(|refusals| at.wall.since(refusals.first_at)).unwrap_or_default(),
                     frozen,
                     intent: intent.as_ref(),
                     ..ended(&outcome, None)
@@ -102,6 +103,12 @@ fn run(mut grant: Grant, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let verdict = exchange_ended(&mut grant, &facts, &policy, at);
                 if verdict.close_intent {
                     intent = None;
+                }
+                if grant.state == State::Lost {
+                    let refusals = grant.refusals.expect("nothing else makes a grant lost");
+                    let since = at.wall.since(refusals.first_at);
+                    prop_assert!(!frozen && refusals.count >= 2, "lost needs proof");
+                    prop_assert!(others || (refusals.count >= LOST_REFUSALS && since >= LOST_AFTER), "of either kind");
                 }
                 if one_time && matches!(outcome, ExchangeOutcome::Unknown { .. }) {
                     prop_assert!(matches!(grant.state, State::InDoubt(_)) && intent.is_some(), "silence is doubt");

@@ -139,6 +139,10 @@ impl Provider {
             let Attempt { client, timeout } = attempts.current();
             let form = Form::exchange(exchange.credential, &scope).authenticated(&client, self.config.client_auth);
             let cleaner = form.cleaner(exchange.credential.secret(), &client);
+            if exchange.not_after.is_some_and(|moment| self.clock.now().boot >= moment) {
+                let detail = "the grace for its token was over before the request could leave";
+                return ExchangeOutcome::NotSent { detail: detail.to_owned() };
+            }
             let reply = self.post(url.clone(), form, exchange.fresh_connection, timeout).await;
             let now = self.clock.now().wall;
             let Verdict { outcome, is_wrong_secret } =

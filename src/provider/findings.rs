@@ -110,7 +110,7 @@ impl Provider {
             Kind::DineroPersonal => Credential::ApiKey(made_up),
             Kind::VismaConnect | Kind::Oauth2 => Credential::RefreshToken(made_up),
         };
-        let exchange = Exchange { credential: &credential, client: None, fresh_connection: true };
+        let exchange = Exchange { credential: &credential, client: None, fresh_connection: true, not_after: None };
         match self.exchange(exchange).await {
             ExchangeOutcome::Refused { .. } => Some(Finding::ok("the issuer knows client_id and client secret")),
             ExchangeOutcome::ClientRefused { detail } => Some(Finding::error(

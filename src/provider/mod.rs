@@ -21,7 +21,7 @@ mod tests;
 mod transport;
 mod verdict;
 
-use std::{future::Future, path::PathBuf, pin::Pin};
+use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
 pub use client::Provider;
 pub use client_secrets::SecretFileProblem;
@@ -42,6 +42,9 @@ pub struct Exchange<'a> {
     pub client: Option<&'a ClientCredentials>,
     /// Whether it must not reuse a connection: true for a one-time token, so that a stale connection causes no doubt.
     pub fresh_connection: bool,
+    /// The moment of the boot-time clock from which on no request may leave any more, since a grace is over by then;
+    /// what comes first (discovery, reading a client secret) takes its time.
+    pub not_after: Option<Duration>,
 }
 
 /// One provider as the keeper needs it; the seam at which a simulation takes the network's place.

@@ -292,6 +292,7 @@ impl Life {
                     Weather::Busy,
                     Weather::Silent,
                     Weather::ClientRefused,
+                    Weather::AllRefused,
                 ];
                 network.set_weather(weathers[chance.usize(..weathers.len())]);
                 let lasts = Duration::from_mins(if chance.bool() { chance.u64(1..30) } else { chance.u64(30..600) });

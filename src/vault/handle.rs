@@ -238,6 +238,14 @@ impl Vault {
         broken.unwrap();
     }
 
+    /// As after a bad block: the organization's record does not open any more.
+    #[cfg(test)]
+    pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
+        let shared = &self.0.shared;
+        let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
+        let _ = shared.stranded.set(HashMap::from([(name, Some(vec![0; 64]))]));
+    }
+
     /// What it has in common with the writer.
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared

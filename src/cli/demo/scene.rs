@@ -182,6 +182,7 @@ mod tests {
             }),
             last_fetched_at: None,
             labels: Labels::new(),
+            unreadable: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, IsTerminal};
 use clap::{Args, Subcommand};
 
 use super::{Exit, Failure, Global, print, print::Out};
-use crate::model::OrganizationId;
+use crate::{model::OrganizationId, wire::Resolution};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OrgCommand {
@@ -23,6 +23,35 @@ pub(super) enum OrgCommand {
     Pause(OneArgs),
     /// Lift a pause
     Resume(OneArgs),
+    /// Decide about a grant that is in doubt or lost: try it again, or give it up
+    #[command(long_about = RESOLVE_ABOUT)]
+    Resolve(ResolveArgs),
+}
+
+const RESOLVE_ABOUT: &str = "Decide about a grant that is in doubt or lost; for every organization of the same grant.
+
+A grant is in doubt when its one-time refresh token was sent and nobody knows whether the issuer spent it (the answer \
+never came, the process died, or the vault came back from a backup). The issuer takes a token that it has spent as \
+stolen: sending it again is a replay, and ends the whole authorization, that is every access of your client for that \
+person, also what the same person has given since.
+
+--retry takes that risk: the token is sent once, now. If it was not spent, all is well again. If it was, the customer \
+has to give consent anew, and other grants of the same person may end with it.
+
+--abandon gives the credential up: the grant is lost at once, nothing is sent, and the customer has to give consent \
+anew. It keeps its secret, so that --retry can still be chosen later.";
+
+#[derive(Debug, Args)]
+pub(super) struct ResolveArgs {
+    /// The organization
+    #[arg(value_name = "ORG")]
+    organization: OrganizationId,
+    /// Send the token once more, though it may be spent: that is a replay, and can end all that the person has given
+    #[arg(long, required_unless_present = "abandon", conflicts_with = "abandon")]
+    retry: bool,
+    /// Give the credential up: lost at once, without sending anything
+    #[arg(long)]
+    abandon: bool,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +90,11 @@ pub(super) async fn org(global: &Global, command: OrgCommand, out: &mut Out) -> 
         }
         OrgCommand::Resume(args) => {
             let organization = global.client()?.resume(&args.organization).await?;
+            show::tell(&organization, global.json, out)?;
+        }
+        OrgCommand::Resolve(args) => {
+            let action = if args.retry { Resolution::Retry } else { Resolution::Abandon };
+            let organization = global.client()?.resolve(&args.organization, action).await?;
             show::tell(&organization, global.json, out)?;
         }
     }

@@ -52,6 +52,9 @@ pub(super) fn card(organization: &Organization, out: &mut Out) -> Result<(), Fai
     if !organization.labels.is_empty() {
         lines.push(("labels", print::plain(&list::labels(organization))));
     }
+    if organization.unreadable {
+        lines.push(("damaged", "its record cannot be read; restore the vault from a backup".to_owned()));
+    }
     for (name, value) in lines {
         out.line(format_args!("{name:>18}  {value}"))?;
     }
@@ -107,6 +110,7 @@ pub(super) mod tests {
             }),
             last_fetched_at: None,
             labels: [("plan".to_owned(), "gold".to_owned())].into(),
+            unreadable: false,
         }
     }
 

@@ -124,8 +124,9 @@ async fn a_grants_own_client_goes_before_the_providers() {
     let provider = provider(with_secrets(at(url_of(&server, "/token").as_str()), folder.path(), "shared"));
     let credential = Credential::RefreshToken(Secret::new("rt"));
     let own = ClientCredentials { id: "own".into(), secret: Secret::new("its") };
-    let outcome =
-        provider.exchange(Exchange { credential: &credential, client: Some(&own), fresh_connection: false }).await;
+    let outcome = provider
+        .exchange(Exchange { credential: &credential, client: Some(&own), fresh_connection: false, not_after: None })
+        .await;
     assert!(is_granted(&outcome), "{outcome:?}");
 }
 
@@ -146,7 +147,9 @@ async fn a_one_time_token_gets_a_connection_of_its_own() {
     let credential = Credential::RefreshToken(Secret::new("rt"));
     let mut count = async |fresh_connection| {
         for _ in 0..3 {
-            let outcome = provider.exchange(Exchange { credential: &credential, client: None, fresh_connection }).await;
+            let outcome = provider
+                .exchange(Exchange { credential: &credential, client: None, fresh_connection, not_after: None })
+                .await;
             assert!(is_granted(&outcome), "{outcome:?}");
         }
         std::iter::from_fn(|| connections.try_recv().ok()).count()

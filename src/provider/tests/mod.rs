@@ -80,7 +80,7 @@ async fn exchange(provider: &Provider) -> ExchangeOutcome {
 }
 
 async fn exchange_of(provider: &Provider, credential: &Credential) -> ExchangeOutcome {
-    provider.exchange(Exchange { credential, client: None, fresh_connection: true }).await
+    provider.exchange(Exchange { credential, client: None, fresh_connection: true, not_after: None }).await
 }
 
 /// A server that hands every connection to `treat`, and its `http` URL.

@@ -1,0 +1,79 @@
+//! What is left behind in the vault and goes with time: enrolments that were not finished, and the memory of spent tokens
+//! whose grants are gone.
+
+use std::sync::Arc;
+
+use super::{Shared, enrol::gone, slot::Slot};
+use crate::{
+    lifecycle::{self, GRAVE_KEPT, may_go},
+    model::Grant,
+    vault::Change,
+};
+
+/// How many spent tokens of grants that are gone are remembered at most: far more than the one-time consents of a large
+/// fleet leave behind in a year, in about 10 MB.
+const MAX_GRAVES: usize = 200_000;
+
+impl Shared {
+    /// What is to be remembered of a grant that goes now. `sent`: an intent is open.
+    pub(super) fn grave(&self, grant: &Grant, sent: bool) -> Option<Grant> {
+        let grave = lifecycle::grave(grant, sent, self.vault.random_grant_id(), self.now().wall)?;
+        if self.index.grave_count() >= MAX_GRAVES {
+            tracing::warn!(
+                most = MAX_GRAVES,
+                "no more spent tokens of removed grants can be remembered; enrol none anew"
+            );
+            return None;
+        }
+        Some(grave)
+    }
+
+    /// Forgets enrolments that were not finished, once nobody can be waiting for them any more.
+    pub(super) async fn clear_unfinished(&self) {
+        for slot in self.index.slots() {
+            if slot.brief().organizations > 0 {
+                continue;
+            }
+            if self.stopping.is_cancelled() {
+                return;
+            }
+            self.clear_if_unfinished(&slot).await;
+        }
+    }
+
+    async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
+        let _record = slot.record.lock().await;
+        let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
+        let grant = stored.value;
+        let busy = {
+            let state = slot.lock();
+            state.removed || state.flight.is_some()
+        };
+        if busy || !may_go(&grant, intent.is_some(), self.now().wall) {
+            return;
+        }
+        let grave = self.grave(&grant, intent.is_some());
+        if self.vault.commit(gone(grant.id, grave.as_ref())).await.is_ok() {
+            self.forget(slot, &grant, grave.as_ref());
+            tracing::warn!(
+                provider = grant.provider.as_str(),
+                state = grant.state.word(),
+                "the credential of an enrolment that was never finished is forgotten"
+            );
+        }
+    }
+
+    /// Forgets spent tokens that no issuer knows any more.
+    pub(super) async fn clear_graves(&self) {
+        let old = self.index.graves_before(self.now().wall - GRAVE_KEPT);
+        if old.is_empty() {
+            return;
+        }
+        for id in &old {
+            if self.stopping.is_cancelled() || self.vault.commit(vec![Change::DeleteGrant(*id)]).await.is_err() {
+                return;
+            }
+        }
+        self.index.forget_graves(&old);
+    }
+}
