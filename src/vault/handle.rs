@@ -243,7 +243,7 @@ impl Vault {
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
         let shared = &self.0.shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
-        let _ = shared.stranded.set(HashMap::from([(name, Some(vec![0; 64]))]));
+        shared.stranded.store(Some(Arc::new(HashMap::from([(name, Some(vec![0; 64]))]))));
     }
 
     /// What it has in common with the writer.
