@@ -3,14 +3,17 @@
 CARGO ?= cargo
 FOR ?=
 NAME ?=
+N ?=
 OIDC := tests/peers/oidc
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers bench lint fmt clippy deny doc
+.PHONY: help demo test kills damage peers bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
 	@echo 'make test            every test, real peers included; fetches what they need'
+	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
+	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
@@ -19,6 +22,13 @@ demo:
 
 test: peers
 	$(CARGO) test --locked
+
+# What `make test` does 50 and 60 times, as often as is wanted. CONSENTRY_SEED repeats what a failed run printed.
+kills: peers
+	$(if $(N),CONSENTRY_KILLS=$(N)) $(CARGO) test --locked --test it -- --nocapture kills::
+
+damage:
+	$(if $(N),CONSENTRY_DAMAGES=$(N)) $(CARGO) test --locked --test it -- --nocapture damage::
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:

@@ -320,10 +320,6 @@ impl<'a> Load<'a> {
         let body = json!({ "action": "retry" }).to_string();
         let path = format!("/v1/organizations/{organization}/resolve");
         let resolved = worker.request("POST", &path, &[("content-type", "application/json")], &body);
-        if (resolved.status, code(&resolved).as_deref()) == (404, Some("not_found")) {
-            // This worker takes no such wish.
-            return self.renew_now(kind, organization);
-        }
         // It may have come back meanwhile.
         assert!(matches!(resolved.status, 200 | 409), "{resolved:?}");
         lock(&self.counts).retried += 1;
