@@ -119,7 +119,7 @@ impl Folder {
         let write = || {
             let place = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path)?;
             let mut file = File::create(place.path().join("probe"))?;
-            file.write_all(&[0; PROBE_BYTES])?;
+            file.write_all(&vec![0; PROBE_BYTES])?;
             file.sync_all()
         };
         self.check_room(bytes_below(&self.path, None)).is_ok() && write().is_ok()

@@ -49,7 +49,7 @@ fn whatever_is_damaged_the_worker_says_so_or_serves_what_is_right() {
         damage.strike(specimen.worker.vault());
         let end = examine(&mut specimen, &damage, &mut rng);
         *ends.entry(end).or_default() += 1;
-        a_backup_helps(&mut specimen, damage.left);
+        a_backup_helps(&mut specimen, &mut rng);
     }
     tell(&format!("{damages} damages: {ends:?}"));
 }
@@ -254,11 +254,26 @@ fn no_older_token_was_sent(specimen: &Specimen, before: usize, told: &str) {
     }
 }
 
-/// What the errors ask for helps: with a backup put back, everything is served.
-fn a_backup_helps(specimen: &mut Specimen, left: Left) {
-    specimen.put(left);
+/// What the errors ask for helps: with a backup brought back every organization is there as it was then, and no one-time
+/// token is sent, since it may have been spent after the backup was taken.
+fn a_backup_helps(specimen: &mut Specimen, rng: &mut Rng) {
+    specimen.restore();
+    let sent_before = specimen.stand.issuer().record().len();
     specimen.worker.launch();
     let ended = specimen.worker.ready();
-    assert!(ended.is_none(), "a vault that was put back does not open: {ended:?}\n{}", specimen.worker.log());
+    assert!(ended.is_none(), "what was restored does not open: {ended:?}\n{}", specimen.worker.log());
+    for (organization, known) in specimen.acknowledged(Left::Closed) {
+        let shown = specimen.worker.get(&format!("/v1/organizations/{organization}")).json();
+        assert_eq!(shown["labels"], known.labels, "{shown}");
+        let is_one_time = shown["consent"]["usage"] == "one-time";
+        assert!(
+            !is_one_time || (&shown["state"], &shown["reason"]) == (&"in_doubt".into(), &"restored".into()),
+            "{shown}"
+        );
+    }
+    force(specimen, rng);
     specimen.worker.kill9();
+    let sent = specimen.stand.issuer().record().split_off(sent_before);
+    let one_time = |entry: &Entry| entry.authorization.is_some_and(|one| specimen.newest.contains_key(&one));
+    assert!(!sent.iter().any(one_time), "a one-time token of a backup was sent: {sent:?}");
 }

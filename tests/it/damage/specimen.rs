@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use consentry::{model::Usage, sandbox::Outcome};
+use consentry::{
+    metrics::Metrics,
+    model::{Timestamp, Usage},
+    sandbox::Outcome,
+    vault::Vault,
+};
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -80,6 +85,7 @@ impl Specimen {
         thread::sleep(REST);
         assert!(worker.stop().success());
         copy(worker.vault(), &worker.file("closed"));
+        back_up(&worker);
 
         let mut worker = worker.restart();
         label(&worker, &organizations, REWRITES);
@@ -109,12 +115,30 @@ impl Specimen {
         copy(&self.worker.file(if left == Left::Closed { "closed" } else { "killed" }), vault);
     }
 
+    /// Brings back the backup that was taken before the last writes, in place of whatever is there; gives what is in it.
+    pub(super) fn restore(&self) -> &BTreeMap<String, Acknowledged> {
+        let (config, identity) = self.worker.vault_config();
+        fs::remove_dir_all(&config.path).expect("the folder is ours");
+        let backup = File::open(self.worker.file("backup.age")).expect("it was made");
+        Vault::restore(&config, &identity, backup, &mut |_| {}).expect("a backup can be restored");
+        &self.closed
+    }
+
     pub(super) const fn acknowledged(&self, left: Left) -> &BTreeMap<String, Acknowledged> {
         match left {
             Left::Closed => &self.closed,
             Left::Killed => &self.killed,
         }
     }
+}
+
+/// Takes a backup of a vault that no worker holds.
+fn back_up(worker: &Worker) {
+    let (config, identity) = worker.vault_config();
+    let vault = Vault::open(&config, &identity, Metrics::new(&[])).expect("it was closed cleanly");
+    let output = File::create_new(worker.file("backup.age")).expect("the folder is ours");
+    vault.backup(Timestamp::default(), output).expect("there is room for it");
+    vault.close().expect("nobody else has it");
 }
 
 /// Every file below `folder`, in order of their names.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use consentry::{
-    config::Config,
+    config::{Config, VaultConfig},
     vault::{Identity, Vault},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -405,6 +405,14 @@ impl Worker {
     /// Whether it was started and has not ended.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
+    }
+
+    /// The vault's configuration and the identity that opens it.
+    pub(crate) fn vault_config(&self) -> (VaultConfig, Identity) {
+        let text = fs::read_to_string(&self.config).expect("it was written");
+        let config = Config::parse(&text).expect("a configuration").vault;
+        let identity = Identity::read(&config.identity_file).expect("it was made");
+        (config, identity)
     }
 
     /// The vault's folder.
