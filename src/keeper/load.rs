@@ -12,10 +12,13 @@ use super::{
     slot::{Slot, living_subject},
 };
 use crate::{
-    lifecycle,
-    model::{DoubtReason, Grant, GrantId, Intent, OrganizationId},
+    lifecycle::{self, Notice},
+    model::{DoubtReason, Grant, GrantId, Intent, OrganizationId, State},
     vault::{Change, Stored, VaultError},
 };
+
+/// How many grants in doubt are told of one by one when the vault was loaded; the rest is counted.
+const MOST_REMINDERS: usize = 1000;
 
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
@@ -47,6 +50,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
         shared.tell_strays();
+        shared.tell_doubts();
         shared.reconsider_doubts().await;
     }
 }
@@ -59,6 +63,24 @@ impl Shared {
             "the vault could not be read whole; the worker serves what it can read and is not ready. `consentry restore` brings a backup back"
         );
         let _ = self.load_failure.set(why.to_owned());
+    }
+
+    /// At start an operator is reminded of the grants in doubt: a process may die after it stored a doubt and before it
+    /// told anybody.
+    fn tell_doubts(&self) {
+        let mut doubts = 0_usize;
+        for slot in self.index.slots() {
+            if !matches!(slot.brief().state, State::InDoubt(_)) {
+                continue;
+            }
+            doubts += 1;
+            if let (true, Ok(stored)) = (doubts <= MOST_REMINDERS, self.read(&slot)) {
+                self.tell(&stored.value, Notice::InDoubt);
+            }
+        }
+        if doubts > 0 {
+            tracing::warn!(doubts, "grants are in doubt; `consentry org list --state in_doubt` names them");
+        }
     }
 
     /// At start an operator is reminded of every answer that could not take its place.

@@ -195,8 +195,15 @@ impl Judge {
         }
         let latest = self.machine.truth().max(self.machine.now().wall);
         let first = self.state().replayed.insert((entry.authorization, entry.token));
-        if first && grant.access.as_ref().is_some_and(|access| access.expires_at > latest) {
-            self.wrong(&format!("a spent token was sent while its access token lived, {whose}"));
+        if first
+            && grant.access.as_ref().and_then(|access| end_of(access.token.expose())).is_some_and(|end| end > latest)
+        {
+            let intent = vault.intent(grant.id).ok().flatten();
+            let (state, now) = (grant.state, self.machine.now());
+            self.wrong(&format!(
+                "a spent token was sent while its access token lived, {whose}: {state:?} since {:?}, now {now:?}, {:?}, {intent:?}",
+                grant.since, grant.refusals
+            ));
         }
         let shared = |other: &&Grant| {
             other.id != grant.id

@@ -295,7 +295,10 @@ impl Life {
                     Weather::AllRefused,
                 ];
                 network.set_weather(weathers[chance.usize(..weathers.len())]);
-                let lasts = Duration::from_mins(if chance.bool() { chance.u64(1..30) } else { chance.u64(30..600) });
+                // Three refusals over an hour are proof, where too few are refused for the circuit to open.
+                let longest = if network.weather() == Weather::AllRefused { 50 } else { 600 };
+                let lasts =
+                    Duration::from_mins(if chance.bool() { chance.u64(1..30) } else { chance.u64(30..longest) });
                 tokio::spawn(async move {
                     tokio::time::sleep(lasts).await;
                     network.set_weather(Weather::Fair);
