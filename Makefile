@@ -3,15 +3,19 @@
 CARGO ?= cargo
 FOR ?=
 NAME ?=
+N ?=
 OIDC := tests/peers/oidc
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz peers bench lint fmt clippy deny doc
+.PHONY: help demo test fuzz simulate kills damage peers bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
 	@echo 'make test            every test, real peers included; fetches what they need'
 	@echo 'make fuzz [FOR=60s]  what reads bytes from outside, each target for so long'
+	@echo 'make simulate [SEEDS=1000]  simulate 400 days of every fault for each seed; docs/reliability.md'
+	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
+	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
@@ -26,6 +30,17 @@ fuzz:
 	for=$(or $(FOR),10s); case $$for in \
 	  *m) ms=$$(($${for%m} * 60000));; *) ms=$$(($${for%s} * 1000));; esac; \
 	BOLERO_RANDOM_TEST_TIME_MS=$$ms $(CARGO) test --locked --lib fuzz
+
+# What `make test` does for a few seeds. CONSENTRY_SIMULATION_SEED=N replays the one that went wrong.
+simulate:
+	$(if $(SEEDS),CONSENTRY_SIMULATION_SEEDS=$(SEEDS)) $(CARGO) test --locked --release --lib simulation -- --nocapture
+
+# What `make test` does 50 and 60 times, as often as is wanted. CONSENTRY_SEED repeats what a failed run printed.
+kills: peers
+	$(if $(N),CONSENTRY_KILLS=$(N)) $(CARGO) test --locked --test it -- --nocapture kills::
+
+damage:
+	$(if $(N),CONSENTRY_DAMAGES=$(N)) $(CARGO) test --locked --test it -- --nocapture damage::
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Role,
-    keeper::{Keeper, Served},
+    keeper::{Keeper, KeeperError, Served},
     model::OrganizationId,
     serve::catching_panics,
     wire::{Code, ENROLMENT_CHANGED, HEALTHZ, READYZ, Resolution},
@@ -213,8 +213,16 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
     Ok(json(StatusCode::OK, &status))
 }
 
-async fn healthz() -> Response {
-    json(StatusCode::OK, &Health { status: "ok" })
+async fn healthz(State(api): State<Api>) -> Answer {
+    // While there is no keeper the vault is being opened.
+    let Ok(keeper) = api.keeper() else { return Ok(json(StatusCode::OK, &Health { status: "ok" })) };
+    let asked = tokio::task::spawn_blocking(move || keeper.wants_restart());
+    if asked.await.unwrap_or(true) {
+        let why = "the vault took no writes, and its disk takes them again: restart the worker";
+        Err(KeeperError::VaultUnavailable(why.to_owned()).into())
+    } else {
+        Ok(json(StatusCode::OK, &Health { status: "ok" }))
+    }
 }
 
 async fn readyz(State(api): State<Api>) -> Answer {

@@ -151,8 +151,17 @@ async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<S
     }
 }
 
-async fn healthz() -> &'static str {
-    "ok\n"
+async fn healthz(State(inside): State<Inside>) -> Response {
+    let asked = tokio::task::spawn_blocking(move || inside.keeper.get().is_some_and(|keeper| keeper.wants_restart()));
+    if asked.await.unwrap_or(true) {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the vault took no writes, and its disk takes them again: restart the worker\n",
+        )
+            .into_response()
+    } else {
+        "ok\n".into_response()
+    }
 }
 
 async fn readyz(State(inside): State<Inside>) -> Response {

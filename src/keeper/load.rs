@@ -55,6 +55,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
         shared.tell_strays();
+        shared.tell_doubts();
         shared.reconsider_doubts().await;
     }
 }

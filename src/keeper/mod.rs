@@ -199,6 +199,15 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Whether nothing but a restart of the worker helps, and would: the vault takes no more writes since one failed, and
+    /// its disk takes them again. While the disk still refuses, a worker that serves what lives is better than one that
+    /// cannot start. May block for a write to the disk.
+    pub fn wants_restart(&self) -> bool {
+        self.shared.vault.wants_reopening()
+    }
+}
+
 impl Shared {
     fn is_loaded(&self) -> bool {
         self.loaded.load(Ordering::Acquire)

@@ -151,6 +151,35 @@ pub enum VaultError {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// The disk is so nearly full that the database could be torn by running out of it; it was not touched.
+    #[error(
+        "no space left for {}: {free} MB are free, and its database must be sure of {needed} MB; free some and try again",
+        path.display()
+    )]
+    Scarce {
+        /// The vault's folder.
+        path: PathBuf,
+        /// What is free, in megabytes.
+        free: u64,
+        /// What has to be, in megabytes.
+        needed: u64,
+    },
+    /// A copy of the database has to be tried first, and there is no room for one.
+    #[error(
+        "the vault in {} was not closed cleanly, so that a copy of its database is tried first, and there is no space \
+         left for one, neither there nor in {}; free {} MB and try again",
+        path.display(),
+        elsewhere.display(),
+        bytes.div_ceil(1_000_000)
+    )]
+    NoRoom {
+        /// The vault's folder.
+        path: PathBuf,
+        /// Where there is no room either.
+        elsewhere: PathBuf,
+        /// The size of the database.
+        bytes: u64,
+    },
     /// Reading or writing failed otherwise.
     #[error("{}: {why}", path.display())]
     Io {
@@ -225,7 +254,7 @@ impl VaultError {
 
     /// Whether space on the disk is all that is missing.
     pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::Scarce { .. } | Self::NoRoom { .. })
     }
 
     /// Whether records in the vault are lost or wrong, so that only a backup helps.

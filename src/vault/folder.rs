@@ -8,6 +8,7 @@ use std::{
 };
 
 use ring::digest;
+use rustix::fs::statvfs;
 use serde::{Deserialize, Serialize};
 
 use super::error::VaultError;
@@ -20,6 +21,10 @@ const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 const TRIAL: &str = "db.trial-";
 /// What is added to a file's name while its successor is being written.
 const SUCCESSOR: &str = ".new";
+/// How much is written to see whether a disk takes writes.
+const PROBE_BYTES: usize = 64 * 1024;
+/// So much has to be free before the engine is given anything, in bytes: several of its segments and write buffers.
+const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// How deep the engine nests its folders.
 const MAX_DEPTH: usize = 4;
 /// What the lock's file is called.
@@ -44,6 +49,8 @@ pub(super) struct Plate {
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
+    /// The folder that it locks.
+    pub(super) folder: Folder,
 }
 
 impl Lock {
@@ -89,6 +96,35 @@ impl Folder {
     pub(super) fn trial(&self) -> Result<tempfile::TempDir, VaultError> {
         let here = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path);
         here.or_else(|_| tempfile::tempdir()).map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    /// Refuses to go on where less than [`RESERVE_BYTES`] and `more` are free: a database that runs out of disk in the middle
+    /// of a write may be torn so that it does not open any more. Whatever the file system does not tell is no hindrance.
+    pub(super) fn check_room(&self, more: u64) -> Result<(), VaultError> {
+        const MEGABYTE: u64 = 1_000_000;
+        let (free, needed) = (self.free().unwrap_or(u64::MAX), RESERVE_BYTES.saturating_add(more));
+        if free >= needed {
+            return Ok(());
+        }
+        let (free, needed) = (free / MEGABYTE, needed.div_ceil(MEGABYTE));
+        Err(VaultError::Scarce { path: self.path.clone(), free, needed })
+    }
+
+    /// What may still be written to its file system, in bytes.
+    fn free(&self) -> Option<u64> {
+        statvfs(&self.path).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Whether a vault that is opened here would find a disk that takes writes, with room for the copy that an unclean end
+    /// asks for. Writes a little, syncs it, and removes it again.
+    pub(super) fn takes_writes(&self) -> bool {
+        let write = || {
+            let place = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path)?;
+            let mut file = File::create(place.path().join("probe"))?;
+            file.write_all(&vec![0; PROBE_BYTES])?;
+            file.sync_all()
+        };
+        self.check_room(bytes_below(&self.path, None)).is_ok() && write().is_ok()
     }
 
     fn lock_file(&self) -> PathBuf {
@@ -150,14 +186,14 @@ impl Folder {
             .open(&path)
             .map_err(|error| VaultError::io(&path, &error))?;
         self.take(&file, &path)?;
-        Ok(Lock { file })
+        Ok(Lock { file, folder: self.clone() })
     }
 
     /// Takes the lock without writing anything; `None` if there is no lock file, so that nobody can hold it.
     pub(super) fn lock_quietly(&self) -> Result<Option<Lock>, VaultError> {
         let path = self.lock_file();
         match File::open(&path) {
-            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file })),
+            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file, folder: self.clone() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(VaultError::io(&path, &error)),
         }
@@ -263,6 +299,13 @@ pub(super) fn walk(path: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     }
     files.sort();
     Ok((files, folders))
+}
+
+/// The size of all files below `path`, those below `except` left out, as far as they can be looked at.
+pub(super) fn bytes_below(path: &Path, except: Option<&Path>) -> u64 {
+    let files = walk(path).map(|(files, _)| files).unwrap_or_default();
+    let counted = files.iter().filter(|file| except.is_none_or(|except| !file.starts_with(except)));
+    counted.filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.len()).sum()
 }
 
 /// Makes everything below `path` durable, and takes it from everybody but the owner.

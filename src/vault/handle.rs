@@ -23,6 +23,7 @@ use super::{
     codec::{Meta, Record},
     engine::{Engine, Mark},
     folder::Lock,
+    journal::Batch,
     keyring::Keyring,
     name::{Kind, Name, Namer},
     rekey::Rekeying,
@@ -125,7 +126,8 @@ impl Vault {
     ///
     /// A future that is dropped while it waits for a place (there are 4096) has done nothing; later, the commit goes on
     /// without it. After [`VaultError::TooLarge`] nothing was changed. After any other error nothing can be seen until the
-    /// vault is opened anew, and then all of it or nothing.
+    /// vault is opened anew, and then all of it or nothing. Once the database has failed, which
+    /// [`poisoned`](Self::poisoned) tells, commits go on as long as the journal has room: what is under way can end.
     pub async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
         let handle = &*self.0;
         let place = Arc::clone(&handle.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
@@ -187,9 +189,17 @@ impl Vault {
         GrantId::from_bytes((self.0.shared.random_id)())
     }
 
-    /// Why the vault takes no more writes, if that is so. Reads go on.
+    /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         self.0.shared.poison.get().cloned()
+    }
+
+    /// Whether only opening the vault anew can help, and would: it takes no more writes, and its disk does again. Blocks,
+    /// and writes a little, where the vault takes no more writes; else it asks nothing.
+    pub fn wants_reopening(&self) -> bool {
+        let opened = self.0.shared.opened.load_full();
+        let lock = opened.as_ref().and_then(|opened| opened.lock.as_ref());
+        self.poisoned().is_some() && lock.is_some_and(|lock| lock.folder.takes_writes())
     }
 
     /// Brings the engine to the disk and starts the journal over. Done by itself when the journal runs full. Blocks.
@@ -222,6 +232,11 @@ impl Vault {
     #[cfg(test)]
     pub(crate) fn poison_for_test(&self) {
         self.0.shared.poison(&VaultError::Closed);
+        let broken = self.ask(|writer| {
+            writer.journal.break_for_test();
+            Ok(())
+        });
+        broken.unwrap();
     }
 
     /// As after a bad block: the organization's record does not open any more.
@@ -229,7 +244,7 @@ impl Vault {
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
         let shared = &self.0.shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
-        let _ = shared.stranded.set(HashMap::from([(name, Some(vec![0; 64]))]));
+        shared.stranded.store(Some(Arc::new(HashMap::from([(name, Some(vec![0; 64]))]))));
     }
 
     /// What readers and the writer have in common.
@@ -273,9 +288,8 @@ pub(super) struct Shared {
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
     pub(super) poison: OnceLock<String>,
-    /// What is durable in the journal and did not get into the engine, because that failed: the writes of one group, as
-    /// the vault is poisoned with it.
-    pub(super) stranded: OnceLock<HashMap<Name, Option<Vec<u8>>>>,
+    /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
+    pub(super) stranded: ArcSwapOption<Stranded>,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -290,6 +304,9 @@ pub(super) struct Shared {
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
 }
+
+/// Sealed records by name; `None` stands for one that was removed.
+type Stranded = HashMap<Name, Option<Vec<u8>>>;
 
 /// The engine, and the lock that must not be released before it.
 pub(super) struct Opened {
@@ -333,7 +350,7 @@ impl Shared {
             random_id,
             own: Vec::new(),
             poison: OnceLock::new(),
-            stranded: OnceLock::new(),
+            stranded: ArcSwapOption::empty(),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
@@ -350,7 +367,15 @@ impl Shared {
         self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
     }
 
-    /// Ends all writing; the first reason stays.
+    /// Keeps batches that are durable and that the engine does not take, so that they are read from here.
+    pub(super) fn strand(&self, batches: &[Batch]) {
+        let mut stranded = self.stranded.load_full().unwrap_or_default();
+        let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
+        Arc::make_mut(&mut stranded).extend(entries.map(|entry| (entry.name, entry.sealed)));
+        self.stranded.store(Some(stranded));
+    }
+
+    /// Ends all writing but what the journal can still keep; the first reason stays.
     pub(super) fn poison(&self, error: &VaultError) {
         self.metrics.vault_failed();
         if self.poison.set(error.to_string()).is_ok() {
@@ -377,7 +402,7 @@ impl Shared {
     }
 
     fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        match self.stranded.get().and_then(|stranded| stranded.get(name)) {
+        match self.stranded.load().as_ref().and_then(|stranded| stranded.get(name)) {
             Some(sealed) => Ok(sealed.clone()),
             None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
         }
@@ -402,7 +427,7 @@ impl Shared {
 
     fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
-        let stranded = self.stranded.get();
+        let stranded = self.stranded.load_full();
         let (mut unreadable, mut stopped) = (None, false);
         let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
             Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
@@ -412,12 +437,12 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match stranded {
+        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
             Some(stranded) if stranded.contains_key(name) => Ok(()),
             _ => hand_over(name, sealed),
         });
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.into_iter().flatten().filter(|(name, _)| name.kind() == R::KIND);
+            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
             kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
                 .try_for_each(|(name, sealed)| hand_over(name, sealed))
         });

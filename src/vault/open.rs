@@ -48,7 +48,17 @@ pub struct Inspection {
 impl Vault {
     /// Makes a vault that `identity` and the configured recipients open. One that is there is an error, and left as it is.
     pub fn create(config: &VaultConfig, identity: &Identity) -> Result<(), VaultError> {
-        create(config, identity, journal::DEFAULT_CAPACITY)
+        Self::create_with_journal(config, identity, journal::DEFAULT_CAPACITY)
+    }
+
+    /// As [`create`](Self::create), with room for `journal_bytes` of commits between two checkpoints, from 4 KiB to 1 GiB:
+    /// a commit may take an eighth of it. A small one brings the engine to the disk often.
+    pub fn create_with_journal(
+        config: &VaultConfig,
+        identity: &Identity,
+        journal_bytes: u64,
+    ) -> Result<(), VaultError> {
+        create(config, identity, journal_bytes)
     }
 
     /// Whether a vault is in the folder `path`.
@@ -71,8 +81,9 @@ impl Vault {
         let db = folder.db();
         let untouched = journal.clean().is_some_and(|clean| folder::fingerprint(&db).is_ok_and(|now| now == clean));
         if !untouched {
-            try_copy(&db, &folder.trial()?.path().join("db"), &ends, &batches)?;
+            try_somewhere(&folder, &ends, &batches)?;
         }
+        folder.check_room(journal.bytes())?;
         let engine = SledEngine::open(&db, config.cache_bytes)?;
         engine.write_through();
         let (meta, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
@@ -94,9 +105,7 @@ impl Vault {
         let journal = Journal::open(&folder.journal(), keyring.vault, false)?;
         let batches = journal.batches()?;
 
-        let temporary = folder.trial()?;
-        let copy = temporary.path().join("db");
-        let (engine, found) = try_copy(&folder.db(), &copy, &Ends::of(&journal, &batches), &batches)?;
+        let Trial { engine, found, place } = try_somewhere(&folder, &Ends::of(&journal, &batches), &batches)?;
         let newer: Vec<_> = batches.into_iter().filter(|batch| batch.sequence > found.applied).collect();
         let mark = engine::apply(&engine, found, &newer).map_err(as_damage)?;
         let own: Vec<_> = identity.recipients().map(|own| own.to_string()).collect();
@@ -106,7 +115,7 @@ impl Vault {
         drop(engine);
         Ok(Inspection {
             records: mark.records(),
-            bytes: bytes_below(&folder, temporary.path()),
+            bytes: folder::bytes_below(folder.path(), Some(place.path())),
             recipients,
             data_keys,
             format: plate.format,
@@ -249,6 +258,35 @@ impl Ends {
     }
 }
 
+/// A copy of the engine that was found to be whole.
+struct Trial {
+    engine: SledEngine,
+    found: Mark,
+    /// Where it is, until this is dropped: after the engine.
+    place: tempfile::TempDir,
+}
+
+/// Tries a copy of the engine in the vault's folder, or among the temporary files where there is no room for one.
+fn try_somewhere(folder: &Folder, ends: &Ends, batches: &[Batch]) -> Result<Trial, VaultError> {
+    let try_in = |place: tempfile::TempDir| -> Result<Trial, VaultError> {
+        let (engine, found) = try_copy(&folder.db(), &place.path().join("db"), ends, batches)?;
+        Ok(Trial { engine, found, place })
+    };
+    match try_in(folder.trial()?) {
+        Err(error) if error.is_full() => {}
+        tried => return tried,
+    }
+    let no_room = || VaultError::NoRoom {
+        path: folder.path().to_owned(),
+        elsewhere: std::env::temp_dir(),
+        bytes: folder::bytes_below(&folder.db(), None),
+    };
+    match tempfile::tempdir().map_err(|_| no_room()).and_then(try_in) {
+        Err(error) if error.is_full() => Err(no_room()),
+        tried => tried,
+    }
+}
+
 /// Opens a copy of the engine's files, so that whatever the engine does to damaged ones happens to the copy; judges where
 /// it ends, and walks through every record in it.
 fn try_copy(db: &Path, copy: &Path, ends: &Ends, batches: &[Batch]) -> Result<(SledEngine, Mark), VaultError> {
@@ -281,13 +319,6 @@ pub(super) fn as_damage(error: VaultError) -> VaultError {
         VaultError::Engine { detail } => VaultError::Damaged { what: "its database", detail },
         other => other,
     }
-}
-
-/// The size of a vault's files, those below `except` left out.
-fn bytes_below(folder: &Folder, except: &Path) -> u64 {
-    let files = folder::walk(folder.path()).map(|(files, _)| files).unwrap_or_default();
-    let own = files.iter().filter(|file| !file.starts_with(except));
-    own.filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.len()).sum()
 }
 
 fn hexadecimal(id: [u8; 16]) -> String {

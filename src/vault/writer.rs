@@ -1,7 +1,6 @@
 //! The one thread that writes: it seals, gives out sequence numbers, and lets all commits that wait share one sync.
 
 use std::{
-    collections::HashMap,
     ops::ControlFlow,
     sync::{Arc, Weak},
     thread,
@@ -187,7 +186,7 @@ impl Writer {
     /// Seals a commit and adds it to the group, or refuses it.
     fn take(&mut self, mut commit: Commit, group: &mut Group) {
         let sequence = self.mark.applied + 1 + group.batches.len() as u64;
-        let batch = match self.shared.poisoned() {
+        let batch = match self.refusal() {
             Some(error) => Err(error),
             None => self.seal(std::mem::take(&mut commit.changes), sequence),
         };
@@ -198,6 +197,14 @@ impl Writer {
             }
             Err(error) => answer(commit, Err(error)),
         }
+    }
+
+    /// Why a commit is refused. A database that failed is no reason by itself: the answers of exchanges that are under way
+    /// still come, the disk being full takes nothing from the journal, and what is kept there is replayed when the vault
+    /// is next opened. A failure of the journal is one, and so is a journal that has no more room.
+    fn refusal(&self) -> Option<VaultError> {
+        let is_kept = self.journal.is_sound() && !self.journal.wants_checkpoint();
+        self.shared.poisoned().filter(|_| !is_kept)
     }
 
     /// Makes a group durable, and then visible.
@@ -214,27 +221,34 @@ impl Writer {
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
         self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
-        let opened = self.shared.opened.load_full();
-        let applied = opened.ok_or(VaultError::Closed).and_then(|opened| {
-            if let Some(tee) = self.tee.upgrade() {
-                tee.committed(&batches, &*opened.engine);
-            }
-            let applied = engine::apply(&*opened.engine, self.mark, &batches);
-            applied.inspect(|mark| self.shared.count(mark))
-        });
-        match applied {
+        match self.apply(&batches) {
             Ok(mark) => self.mark = mark,
             Err(error) => {
-                // It is durable all the same, and replayed when the vault is next opened. Until then it is read from here.
-                let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
-                let stranded: HashMap<_, _> = entries.map(|entry| (entry.name, entry.sealed)).collect();
-                let _ = self.shared.stranded.set(stranded);
-                self.shared.poison(&error);
+                // Read from here before anybody is told.
+                self.shared.strand(&batches);
+                // The engine never sees these numbers; the journal goes on with them.
+                self.mark.applied = last;
+                if self.shared.poison.get().is_none() {
+                    self.shared.poison(&error);
+                }
             }
         }
         for (commit, batch) in waiting.into_iter().zip(&batches) {
             answer(commit, Ok(batch.sequence));
         }
+    }
+
+    /// Brings batches into the engine, unless something has failed before.
+    fn apply(&self, batches: &[Batch]) -> Result<Mark, VaultError> {
+        let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
+        if let Some(tee) = self.tee.upgrade() {
+            tee.committed(batches, &*opened.engine);
+        }
+        if let Some(error) = self.shared.poisoned() {
+            return Err(error);
+        }
+        self.folder.check_room(0)?;
+        engine::apply(&*opened.engine, self.mark, batches).inspect(|mark| self.shared.count(mark))
     }
 
     /// Brings the engine to the disk, and lets the journal start over.
@@ -243,7 +257,11 @@ impl Writer {
             return Err(error);
         }
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
-        let done = opened.engine.sync().and_then(|()| self.journal.start_over(self.mark.applied, None));
+        let done = self
+            .folder
+            .check_room(0)
+            .and_then(|()| opened.engine.sync())
+            .and_then(|()| self.journal.start_over(self.mark.applied, None));
         self.unnoted = false;
         done.inspect_err(|error| self.shared.poison(error))
     }

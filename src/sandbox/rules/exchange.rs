@@ -59,6 +59,11 @@ impl Rules {
         let grant_type = request.map_or(GrantType::Other, Request::grant_type);
         let mut entry = Entry::new(now, grant_type, client, Some(fault.kind));
         entry.user = request.and_then(|request| self.whose(request)).map(|user| user.to_string());
+        if let Some(Request::Refresh(token)) = request
+            && let Some(mark) = self.mint.open(Kind::Refresh, token.expose())
+        {
+            (entry.authorization, entry.token) = (Some(mark.id), Some(mark.number));
+        }
         self.record.push(entry);
     }
 

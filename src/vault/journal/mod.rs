@@ -102,6 +102,8 @@ pub(super) struct Journal {
     durable: u64,
     /// The group being put together.
     group: Vec<u8>,
+    /// Whether a write or a sync has failed.
+    failed: bool,
 }
 
 impl Journal {
@@ -155,7 +157,7 @@ impl Journal {
             return Err(damaged(format!("it was cut short from {made} to {length} bytes")));
         }
         let durable = header.checkpoint;
-        Ok(Self { file, path: path.to_owned(), header, position: 0, durable, group: Vec::new() })
+        Ok(Self { file, path: path.to_owned(), header, position: 0, durable, group: Vec::new(), failed: false })
     }
 
     /// The engine on the disk holds every commit up to this one.
@@ -214,12 +216,13 @@ impl Journal {
     /// Starts over: the engine on the disk holds every commit up to `checkpoint`. `clean` is the hash over the engine's
     /// files if nothing will be written any more.
     pub(super) fn start_over(&mut self, checkpoint: u64, clean: Option<[u8; 16]>) -> Result<(), VaultError> {
+        debug_assert!(!self.failed, "after a failure nothing is written");
         debug_assert!(self.group.is_empty(), "a group is synced before the engine is");
         let header = Header { generation: self.header.generation + 1, checkpoint, clean, ..self.header };
         self.file
             .write_all_at(&header.encode(), header.place())
             .and_then(|()| self.file.sync_data())
-            .map_err(|error| VaultError::io(&self.path, &error))?;
+            .map_err(|error| self.fail(&error))?;
         self.header = header;
         self.position = 0;
         self.durable = checkpoint;
@@ -254,7 +257,7 @@ impl Journal {
         self.file
             .write_all_at(&self.group, FRAMES_AT + self.position)
             .and_then(|()| self.file.sync_data())
-            .map_err(|error| VaultError::io(&self.path, &error))?;
+            .map_err(|error| self.fail(&error))?;
         self.position += self.group.len() as u64;
         self.durable = last;
         self.group.clear();
@@ -262,13 +265,23 @@ impl Journal {
     }
 
     /// Leaves a note of what is durable behind the last frame, not synced.
-    pub(super) fn note(&self) -> Result<(), VaultError> {
+    pub(super) fn note(&mut self) -> Result<(), VaultError> {
         let mut note = Vec::with_capacity(FRAME_HEADER_BYTES);
         frame::write_note(&mut note, self.standing(Magic::Note, self.durable));
         if self.header.capacity - self.position < note.len() as u64 {
             return Ok(());
         }
-        self.file.write_all_at(&note, FRAMES_AT + self.position).map_err(|error| VaultError::io(&self.path, &error))
+        self.file.write_all_at(&note, FRAMES_AT + self.position).map_err(|error| self.fail(&error))
+    }
+
+    /// Whether no write has failed: after one nobody knows what is on the disk.
+    pub(super) const fn is_sound(&self) -> bool {
+        !self.failed
+    }
+
+    fn fail(&mut self, error: &io::Error) -> VaultError {
+        self.failed = true;
+        VaultError::io(&self.path, error)
     }
 
     const fn standing(&self, magic: Magic, sequence: u64) -> Standing {

@@ -185,10 +185,30 @@ async fn what_is_durable_is_read_even_if_the_engine_fails_to_take_it() {
     assert!(vault.poisoned().is_some());
     assert!(vault.grant(id(4)).unwrap().is_some() && vault.grant(id(1)).unwrap().is_none());
     assert_eq!(grants(&vault), [2, 3, 4]);
-    assert!(matches!(vault.commit(vec![put(5)]).await, Err(VaultError::Poisoned { .. })));
+    assert_eq!(vault.commit(vec![put(5)]).await.unwrap(), 4, "what is under way can end");
+    assert_eq!(grants(&vault), [2, 3, 4, 5]);
+    assert!(vault.checkpoint().is_err() && vault.close().is_err(), "the engine lacks what the journal holds");
+    let journal = Journal::open(&fixture.path("journal"), fixture.keyring().vault, false).unwrap();
+    assert_eq!(journal.batches().unwrap().len(), 3, "all are there to be replayed");
+}
+
+#[tokio::test]
+async fn without_an_engine_commits_end_when_the_journal_is_full_and_none_that_was_acknowledged_is_lost() {
+    let fixture = Fixture::new();
+    let (vault, engine) = with_memory(&fixture, |_| {});
+    engine.broken.store(true, Ordering::Relaxed);
+    let mut kept = 0;
+    let error = loop {
+        match vault.commit((0..40).map(put).collect()).await {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, VaultError::Poisoned { .. }) && kept > 3, "after {kept}: {error}");
+    assert_eq!(grants(&vault), (0..40).collect::<Vec<_>>());
     drop(vault);
     let journal = Journal::open(&fixture.path("journal"), fixture.keyring().vault, false).unwrap();
-    assert_eq!(journal.batches().unwrap().len(), 2, "both are there to be replayed");
+    assert_eq!(journal.batches().unwrap().len(), kept);
 }
 
 #[test]

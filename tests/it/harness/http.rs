@@ -99,14 +99,14 @@ fn converse(
     match stream.read_to_end(&mut answer) {
         Err(error) if answer.is_empty() || !closed(&error) => Err(error),
         _ if answer.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
-        _ => Ok(parse(&answer)),
+        _ => parse(&answer),
     }
 }
 
-fn parse(answer: &[u8]) -> Response {
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let end =
-        end.unwrap_or_else(|| panic!("an answer without an end of its head: {:?}", String::from_utf8_lossy(answer)));
+/// An answer that was cut short, as by a peer that died, is an error; one that makes no sense is a panic.
+fn parse(answer: &[u8]) -> std::io::Result<Response> {
+    let cut_short = || Error::from(ErrorKind::UnexpectedEof);
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(cut_short)?;
     let (head, rest) = (std::str::from_utf8(&answer[..end]).expect("heads are text"), &answer[end + 4..]);
     let mut lines = head.lines();
     let status = lines
@@ -120,8 +120,8 @@ fn parse(answer: &[u8]) -> Response {
         .collect();
     let mut response = Response { status, headers, body: String::new() };
     let body = if response.header("transfer-encoding") == Some("chunked") { dechunk(rest) } else { rest.to_owned() };
-    if let Some(length) = response.header("content-length") {
-        assert_eq!(length, body.len().to_string(), "the answer was cut short: {response:?}");
+    if response.header("content-length").is_some_and(|length| length != body.len().to_string()) {
+        return Err(cut_short());
     }
     // But for a backup, of which no test looks at a byte here, every body is text.
     response.body = match String::from_utf8(body) {
@@ -130,7 +130,7 @@ fn parse(answer: &[u8]) -> Response {
         }
         text => text.expect("answers are text"),
     };
-    response
+    Ok(response)
 }
 
 /// Undoes the chunked transfer coding (RFC 9112 section 7.1).
@@ -152,6 +152,16 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
 #[test]
 fn a_chunked_answer_is_put_together() {
     let answer =
-        parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n");
+        parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n")
+            .expect("it is whole");
     assert_eq!((answer.status, answer.body.as_str()), (200, "abc0123456789"));
+}
+
+#[test]
+fn an_answer_that_was_cut_short_is_told_from_a_whole_one() {
+    let whole = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n12345";
+    assert!(parse(whole).is_ok());
+    for cut in [1, 20, whole.len() - 1] {
+        assert!(parse(&whole[..cut]).is_err(), "{cut}");
+    }
 }

@@ -3,7 +3,9 @@
 //! Everything here blocks and panics: a test is a thread, and what it cannot do ends it. Every wait has an end.
 
 pub(crate) mod caller;
+pub(crate) mod chance;
 mod description;
+pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod http;
 pub(crate) mod oidc;

@@ -13,6 +13,10 @@ use std::{
     time::Instant,
 };
 
+use consentry::{
+    config::{Config, VaultConfig},
+    vault::{Identity, Vault},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,6 +37,8 @@ pub(crate) struct Setup {
     access: String,
     log: String,
     for_all: bool,
+    vault: Option<PathBuf>,
+    journal: Option<u64>,
     providers: Vec<(String, String, String)>,
 }
 
@@ -59,6 +65,18 @@ impl Setup {
     /// Sets the lines of `[log]`, in place of `level = "debug"`.
     pub(crate) fn log(mut self, lines: &str) -> Self {
         lines.clone_into(&mut self.log);
+        self
+    }
+
+    /// Puts the vault in this folder, in place of one in the worker's own.
+    pub(crate) fn vault_at(mut self, folder: PathBuf) -> Self {
+        self.vault = Some(folder);
+        self
+    }
+
+    /// Makes the vault with room for so many bytes of commits in its journal, so that checkpoints are frequent.
+    pub(crate) fn journal(mut self, bytes: u64) -> Self {
+        self.journal = Some(bytes);
         self
     }
 
@@ -101,6 +119,11 @@ impl Setup {
 
     /// Writes the configuration, runs `consentry init`, starts `consentry run` and waits until it is ready.
     pub(crate) fn start(self) -> Worker {
+        self.prepare().started()
+    }
+
+    /// Writes the configuration and runs `consentry init`.
+    pub(crate) fn prepare(self) -> Worker {
         let folder = tempfile::Builder::new().prefix("consentry-it-").tempdir().expect("a temporary folder");
         let worker = Worker {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
@@ -109,6 +132,7 @@ impl Setup {
             config: folder.path().join("consentry.toml"),
             child: None,
             planted: Mutex::default(),
+            vault: self.vault.clone().unwrap_or_else(|| folder.path().join("vault")),
             folder,
         };
         for (name, secret, _) in &self.providers {
@@ -121,9 +145,14 @@ impl Setup {
             let all = fs::Permissions::from_mode(0o711);
             fs::set_permissions(worker.folder.path(), all).expect("the folder is ours");
         }
+        if let Some(bytes) = self.journal {
+            let config = Config::parse(&self.text(&worker)).expect("a configuration").vault;
+            let identity = Identity::create(&config.identity_file).expect("the folder is ours");
+            Vault::create_with_journal(&config, &identity, bytes).expect("the folder is ours");
+        }
         let made = worker.command(&["init"]);
         assert!(made.status.success(), "consentry init: {}", String::from_utf8_lossy(&made.stderr));
-        worker.started()
+        worker
     }
 
     fn text(&self, worker: &Worker) -> String {
@@ -131,9 +160,10 @@ impl Setup {
         let mode = if self.for_all { "0666" } else { "0600" };
         let log = if self.log.is_empty() { "level = \"debug\"" } else { &self.log };
         let mut text = format!(
-            "[vault]\npath = \"{folder}/vault\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
+            "[vault]\npath = \"{}\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
              [socket]\npath = \"{}\"\nmode = \"{mode}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\n{log}\n\n\
              [refresh]\n{}\n{}\n",
+            worker.vault.display(),
             worker.socket.display(),
             worker.http,
             self.refresh,
@@ -151,6 +181,7 @@ impl Setup {
 #[derive(Debug)]
 pub(crate) struct Worker {
     folder: TempDir,
+    vault: PathBuf,
     config: PathBuf,
     socket: PathBuf,
     http: SocketAddr,
@@ -355,18 +386,69 @@ impl Worker {
     }
 
     fn started(mut self) -> Self {
+        self.launch();
+        if let Some(status) = self.ready() {
+            panic!("the worker ended with {status} before it was ready");
+        }
+        self
+    }
+
+    /// Starts it, and waits for nothing. Its log goes on where that of its last life ended.
+    pub(crate) fn launch(&mut self) {
         let log = || OpenOptions::new().create(true).append(true).open(&self.log).expect("the folder is ours");
         let (out, err): (File, File) = (log(), log());
         let child = consentry(&self.config).arg("run").stdin(Stdio::null()).stdout(out).stderr(err).spawn();
         self.child = Some(child.expect("the binary starts"));
-        eventually("the worker is ready", || {
-            let child = self.child.as_mut().expect("just started");
+    }
+
+    /// Waits until it is ready, or has ended: then gives how.
+    pub(crate) fn ready(&mut self) -> Option<ExitStatus> {
+        eventually("the worker is ready or ends", || {
+            let child = self.child.as_mut().expect("it was started");
             if let Some(status) = child.try_wait().expect("it is our child") {
-                panic!("the worker ended with {status} before it was ready");
+                self.child = None;
+                return Some(Some(status));
             }
-            http::over_unix(&self.socket, "GET", "/readyz", &[], "").ok().filter(|answer| answer.status == 200)
-        });
-        self
+            let answer = http::over_unix(&self.socket, "GET", "/readyz", &[], "");
+            answer.ok().filter(|answer| answer.status == 200).map(|_| None)
+        })
+    }
+
+    /// How it has ended by itself, if it has: told once.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().expect("it is our child")?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// Whether it was started and has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
+    }
+
+    /// The vault's configuration and the identity that opens it.
+    pub(crate) fn vault_config(&self) -> (VaultConfig, Identity) {
+        let text = fs::read_to_string(&self.config).expect("it was written");
+        let config = Config::parse(&text).expect("a configuration").vault;
+        let identity = Identity::read(&config.identity_file).expect("it was made");
+        (config, identity)
+    }
+
+    /// The vault's folder.
+    pub(crate) fn vault(&self) -> &Path {
+        &self.vault
+    }
+
+    /// Forgets what was logged so far.
+    pub(crate) fn clear_log(&self) {
+        fs::write(&self.log, "").expect("the folder is ours");
+    }
+
+    /// Starts another command of the binary with the same configuration; what it says is thrown away.
+    pub(crate) fn spawn_unheard(&self, arguments: &[&str]) -> Child {
+        let mut command = consentry(&self.config);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the binary starts")
     }
 
     fn secret_file(&self, provider: &str) -> PathBuf {
