@@ -6,7 +6,7 @@ use tokio::sync::{MutexGuard, OwnedMutexGuard};
 
 use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot, store::in_doubt};
 use crate::{
-    lifecycle::{Enrolling, FROZEN_RETRY, new_grant, valid_labels},
+    lifecycle::{Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
     model::{
         ClientCredentials, Credential, Fingerprint, Grant, GrantId, Intent, Labels, Organization, OrganizationId, State,
     },
@@ -228,6 +228,10 @@ impl Shared {
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
+        if let (State::InDoubt(_), 1) = (grant.state, grant.organizations.len()) {
+            // Until now nobody used it, and nobody was told.
+            self.tell(&grant, Notice::InDoubt);
+        }
         self.moved(&wanted.organization, slot, left, sequence).await
     }
 

@@ -157,9 +157,7 @@ impl Shared {
         }
         let (now, policy) = (self.now(), &self.lane(slot).policy);
         let (fleet, boot_id) = (self.fleet(slot.provider, grant), self.clock.boot_id());
-        // By either clock: where wall time went back, the stored end alone would keep the grant waiting for too long.
-        let lapsed = slot.brief().access.is_none_or(|access| access.left(now).is_zero());
-        match lifecycle::may_try(grant, intent, policy, fleet, now, boot_id, lapsed) {
+        match lifecycle::may_try(grant, intent, policy, fleet, now, boot_id) {
             DoubtfulTry::Before(moment) => Ok(Some(moment)),
             DoubtfulTry::Harmless => Ok(None),
             // Its turn came too late for the grace, or another grant of its subject has come: due later or never.

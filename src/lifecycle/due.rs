@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Policy, refresh_moment, remaining};
+use super::{Policy, refresh_moment, surely_over};
 use crate::{
     clock::Now,
     config::{InDoubtPolicy, KeepWarm},
@@ -52,7 +52,7 @@ pub fn due(
             if !is_harmless(policy, fleet) {
                 return None;
             }
-            not_before(grant.access.as_ref().map_or(now.wall, |access| now.wall + remaining(access, now, boot_id)))
+            not_before(grant.access.as_ref().map_or(now.wall, |access| surely_over(access, now, boot_id)))
         }
         State::Failing(FailingReason::Unverified) => not_before(now.wall),
         State::Failing(_) => Some(grant.retry_at.unwrap_or(now.wall)),
@@ -81,8 +81,7 @@ pub enum DoubtfulTry {
     Harmless,
 }
 
-/// Whether a grant in doubt may be exchanged now, whatever its timer says. `lapsed`: its access token has ended, by
-/// either clock. How long it was to wait is not asked: the timers have seen to that on a clock that does not jump.
+/// Whether a grant in doubt may be exchanged now, whatever its timer says. How long it was to wait is not asked: the timers have seen to that on a clock that does not jump.
 pub fn may_try(
     grant: &Grant,
     intent: Option<&Intent>,
@@ -90,11 +89,11 @@ pub fn may_try(
     fleet: Fleet,
     now: Now,
     boot_id: u128,
-    lapsed: bool,
 ) -> DoubtfulTry {
     if never_by_itself(grant) {
         return DoubtfulTry::No;
     }
+    let lapsed = grant.access.as_ref().is_none_or(|access| surely_over(access, now, boot_id) <= now.wall);
     let grace_ends = intent.and_then(|intent| grace_ends(grant, intent, policy, boot_id));
     match grace_ends.filter(|end| now.boot < *end) {
         Some(end) => DoubtfulTry::Before(end),
@@ -248,12 +247,12 @@ mod tests {
         grant.consent.as_mut().expect("consent").grace = Duration::from_secs(30);
         let shared = Fleet { shares_subject: true };
         let third = Intent { attempt: 3, ..intent_of(&grant, Duration::from_secs(17)) };
-        let may = |grant: &Grant| may_try(grant, Some(&third), &policy(), shared, now(), 1, true);
+        let may = |grant: &Grant| may_try(grant, Some(&third), &policy(), shared, now(), 1);
         assert_eq!(may(&grant), DoubtfulTry::Before(now().boot + Duration::from_secs(1)));
         let other_boot = Intent { boot_id: 2, ..third.clone() };
-        assert_eq!(may_try(&grant, Some(&other_boot), &policy(), shared, now(), 1, true), DoubtfulTry::No);
+        assert_eq!(may_try(&grant, Some(&other_boot), &policy(), shared, now(), 1), DoubtfulTry::No);
         let no_boot = Intent { boot_id: 0, ..third.clone() };
-        assert_eq!(may_try(&grant, Some(&no_boot), &policy(), shared, now(), 0, true), DoubtfulTry::No);
+        assert_eq!(may_try(&grant, Some(&no_boot), &policy(), shared, now(), 0), DoubtfulTry::No);
         grant.refusals = Some(crate::model::Refusals { count: 1, first_at: now().wall });
         assert_eq!(may(&grant), DoubtfulTry::No);
     }
@@ -262,8 +261,9 @@ mod tests {
     fn outside_the_grace_a_try_is_harmless_only_after_the_access_token_and_unshared() {
         let mut grant = consent_grant();
         grant.state = State::InDoubt(DoubtReason::Crashed);
-        let may = |grant: &Grant, policy: &Policy, shares_subject, lapsed| {
-            may_try(grant, None, policy, Fleet { shares_subject }, now(), 1, lapsed)
+        let may = |grant: &Grant, policy: &Policy, shares_subject, lapsed: bool| {
+            let now = Now { wall: now().wall + if lapsed { HOUR } else { HOUR / 2 }, ..now() };
+            may_try(grant, None, policy, Fleet { shares_subject }, now, 1)
         };
         let hold = Policy { in_doubt: InDoubtPolicy::Hold, ..policy() };
         assert_eq!(may(&grant, &policy(), false, true), DoubtfulTry::Harmless);

@@ -24,7 +24,7 @@ pub use ended::{
 };
 pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};
 pub use farewell::{GRAVE_KEPT, UNFINISHED_KEPT, UNSPENT_KEPT, grave, is_grave, may_go};
-pub use remaining::{refresh_moment, remaining};
+pub use remaining::{refresh_moment, remaining, surely_over};
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
 
 use crate::config::{InDoubtPolicy, KeepWarm};

@@ -23,6 +23,15 @@ pub fn remaining(access: &AccessToken, now: Now, boot_id: u128) -> Duration {
     }
 }
 
+/// When an access token has surely ended, by wall time as it is now: what may be tried only then must not be tried because
+/// nobody knows how old the token is.
+pub fn surely_over(access: &AccessToken, now: Now, boot_id: u128) -> Timestamp {
+    match access.issued_boot.filter(|issued| issued.boot_id == boot_id && boot_id != 0) {
+        Some(_) => now.wall + remaining(access, now, boot_id),
+        None => access.expires_at,
+    }
+}
+
 /// When an access token is to be refreshed that is given up `refresh_after` after it was given: by wall time as it is now,
 /// and `now` where that has passed.
 pub fn refresh_moment(access: &AccessToken, refresh_after: Duration, now: Now, boot_id: u128) -> Timestamp {
@@ -74,6 +83,8 @@ mod tests {
     #[test]
     fn after_another_boot_a_token_from_the_future_counts_as_lapsed() {
         assert_eq!(remaining(&token(), at(9, 1), 2), Duration::ZERO);
+        assert_eq!(surely_over(&token(), at(9, 1), 2), at(14, 0).wall, "nobody knows");
+        assert_eq!(surely_over(&token(), at(3, 3), 1), at(6, 0).wall);
         assert_eq!(remaining(&token(), at(12, 1), 2), HOUR * 2);
         let unnoted = AccessToken { issued_boot: None, ..token() };
         assert_eq!(remaining(&unnoted, at(9, 3), 1), Duration::ZERO);

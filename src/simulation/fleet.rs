@@ -118,6 +118,17 @@ pub(super) fn customers(count: usize) -> Vec<Customer> {
     customers
 }
 
+/// The names of all that may use the grant that `name` uses.
+pub(super) fn sharing_with(name: &str) -> Vec<String> {
+    let number: usize = name.trim_start_matches("org-").parse().unwrap_or_default();
+    let place = number % 20;
+    if (9..12).contains(&place) {
+        (9..12).map(|place_of| name_of(number - place + place_of)).collect()
+    } else {
+        vec![name.to_owned()]
+    }
+}
+
 fn name_of(number: usize) -> String {
     format!("org-{number}")
 }

@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
+    fleet::sharing_with,
     machine::Machine,
-    network::{Network, end_of},
+    network::{Network, life_of},
 };
 use crate::{
     clock::Clock,
     keeper::Served,
-    model::{Credential, DoubtReason, FailingReason, Grant, OrganizationId, State as GrantState, Timestamp},
+    model::{AccessToken, Credential, DoubtReason, FailingReason, Grant, OrganizationId, State as GrantState},
     sandbox::{Entry, Issuer, Outcome, Standing},
     vault::Vault,
 };
@@ -23,6 +24,8 @@ const MAX_WRONGS: usize = 20;
 pub(super) const PER_MINUTE: u32 = 120;
 /// What may come on top: the burst after a quiet time, and the probes of a frozen provider.
 const BEYOND: usize = 10;
+/// The stand-in issuer counts in whole seconds, and the worker from the moment at which it asked.
+const ROUNDING: Duration = Duration::from_secs(2);
 /// How often a dead credential may be presented before that counts as hammering.
 const MAX_REFUSALS: u32 = 40;
 
@@ -55,8 +58,8 @@ struct State {
     /// The exchanges of the last minute by provider, on the boot-time clock.
     asked: BTreeMap<&'static str, VecDeque<Duration>>,
     refusals: BTreeMap<u64, u32>,
-    /// When an organization was last announced to be in doubt.
-    announced: BTreeMap<String, Timestamp>,
+    /// The organizations that were announced in this life to be in doubt.
+    announced: BTreeSet<String>,
     /// Spent tokens that were sent, by authorization and place: what that did, it did the first time.
     replayed: BTreeSet<(Option<u64>, Option<u32>)>,
     /// Organizations whose doubt the operator has resolved at his own risk.
@@ -105,6 +108,7 @@ impl Judge {
         let mut state = self.state();
         state.vault = vault;
         state.asked.clear();
+        state.announced.clear();
     }
 
     /// The operator takes the risk of a replay.
@@ -114,11 +118,9 @@ impl Judge {
 
     /// The worker has told of a doubt.
     pub(super) fn announced(&self, organization: &str) {
-        // The worker knows no other time than what it is shown.
-        let shown = self.machine.now().wall;
         let mut state = self.state();
         state.counts.doubts += 1;
-        state.announced.insert(organization.to_owned(), shown);
+        state.announced.insert(organization.to_owned());
     }
 
     /// A provider is asked for an exchange: never more often than its budget allows.
@@ -195,9 +197,12 @@ impl Judge {
         }
         let latest = self.machine.truth().max(self.machine.now().wall);
         let first = self.state().replayed.insert((entry.authorization, entry.token));
-        if first
-            && grant.access.as_ref().and_then(|access| end_of(access.token.expose())).is_some_and(|end| end > latest)
-        {
+        // Where the answer did not say how long it lives, the worker knows no better than what it assumed.
+        let lives = |access: &AccessToken| {
+            let end = life_of(access.token.expose()).map_or(access.expires_at, |(_, end)| end.min(access.expires_at));
+            end > latest + ROUNDING
+        };
+        if first && grant.access.as_ref().is_some_and(lives) {
             let intent = vault.intent(grant.id).ok().flatten();
             let (state, now) = (grant.state, self.machine.now());
             self.wrong(&format!(
@@ -222,10 +227,10 @@ impl Judge {
         self.count(|counts| counts.fetches += 1);
         let truth = self.machine.truth();
         let token = &served.token.access_token;
-        let Some(end) = end_of(token) else {
+        let Some((given, end)) = life_of(token) else {
             return self.wrong(&format!("{organization} was given something that is no token"));
         };
-        if end + Duration::from_secs(1) < truth && !self.machine.began_behind() {
+        if end + ROUNDING < truth && !self.machine.forgot_since(given) {
             let late = truth.since(end).as_secs();
             self.wrong(&format!("{organization} was given an access token {late} s after its end"));
         }
@@ -244,10 +249,14 @@ impl Judge {
             };
             let name = grant.organizations.first().map_or("(nobody)", OrganizationId::as_str).to_owned();
             if let GrantState::InDoubt(_) = grant.state {
-                let announced = self.state().announced.get(&name).copied();
-                let since = grant.since;
-                if !grant.organizations.is_empty() && announced.is_none_or(|at| at + Duration::from_mins(2) < since) {
-                    self.wrong(&format!("{name} is in doubt since {since:?} and nobody was told ({announced:?})"));
+                let announced = {
+                    let announced = &self.state().announced;
+                    // It was told by the name of the first of those that used it then.
+                    let names = grant.organizations.iter().flat_map(|id| sharing_with(id.as_str()));
+                    names.into_iter().any(|name| announced.contains(&name))
+                };
+                if !grant.organizations.is_empty() && !announced {
+                    self.wrong(&format!("{name} is in doubt since {:?} and nobody was told", grant.since));
                 }
                 continue;
             }

@@ -31,13 +31,15 @@ struct State {
     boots: u128,
     /// By how much the shown wall time is off, in milliseconds.
     skew: i64,
-    /// Whether wall time was behind the truth when the present life began.
-    began_behind: bool,
+    /// What wall time was off by, and which boot it was, from which moment on.
+    past: Vec<(Timestamp, i64, u128)>,
     /// When the present life began on the runtime's clock; `None` between two lives.
     began: Option<Instant>,
     /// How many steps this life has left; `None`: enough.
     steps_left: Option<u64>,
     dead: bool,
+    /// Whether wall time was off when the present life began.
+    began_off: bool,
 }
 
 impl Machine {
@@ -47,10 +49,11 @@ impl Machine {
             boot: Duration::from_mins(1),
             boots: 1,
             skew: 0,
-            began_behind: false,
+            past: vec![(BEGINNING, 0, 1)],
             began: None,
             steps_left: None,
             dead: false,
+            began_off: false,
         };
         Self { state: Mutex::new(state), died: Notify::new() }
     }
@@ -61,7 +64,7 @@ impl Machine {
         state.began = Some(Instant::now());
         state.steps_left = steps;
         state.dead = false;
-        state.began_behind = state.skew < 0;
+        state.began_off = state.skew != 0;
     }
 
     /// The process has ended, one way or the other.
@@ -86,11 +89,14 @@ impl Machine {
         let mut state = self.state();
         state.boot = Duration::from_secs(20);
         state.boots += 1;
+        state.remember();
     }
 
     /// Wall time is off by so many milliseconds from now on.
     pub(super) fn set_skew(&self, skew: i64) {
-        self.state().skew = skew;
+        let mut state = self.state();
+        state.skew = skew;
+        state.remember();
     }
 
     /// The true time.
@@ -99,9 +105,12 @@ impl Machine {
         state.truth + state.elapsed()
     }
 
-    /// Whether this life began with a clock that was behind: then nothing can tell how old a token really is.
-    pub(super) fn began_behind(&self) -> bool {
-        self.state().began_behind
+    /// Whether nothing can tell how old something is that was given then: the machine was started anew since, so that wall
+    /// time alone is left to ask, and that was off then, or is now.
+    pub(super) fn forgot_since(&self, given: Timestamp) -> bool {
+        let state = self.state();
+        let then = state.past.iter().rev().find(|(from, ..)| *from <= given);
+        then.is_some_and(|(_, skew, boot)| *boot != state.boots && (*skew != 0 || state.began_off))
     }
 
     /// Since the simulation began.
@@ -128,6 +137,10 @@ impl Machine {
 impl State {
     fn elapsed(&self) -> Duration {
         self.began.map(|began| began.elapsed()).unwrap_or_default()
+    }
+
+    fn remember(&mut self) {
+        self.past.push((self.truth + self.elapsed(), self.skew, self.boots));
     }
 }
 

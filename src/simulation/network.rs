@@ -330,10 +330,11 @@ impl TokenEndpoint for Network {
     }
 }
 
-/// When an access token of the stand-in issuer's ends, as the token itself says.
-pub(super) fn end_of(access_token: &str) -> Option<Timestamp> {
+/// When an access token of the stand-in issuer's was given and when it ends, as the token itself says.
+pub(super) fn life_of(access_token: &str) -> Option<(Timestamp, Timestamp)> {
     use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
     let claims = BASE64_URL_SAFE_NO_PAD.decode(access_token.split('.').nth(1)?).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
-    Some(Timestamp::from_millis(claims.get("exp")?.as_i64()? * 1000))
+    let at = |claim: &str| Some(Timestamp::from_millis(claims.get(claim)?.as_i64()? * 1000));
+    Some((at("iat")?, at("exp")?))
 }
