@@ -216,8 +216,7 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
 async fn healthz(State(api): State<Api>) -> Answer {
     // While there is no keeper the vault is being opened.
     let Ok(keeper) = api.keeper() else { return Ok(json(StatusCode::OK, &Health { status: "ok" })) };
-    let asked = tokio::task::spawn_blocking(move || keeper.wants_restart());
-    if asked.await.unwrap_or(true) {
+    if keeper.wants_restart().await {
         let why = "the vault took no writes, and its disk takes them again: restart the worker";
         Err(KeeperError::VaultUnavailable(why.to_owned()).into())
     } else {

@@ -152,8 +152,11 @@ async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<S
 }
 
 async fn healthz(State(inside): State<Inside>) -> Response {
-    let asked = tokio::task::spawn_blocking(move || inside.keeper.get().is_some_and(|keeper| keeper.wants_restart()));
-    if asked.await.unwrap_or(true) {
+    let stuck = match inside.keeper.get() {
+        Some(keeper) => keeper.wants_restart().await,
+        None => false,
+    };
+    if stuck {
         (
             StatusCode::SERVICE_UNAVAILABLE,
             "the vault took no writes, and its disk takes them again: restart the worker\n",

@@ -202,9 +202,10 @@ impl Keeper {
 impl Keeper {
     /// Whether nothing but a restart of the worker helps, and would: the vault takes no more writes since one failed, and
     /// its disk takes them again. While the disk still refuses, a worker that serves what lives is better than one that
-    /// cannot start. May block for a write to the disk.
-    pub fn wants_restart(&self) -> bool {
-        self.shared.vault.wants_reopening()
+    /// cannot start. Waits for a write to the disk, but only where an earlier one has failed.
+    pub async fn wants_restart(&self) -> bool {
+        let vault = self.shared.vault.clone();
+        vault.poisoned().is_some() && blocking::blocking(move || vault.wants_reopening()).await.unwrap_or(true)
     }
 }
 

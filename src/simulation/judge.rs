@@ -35,6 +35,7 @@ pub(super) struct Counts {
     pub(super) lives: u32,
     pub(super) deaths: u32,
     pub(super) power_cuts: u32,
+    pub(super) steps_back: u32,
     pub(super) exchanges: u64,
     pub(super) fetches: u64,
     pub(super) doubts: u64,
@@ -109,11 +110,17 @@ impl Judge {
         state.vault = vault;
         state.asked.clear();
         state.announced.clear();
+        state.risked.clear();
     }
 
-    /// The operator takes the risk of a replay.
-    pub(super) fn risk(&self, organization: &OrganizationId) {
-        self.state().risked.insert(organization.clone());
+    /// The operator takes the risk of a replay, or does not any more.
+    pub(super) fn risk(&self, organization: &OrganizationId, taken: bool) {
+        let risked = &mut self.state().risked;
+        if taken {
+            risked.insert(organization.clone());
+        } else {
+            risked.remove(organization);
+        }
     }
 
     /// The worker has told of a doubt.

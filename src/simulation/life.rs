@@ -12,7 +12,7 @@ use crate::{
     keeper::{Keeper, KeeperError},
     model::{OrganizationId, Secret},
     vault::{DiskFault, Vault},
-    wire::Code,
+    wire::{Code, Resolution},
 };
 
 /// How many callers there are, and how long each rests between two calls on average.
@@ -205,6 +205,9 @@ impl Life {
             let doubted = customer.doubtful_since.is_some_and(|since| now.since(since) >= patience);
             shown.state == "lost" || doubted || ends.is_some_and(|end| end < now + RENEW_WITHIN)
         };
+        if renew && shown.state == "in_doubt" && chance.u8(..4) == 0 {
+            return self.retry(&organization).await;
+        }
         if renew {
             self.world.customers()[number].secret = None;
             return self.enrol(number, chance).await;
@@ -223,6 +226,15 @@ impl Life {
         };
         if let (Err(error), false) = (result, self.world.machine.is_dead()) {
             self.never_unknown(number, &error);
+        }
+    }
+
+    /// The operator has a doubtful token tried, at the risk of a replay.
+    async fn retry(&self, organization: &OrganizationId) {
+        self.world.judge.risk(organization, true);
+        let _whatever_comes_of_it = self.keeper.resolve(organization, Resolution::Retry).await;
+        if !self.world.machine.is_dead() {
+            self.world.judge.risk(organization, false);
         }
     }
 

@@ -67,6 +67,12 @@ impl Machine {
         state.began_off = state.skew != 0;
     }
 
+    /// Somebody works on the disk while no process runs.
+    pub(super) fn begin_outside(&self) {
+        let mut state = self.state();
+        (state.steps_left, state.dead) = (None, false);
+    }
+
     /// The process has ended, one way or the other.
     pub(super) fn end(&self) {
         let mut state = self.state();

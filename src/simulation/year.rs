@@ -8,7 +8,7 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::{Layer, layer::SubscriberExt as _};
 
 use super::{
-    fleet::{CONSENTS, Customer, KEYS, NAMES, WITH_GRACE, customers, provider},
+    fleet::{CONSENTS, Customer, Enrolled, KEYS, NAMES, WITH_GRACE, customers, provider},
     judge::{Counts, Judge, PER_MINUTE},
     life::{End, Plan, live},
     machine::Machine,
@@ -21,7 +21,7 @@ use crate::{
     model::{ClientCredentials, Secret, Usage},
     provider::TokenEndpoint,
     sandbox::{Issuer, SandboxConfig},
-    vault::{Disk, Vault},
+    vault::{Disk, Snapshot, Vault},
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -31,6 +31,8 @@ const CONSENT: Duration = Duration::from_hours(180 * 24);
 const CALM: Duration = Duration::from_hours(3 * 24);
 /// The longest life, in steps.
 const MAX_STEPS: u64 = 12_000;
+/// The most copies of the disk that are kept to be put back.
+const MAX_COPIES: usize = 3;
 
 /// How large a run is.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +57,8 @@ pub(super) struct World {
     pub(super) networks: Vec<Arc<Network>>,
     pub(super) judge: Arc<Judge>,
     customers: Mutex<Vec<Customer>>,
+    /// Copies of the disk, as somebody might put one back.
+    copies: Mutex<Vec<Snapshot>>,
     refresh: RefreshConfig,
     providers: Vec<ProviderConfig>,
 }
@@ -63,7 +67,7 @@ impl World {
     fn new(seed: u64, size: Size, chance: &mut fastrand::Rng) -> Self {
         let machine = Arc::new(Machine::new());
         let judge = Arc::new(Judge::new(Arc::clone(&machine)));
-        let lifetime = Duration::from_hours([4, 8, 12, 24][chance.usize(..4)]);
+        let lifetime = Duration::from_hours([6, 12, 24, 24][chance.usize(..4)]);
         let terms = |grace: Duration| SandboxConfig {
             access_token_lifetime: lifetime,
             consent_lifetime: Some(CONSENT),
@@ -91,6 +95,7 @@ impl World {
             networks,
             judge,
             customers: Mutex::new(customers(size.organizations)),
+            copies: Mutex::default(),
             refresh: RefreshConfig { at: 0.75, keep_warm, concurrency: 8, timeout: TIMEOUT, token_cache_bytes: 40_000 },
             providers: (0..NAMES.len()).map(|place| provider_config(place, in_doubt)).collect(),
         }
@@ -105,6 +110,40 @@ impl World {
         let customers = self.customers();
         let number = chance.usize(..customers.len());
         (number, customers[number].clone())
+    }
+
+    /// Now and then the vault goes back in time: the database alone, without a word, or all of it when somebody puts a copy
+    /// back. The operator accepts it in a new epoch, as he is told to.
+    fn step_back(&self, chance: &mut fastrand::Rng) {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let went_back = match chance.u8(..100) {
+            0..6 => {
+                if copies.len() == MAX_COPIES {
+                    copies.remove(0);
+                }
+                copies.push(self.disk.snapshot());
+                false
+            }
+            6..8 => self.disk.roll_back(),
+            8 if !copies.is_empty() => {
+                let copy = chance.usize(..copies.len());
+                self.disk.put_back(copies.remove(copy));
+                true
+            }
+            _ => false,
+        };
+        if !went_back {
+            return;
+        }
+        self.judge.count(|counts| counts.steps_back += 1);
+        self.machine.begin_outside();
+        if let Err(error) = self.disk.accept() {
+            self.judge.wrong(&format!("a vault that went back in time is not accepted: {error}"));
+        }
+        // What was enrolled, or removed, since then may be gone or back; and what was given has perhaps been spent.
+        for customer in &mut *self.customers() {
+            (customer.enrolled, customer.secret) = (Enrolled::Perhaps, None);
+        }
     }
 
     /// What a keeper is made of.
@@ -193,6 +232,9 @@ fn life(world: &Arc<World>, plan: Plan, chance: &mut fastrand::Rng) -> End {
             world.disk.cut_power(chance);
             world.machine.reboot();
         }
+    }
+    if !plan.calm {
+        world.step_back(chance);
     }
     world.machine.pass(match chance.u8(..10) {
         0..6 => Duration::from_millis(chance.u64(200..8000)),

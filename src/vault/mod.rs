@@ -57,7 +57,7 @@ pub use recipients::{Recipient, RecipientsDiffer, recipients_differ};
 pub use rekey::Rekeying;
 pub use restore::{Accepted, Gap, Restored};
 #[cfg(test)]
-pub(crate) use simulated::{Disk, DiskFault, Fate};
+pub(crate) use simulated::{Disk, DiskFault, Fate, Snapshot};
 
 use crate::model::{Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp};
 
