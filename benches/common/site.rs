@@ -206,6 +206,7 @@ fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change;
         scope: Some("dineropublicapi:read dineropublicapi:write offline_access".to_owned()),
         issued_at,
         expires_at,
+        issued_boot: None,
     };
     let consent = Consent {
         granted_at: now - Duration::from_hours(24),

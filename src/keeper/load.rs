@@ -198,12 +198,12 @@ impl Shared {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        let (changed, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.is_changed);
+        let (outdated, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.is_changed);
         for Judged { grant, sequence, intent, .. } in as_stored {
             self.add(&grant, sequence, intent.as_ref());
         }
         // A commit holds only so much: what does not fit is halved until it does.
-        let mut parts = vec![changed];
+        let mut parts = vec![outdated];
         while let Some(mut part) = parts.pop() {
             if part.is_empty() {
                 continue;

@@ -147,15 +147,28 @@ fn granted(grant: &mut Grant, ended: &Ended<'_>, answer: &Answer, now: Timestamp
     if grant.subject.is_none() {
         grant.subject.clone_from(&answer.subject);
     }
+    grant.refreshed_at = Some(now);
+    if let Some(grace) = still_doubtful(grant, ended, answer) {
+        // What is served is new, and nothing is sent again before that grace is surely over.
+        grant.retry_at = Some(now + grace);
+        return Verdict::quiet(false);
+    }
     let was = grant.state;
     set_state(grant, State::Active, now);
-    grant.refreshed_at = Some(now);
     grant.failures = 0;
     grant.retry_at = None;
     grant.refusals = None;
     grant.epoch = ended.epoch;
     let recovered = matches!(was, State::Lost | State::InDoubt(_) | State::Failing(FailingReason::Refused));
     Verdict { notice: recovered.then_some(Notice::Recovered), stray: None, close_intent: true }
+}
+
+/// Whether an answer without a refresh token leaves the doubt of an earlier attempt as it was, and for how long the issuer
+/// may have taken a spent token: it says that this attempt spent nothing, and within the grace nothing of the one before.
+fn still_doubtful(grant: &Grant, ended: &Ended<'_>, answer: &Answer) -> Option<Duration> {
+    let again = ended.one_time && ended.intent.is_some_and(|intent| intent.attempt > 1);
+    let grace = grant.consent.as_ref().map(|consent| consent.grace).filter(|grace| !grace.is_zero());
+    grace.filter(|_| again && answer.refresh_token.is_none() && matches!(grant.state, State::InDoubt(_)))
 }
 
 /// The answer cannot take its place in the grant, whose own token is in doubt now. Where the answer rotated, that token
@@ -225,7 +238,8 @@ fn refused(grant: &mut Grant, ended: &Ended<'_>, now: Timestamp) -> Verdict {
         set_state(grant, State::Lost, now);
         return Verdict { notice, stray: None, close_intent: true };
     }
-    let wait = if refusals.count == 1 { REFUSED_AGAIN } else { REFUSED_INTERVAL };
+    // Only a count that goes on is worth a second try so soon.
+    let wait = if refusals.count == 1 && !ended.frozen { REFUSED_AGAIN } else { REFUSED_INTERVAL };
     grant.retry_at = Some(now + wait);
     // A doubtful token that is refused has most likely been spent. To send it again is a replay, so the doubt stays
     // and its rules decide whether that may be, until the refusals are proof.
@@ -463,6 +477,37 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_second_attempt_within_a_grace_that_gives_no_refresh_token_leaves_the_doubt_of_the_first() {
+        let mut grant = consent_grant();
+        grant.consent.as_mut().expect("consent").grace = Duration::from_mins(1);
+        grant.state = State::InDoubt(DoubtReason::NoAnswer);
+        let attempt = |attempt| Intent {
+            grant: grant.id,
+            fingerprint: grant.fingerprint,
+            attempt,
+            first_at: now().wall,
+            first_boot: now().boot,
+            boot_id: 1,
+        };
+        let (first, second) = (attempt(1), attempt(2));
+        let outcome = answer(None);
+        let mut doubtful = grant.clone();
+        let of_second = Ended { intent: Some(&second), ..ended(&outcome, None) };
+        let verdict = exchange_ended(&mut doubtful, &of_second, &policy(), now());
+        assert_eq!((verdict, doubtful.state), (Verdict::quiet(false), grant.state));
+        assert_eq!(doubtful.access.expect("served").token.expose(), "at-1");
+        assert_eq!(doubtful.retry_at, Some(now().wall + Duration::from_mins(1)));
+        // Without a grace, an issuer that takes the token says that it was not spent; and so does a first attempt.
+        let mut without_grace = grant.clone();
+        without_grace.consent.as_mut().expect("consent").grace = Duration::ZERO;
+        exchange_ended(&mut without_grace, &of_second, &policy(), now());
+        assert_eq!(without_grace.state, State::Active);
+        let of_first = Ended { intent: Some(&first), ..ended(&outcome, None) };
+        exchange_ended(&mut grant, &of_first, &policy(), now());
+        assert_eq!(grant.state, State::Active);
+    }
+
+    #[test]
     fn the_enrolled_token_is_remembered_longest() {
         let mut spent = vec![];
         for byte in 1..=9 {
@@ -621,6 +666,15 @@ pub(super) mod tests {
         assert_eq!(grant.state, REFUSED, "the first that counts");
         refuse_at(&mut grant, &[7360], &[7330], false);
         assert_eq!(grant.state, State::Lost);
+    }
+
+    #[test]
+    fn while_the_provider_is_frozen_a_refused_credential_is_not_tried_again_soon() {
+        let mut grant = consent_grant();
+        grant.refusals = Some(Refusals { count: 1, first_at: now().wall });
+        let outcome = ExchangeOutcome::Refused { detail: detail() };
+        exchange_ended(&mut grant, &Ended { frozen: true, ..ended(&outcome, None) }, &policy(), now());
+        assert_eq!(grant.retry_at, Some(now().wall + REFUSED_INTERVAL));
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::{
 /// How long the worker waits for an answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest that a late answer takes, which still comes in time.
+const LATE: Duration = Duration::from_secs(9);
+
 /// What kind of day the issuer, or the way to it, has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Weather {
@@ -135,7 +138,7 @@ impl Network {
         if sent.is_err() {
             return std::future::pending().await;
         }
-        self.wait(if course == Course::Late { TIMEOUT - WAY * 2 } else { WAY }).await;
+        self.wait(if course == Course::Late { LATE } else { WAY }).await;
         if matches!(course, Course::NoAnswer { .. }) {
             tokio::time::sleep(TIMEOUT).await;
         }

@@ -6,7 +6,10 @@ use std::{
     thread,
 };
 
-use super::year::{Report, Size, run};
+use super::{
+    judge::Counts,
+    year::{Report, Size, run},
+};
 
 /// How many seeds are run where nobody says otherwise.
 const SEEDS: u64 = 20;
@@ -43,18 +46,26 @@ fn nothing_is_lost_or_replayed_in_400_days_of_every_fault() {
         Some(seed) => seed..seed + 1,
         None => 1..1 + number("CONSENTRY_SIMULATION_SEEDS").unwrap_or(SEEDS),
     };
-    let size = Size { organizations: 200, days: 400 };
-    let reports = run_all(seeds, size);
-    for report in &reports {
-        println!("{report:?}");
-    }
+    let reports = run_all(seeds, Size { organizations: 200, days: 400 });
     let wrong: Vec<_> = reports.iter().filter(|report| !report.wrongs.is_empty()).collect();
     assert!(
         wrong.is_empty(),
-        "seeds {:?} went wrong; replay one with CONSENTRY_SIMULATION_SEED=N cargo test simulation -- --nocapture\n{}",
+        "seeds {:?} went wrong; CONSENTRY_SIMULATION_SEED=N cargo test simulation replays one\n{wrong:#?}",
         wrong.iter().map(|report| report.seed).collect::<Vec<_>>(),
-        wrong.iter().flat_map(|report| &report.wrongs).map(|wrong| format!("  {wrong}\n")).collect::<String>()
     );
+    say(&reports);
+}
+
+/// What all runs together were put through, for whoever looks (`--nocapture`).
+#[expect(clippy::print_stdout, reason = "it is what `make simulate` is run for")]
+fn say(reports: &[Report]) {
+    let sum = |count: fn(&Counts) -> u64| reports.iter().map(|report| count(&report.counts)).sum::<u64>();
+    println!("{} seeds, each 400 days of 200 organizations, and nothing went wrong:", reports.len());
+    println!("{:>10} exchanges, {} fetches", sum(|of| of.exchanges), sum(|of| of.fetches));
+    println!("{:>10} deaths, {} of them with the power", sum(|of| of.deaths.into()), sum(|of| of.power_cuts.into()));
+    println!("{:>10} steps back in time", sum(|of| of.steps_back.into()));
+    println!("{:>10} doubts told, {} losses", sum(|of| of.doubts), sum(|of| of.losses));
+    println!("{:>10} spent tokens sent where the rules or an operator allow it", sum(|of| of.replays));
 }
 
 #[test]

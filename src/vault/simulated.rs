@@ -70,11 +70,14 @@ struct Contents {
     /// The engine as processes see it, and its batches since the last sync.
     table: Table,
     durable_table: Table,
-    unsynced_batches: Vec<(Vec<(Name, Option<Vec<u8>>)>, Mark)>,
+    unsynced_batches: Vec<(Writes, Mark)>,
     /// What the engine held a sync earlier.
     older_table: Option<Table>,
     fault: Option<DiskFault>,
 }
+
+/// Records by name; `None` is removed.
+type Writes = Vec<(Name, Option<Vec<u8>>)>;
 
 #[derive(Clone, Debug, Default)]
 struct Table {
@@ -96,7 +99,7 @@ impl Table {
 
 thread_local! {
     /// Where the ids of grants come from on this thread.
-    static IDS: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::with_seed(0));
+    static IDS: RefCell<fastrand::Rng> = const { RefCell::new(fastrand::Rng::with_seed(0)) };
 }
 
 fn seeded_id() -> [u8; 16] {

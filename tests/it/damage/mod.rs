@@ -179,7 +179,9 @@ fn check(worker: &Worker, told: &str) -> bool {
         .filter(|finding| finding["severity"] == "error")
         .map(|finding| finding["what"].as_str().expect("a text"))
         .collect();
-    errors.iter().for_each(|error| says_what_to_do(told, error));
+    for error in &errors {
+        says_what_to_do(told, error);
+    }
     let code = checked.status.code();
     assert_eq!(code, Some(i32::from(!errors.is_empty())), "{told}: {said}");
     errors.is_empty()

@@ -44,7 +44,9 @@ pub(super) fn judge(issuers: &Issuers, load: &Load<'_>) -> Counts {
         let replays: Vec<&Entry> = entries.iter().filter(|entry| entry.replay).collect();
         counts.harmless += replays.len();
         assert!(kind == Kind::Harmless || replays.is_empty(), "replays at {kind:?}: {replays:?}");
-        replays.iter().for_each(|replay| could_harm_nobody(replay, &entries));
+        for replay in &replays {
+            could_harm_nobody(replay, &entries);
+        }
         let of_kind: Vec<&Handed> = handed.iter().filter(|handed| handed.kind == kind).collect();
         nothing_that_was_handed_out_was_lost(&of_kind, &entries);
         never_an_older_one(&of_kind);

@@ -168,7 +168,7 @@ impl<'a> Load<'a> {
             });
             match state {
                 "in_doubt" if kind == Kind::Hold || since.elapsed() > BY_ITSELF => {
-                    self.resolve(worker, kind, &organization)
+                    self.resolve(worker, kind, &organization);
                 }
                 // Only a retry that was found harmless may have ended a consent.
                 "lost" => self.renew(kind, &organization, &shown),
