@@ -18,10 +18,10 @@ const LAST_PROBE: Duration = Duration::from_secs(30);
 /// How long mass refusals freeze a provider at least where nothing harmless can show that they are over, and how long an
 /// outage does that came back although a probe was answered; doubled each time, up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(30);
-const LAST_REST: Duration = Duration::from_mins(15);
+const LAST_REST: Duration = Duration::from_mins(5);
 
 /// Why a provider is frozen, in the contract's words.
-const REFUSED: &str = "refused";
+pub(super) const REFUSED: &str = "refused";
 pub(super) const CLIENT_REFUSED: &str = "client_refused";
 const UNAVAILABLE: &str = "provider_unavailable";
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Shared,
-    circuit::CLIENT_REFUSED,
+    circuit::{CLIENT_REFUSED, REFUSED},
     lane::{InFlight, Lane, Queued},
     load,
     slot::{Slot, Urgency},
@@ -14,7 +14,7 @@ use crate::{
     clock::Now,
     config::Kind,
     lifecycle::warm,
-    model::{Credential, Secret, State},
+    model::{Credential, FailingReason, Secret, State},
     provider::Exchange,
 };
 
@@ -170,9 +170,11 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         }
         let Ok(permit) = Arc::clone(&lane.permits).acquire_owned().await else { return };
         let on_trial = lane.circuit.is_on_trial();
-        // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first.
-        let harmless_first = on_trial.then(|| lane.take(|slot| thawed(slot) && harmless(slot))).flatten();
-        let Some(Queued { slot, in_flight }) = harmless_first.or_else(|| lane.take(thawed)) else { continue };
+        // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first, and what was
+        // refused before goes last: most likely it is dead, and a provider that refuses it again is none the worse for it.
+        let first = on_trial.then(|| lane.take(|slot| thawed(slot) && harmless(slot) && !was_refused(slot))).flatten();
+        let first = first.or_else(|| lane.take(|slot| on_trial && thawed(slot) && !was_refused(slot)));
+        let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchange = Arc::clone(&shared).exchange(slot, in_flight);
         let exchanging = shared.tasks.spawn(async move {
             exchange.await;
@@ -223,10 +225,19 @@ fn harmless(slot: &Slot) -> bool {
     !brief.one_time && !brief.paused && brief.state != State::Lost
 }
 
+fn was_refused(slot: &Slot) -> bool {
+    slot.brief().state == State::Failing(FailingReason::Refused)
+}
+
 /// Whether its exchange says something about what froze the provider: one with a client of its own says nothing about
-/// a refused client, and is not frozen by it.
+/// a refused client, and is not frozen by it; one that was refused itself says nothing about mass refusals, and would be
+/// sent again and again.
 fn tells_of(reason: &str, slot: &Slot) -> bool {
-    reason != CLIENT_REFUSED || !slot.brief().own_client
+    match reason {
+        CLIENT_REFUSED => !slot.brief().own_client,
+        REFUSED => !was_refused(slot),
+        _ => true,
+    }
 }
 
 #[cfg(test)]

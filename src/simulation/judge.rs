@@ -26,8 +26,10 @@ pub(super) const PER_MINUTE: u32 = 120;
 const BEYOND: usize = 10;
 /// The stand-in issuer counts in whole seconds, and the worker from the moment at which it asked.
 const ROUNDING: Duration = Duration::from_secs(2);
-/// How often a dead credential may be presented before that counts as hammering.
-const MAX_REFUSALS: u32 = 40;
+/// How often a dead credential may be presented within so long before that counts as hammering. A refused one that nothing
+/// proves dead is tried every quarter of an hour.
+const MAX_REFUSALS: usize = 40;
+const REFUSALS_WITHIN: Duration = Duration::from_hours(6);
 
 /// What a run did, for the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +60,8 @@ struct State {
     digest: u64,
     /// The exchanges of the last minute by provider, on the boot-time clock.
     asked: BTreeMap<&'static str, VecDeque<Duration>>,
-    refusals: BTreeMap<u64, u32>,
+    /// When an authorization's credential was refused lately, on the simulation's own clock.
+    refusals: BTreeMap<u64, VecDeque<Duration>>,
     /// The organizations that were announced in this life to be in doubt.
     announced: BTreeSet<String>,
     /// Spent tokens that were sent, by authorization and place: what that did, it did the first time.
@@ -153,7 +156,7 @@ impl Judge {
 
     /// An exchange has reached an issuer.
     pub(super) fn exchanged(&self, network: &Network, credential: &Credential, entry: &Entry) {
-        let truth = self.machine.truth().as_millis();
+        let (truth, age) = (self.machine.truth().as_millis(), self.machine.age());
         let hammered = {
             let mut state = self.state();
             state.counts.exchanges += 1;
@@ -166,8 +169,11 @@ impl Judge {
             match (entry.authorization, entry.result) {
                 (Some(authorization), Outcome::Denied(_)) => {
                     let refusals = state.refusals.entry(authorization).or_default();
-                    *refusals += 1;
-                    *refusals == MAX_REFUSALS
+                    refusals.push_back(age);
+                    while refusals.front().is_some_and(|first| age.saturating_sub(*first) > REFUSALS_WITHIN) {
+                        refusals.pop_front();
+                    }
+                    refusals.len() > MAX_REFUSALS
                 }
                 _ => false,
             }
