@@ -188,6 +188,10 @@ impl Shared {
             KeeperError::Refused(_) => {
                 KeeperError::ProviderUnavailable { reason: "refused", retry_after: REFUSED_INTERVAL }
             }
+            // The grant went while it was waited for: the organization may have another by now, or be gone as well.
+            KeeperError::UnknownOrganization => {
+                KeeperError::ProviderUnavailable { reason: "provider_unavailable", retry_after: Duration::from_secs(1) }
+            }
             error => error,
         })
     }

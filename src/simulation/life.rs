@@ -156,7 +156,7 @@ impl Life {
     fn never_unknown(&self, number: usize, error: &KeeperError) {
         let customer = self.world.customers()[number].clone();
         if error.code() == Code::UnknownOrganization && customer.enrolled == Enrolled::Yes {
-            self.world.judge.wrong(&format!("{} was enrolled, and is unknown", customer.organization));
+            self.world.judge.wrong(&format!("{} was enrolled, and is unknown: {error}", customer.organization));
         }
     }
 
@@ -351,6 +351,10 @@ impl Life {
         let now = self.world.machine.now().wall;
         let customers = self.world.customers().clone();
         for customer in customers {
+            // Who is kept warm only while it is fetched is well again once it is.
+            if let Err(error) = self.keeper.token(&customer.organization, Duration::ZERO).await {
+                self.world.judge.wrong(&format!("{} is not served at the end: {error}", customer.organization));
+            }
             let shown = match self.keeper.show(&customer.organization).await {
                 Ok(shown) => shown,
                 Err(error) => {
@@ -364,9 +368,6 @@ impl Life {
                     "{} ({:?}) is {state}, {reason:?} at the end, due {:?}, now {now:?}",
                     customer.organization, customer.gift, shown.next_refresh_at
                 ));
-            }
-            if let Err(error) = self.keeper.token(&customer.organization, Duration::ZERO).await {
-                self.world.judge.wrong(&format!("{} is not served at the end: {error}", customer.organization));
             }
         }
     }

@@ -73,6 +73,8 @@ struct Contents {
     unsynced_batches: Vec<(Writes, Mark)>,
     /// What the engine held a sync earlier.
     older_table: Option<Table>,
+    /// How often a vault was opened on it.
+    opened: u64,
     fault: Option<DiskFault>,
 }
 
@@ -147,7 +149,7 @@ impl Disk {
         shared.random_id = seeded_id;
         let (mut writer, sender, mut requests) = Writer::new(shared, Folder::at(path), journal, mark);
         let vault = Vault::new(Arc::clone(&writer.shared), sender, None);
-        let mut chance = fastrand::Rng::with_seed(self.seed ^ mark.applied);
+        let mut chance = fastrand::Rng::with_seed(self.seed ^ self.opened());
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 tokio::time::sleep(Duration::from_millis(chance.u64(0..=SLOWEST_WRITE_MS))).await;
@@ -211,7 +213,8 @@ impl Disk {
 
     /// Puts a copy back.
     pub(crate) fn put_back(&self, Snapshot(contents): Snapshot) {
-        *self.contents() = contents;
+        let mut there = self.contents();
+        *there = Contents { opened: there.opened, ..contents };
     }
 
     /// `consentry restore --in-place`: accepts what is there, in a new epoch.
@@ -233,6 +236,13 @@ impl Disk {
     /// The disk is in order again.
     pub(crate) fn mend(&self) {
         self.contents().fault = None;
+    }
+
+    /// Counts another opening. The numbers of commits jump by chance when a vault is accepted, so nothing may hang on them.
+    fn opened(&self) -> u64 {
+        let mut contents = self.contents();
+        contents.opened += 1;
+        contents.opened
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
