@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod model;
 pub mod provider;
 pub mod sandbox;
+pub mod secret_file;
 mod serve;
 pub mod shutdown;
 #[cfg(test)]
