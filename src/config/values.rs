@@ -29,8 +29,8 @@ const MAX_URL: usize = 2048;
 const MAX_CRON: usize = 128;
 /// The longest user or group name, in bytes.
 const MAX_ACCOUNT_NAME: usize = 256;
-/// The events that a webhook can ask for: the durable ones.
-const EVENTS: [&str; 10] = [
+/// The events that a webhook can ask for: the durable ones, and the vault's own.
+const EVENTS: [&str; 11] = [
     "consent.expiring",
     "consent.expired",
     "consent.refused",
@@ -41,6 +41,7 @@ const EVENTS: [&str; 10] = [
     "consents.digest",
     "provider.failing",
     "provider.recovered",
+    "vault.failing",
 ];
 
 /// The least and the most that a duration may be, and how that is said.
