@@ -17,6 +17,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod model;
 pub mod notice;
+pub mod outbox;
 pub mod provider;
 pub mod sandbox;
 pub mod secret_file;

@@ -22,7 +22,6 @@ use std::{
 
 pub use post::connect;
 pub use receiver::{ReceiverProblem, Receivers, check_secret_file, name};
-use reqwest::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -36,11 +35,6 @@ use crate::{clock::SharedClock, metrics::Metrics, model::ReceiverId, outbox::Out
 const TAKEN_AT_ONCE: usize = 256;
 /// What is due a moment from now is not asked for in a tight loop.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
-
-/// The HTTPS client for webhooks cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[error("the HTTPS client for webhooks cannot be made: {0}")]
-pub struct NoClient(String);
 
 /// What delivering needs besides receivers.
 #[derive(Clone, Debug)]
@@ -57,7 +51,6 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Notice {
     parts: Parts,
-    client: Client,
     /// What is at work; `None` once it was stopped.
     working: Mutex<Option<Working>>,
 }
@@ -72,11 +65,10 @@ struct Working {
 impl Notice {
     /// Tells the outbox who the receivers are, and delivers to them from now on. Needs a Tokio runtime. To be called before
     /// anything is posted to the outbox: an event is meant for those who are known when it happens.
-    pub fn start(receivers: Receivers, parts: Parts) -> Result<Self, NoClient> {
-        let client = post::client().map_err(NoClient)?;
-        let notice = Self { parts, client, working: Mutex::default() };
+    pub fn start(receivers: Receivers, parts: Parts) -> Self {
+        let notice = Self { parts, working: Mutex::default() };
         notice.work(receivers, HashMap::new());
-        Ok(notice)
+        notice
     }
 
     /// Delivers to other receivers from now on. Attempts under way finish first, within their time limit; a receiver that was
@@ -93,13 +85,13 @@ impl Notice {
     }
 
     fn work(&self, receivers: Receivers, mut queues: HashMap<ReceiverId, Queue>) {
-        self.parts.outbox.set_receivers(receivers.0.iter().map(Receiver::of_outbox).collect());
+        self.parts.outbox.set_receivers(receivers.all.iter().map(Receiver::of_outbox).collect());
         let stopping = CancellationToken::new();
         let (mut lanes, mut running) = (HashMap::new(), HashMap::new());
-        for receiver in receivers.0 {
+        for receiver in receivers.all {
             let id = receiver.id;
             let queue = queues.remove(&id).unwrap_or_default();
-            let lane = Lane::new(receiver, self.client.clone(), self.parts.clone(), queue);
+            let lane = Lane::new(receiver, receivers.client.clone(), self.parts.clone(), queue);
             running.insert(id, tokio::spawn(Arc::clone(&lane).run(stopping.clone())));
             lanes.insert(id, lane);
         }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use reqwest::Client;
 use ring::digest;
 use url::Url;
 
-use super::signature;
+use super::{post, signature};
 use crate::{
     clock::SharedClock,
     config::WebhookConfig,
@@ -14,9 +15,12 @@ use crate::{
     secret_file::{self, FileMode, SecretFile, SecretFileProblem},
 };
 
-/// Every configured receiver, ready to be delivered to.
-#[derive(Debug, Default)]
-pub struct Receivers(pub(super) Vec<Receiver>);
+/// Every configured receiver, and what they are reached by.
+#[derive(Debug)]
+pub struct Receivers {
+    pub(super) client: Client,
+    pub(super) all: Vec<Receiver>,
+}
 
 /// Whom events are posted to.
 #[derive(Debug)]
@@ -49,12 +53,17 @@ pub enum ReceiverProblem {
         /// The receiver's host.
         receiver: String,
     },
+    /// No receiver can be reached.
+    #[error("the HTTPS client for webhooks cannot be made: {0}")]
+    NoClient(String),
 }
 
 impl Receivers {
     /// Reads every signing secret; whatever is wrong is told before anything is sent.
     pub fn open(configs: &[WebhookConfig], clock: &SharedClock) -> Result<Self, ReceiverProblem> {
-        configs.iter().map(|config| Receiver::open(config, clock)).collect::<Result<_, _>>().map(Self)
+        let client = post::client().map_err(ReceiverProblem::NoClient)?;
+        let all = configs.iter().map(|config| Receiver::open(config, clock)).collect::<Result<_, _>>()?;
+        Ok(Self { client, all })
     }
 }
 
@@ -128,7 +137,8 @@ mod tests {
         };
         let clock: SharedClock = ManualClock::at(Timestamp::default());
         let problem = Receivers::open(&[config], &clock).expect_err("too short").to_string();
-        let expected = format!("webhook hooks.example.com: secret_file {}: secret 1 in it is too short", secret_file.display());
+        let expected =
+            format!("webhook hooks.example.com: secret_file {}: secret 1 in it is too short", secret_file.display());
         assert!(problem.starts_with(&expected), "{problem}");
         assert!(!problem.contains("hush") && !problem.contains("dG9v"), "{problem}");
     }

@@ -68,7 +68,11 @@ fn a_warning_arrives_once_verified_and_says_what_support_needs() {
     assert_eq!(event["id"], got.id.as_str(), "the header names the event");
     assert!(got.id.starts_with("evt_"), "{got:?}");
     let data = &event["data"];
-    assert_eq!((&data["days_left"], &data["labels"]["mail"]), (&json!(10), &json!("support@customer.example")), "{event}");
+    assert_eq!(
+        (&data["days_left"], &data["labels"]["mail"]),
+        (&json!(10), &json!("support@customer.example")),
+        "{event}"
+    );
     assert_eq!((&data["provider"], &data["state"]), (&json!(CONSENTS), &json!("active")), "{event}");
 
     nothing_is_pending(&worker);
