@@ -93,7 +93,11 @@ type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
-    let clock: SharedClock = Arc::new(SystemClock::new());
+    start_with(config, Arc::new(SystemClock::new())).await
+}
+
+/// As [`start`], with a clock that somebody else may move.
+pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, DaemonError> {
     let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
     let metrics = Metrics::new(&names);
     metrics.configure(&names, &config.consent.warn_before);
