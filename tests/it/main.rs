@@ -18,3 +18,4 @@ mod oidc;
 mod resolve;
 mod roles;
 mod secrets;
+mod webhooks;
