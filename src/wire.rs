@@ -192,8 +192,17 @@ pub struct Status {
     pub providers: Vec<ProviderStatus>,
     /// Consents that end, by week (its Monday, as a date) and provider, soonest first.
     pub forecast: Vec<ForecastWeek>,
+    /// Consents that end after the last week of the forecast, where it was cut.
+    #[serde(default)]
+    pub later: u64,
     /// Consents past their end.
     pub expired: u64,
+    /// Consents of which nobody told when they end: the date is assumed from the provider's configuration.
+    #[serde(default)]
+    pub end_assumed: u64,
+    /// The least even number of invitations a week, from this week on, that renews all of the forecast in time.
+    #[serde(default)]
+    pub invitations_per_week: u64,
     /// Deliveries.
     pub webhooks: WebhookStatus,
     /// The vault.
@@ -240,6 +249,9 @@ pub struct ForecastWeek {
     pub provider: ProviderName,
     /// How many.
     pub consents: u64,
+    /// How many of them have an assumed end.
+    #[serde(default)]
+    pub assumed: u64,
 }
 
 /// Deliveries to webhooks.

@@ -18,6 +18,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod forecast;
 mod index;
 mod keys;
 mod lane;
