@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod lifecycle;
 pub mod metrics;
 pub mod model;
+pub mod outbox;
 pub mod provider;
 pub mod sandbox;
 mod serve;

@@ -60,6 +60,7 @@ use crate::{
     lifecycle::Policy,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
+    outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
 };
@@ -69,6 +70,8 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// The vault's outbox, where what happens to them is told.
+    pub outbox: Outbox,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
@@ -116,6 +119,7 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
     lane_of: BTreeMap<ProviderName, u16>,
@@ -145,7 +149,7 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, outbox, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -163,6 +167,7 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            outbox,
             lanes,
             lane_of,
             cache: TokenCache::new(refresh.token_cache_bytes),
@@ -251,9 +256,11 @@ impl Shared {
         Ok(stored)
     }
 
-    #[expect(clippy::unused_self, reason = "reads as the keeper's word at its many calls")]
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
         tracing::error!(error = %error, "the vault failed");
+        if let Some(reason) = self.vault.poisoned() {
+            self.outbox.vault_failing(&reason);
+        }
         KeeperError::VaultUnavailable(error.to_string())
     }
 }
