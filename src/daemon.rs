@@ -21,6 +21,7 @@ use crate::{
     hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
     provider::{Provider, SetupError, TokenEndpoint},
@@ -178,8 +179,10 @@ async fn begin(
 }
 
 fn keep(config: &Config, providers: Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
         warn_before: config.consent.warn_before.clone(),

@@ -57,6 +57,7 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
+    links::Links,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
     provider::TokenEndpoint,
@@ -68,6 +69,8 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
+    pub links: Option<Links>,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
@@ -115,6 +118,8 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
+    links: Option<Links>,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
     lane_of: BTreeMap<ProviderName, u16>,
@@ -144,7 +149,7 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -162,6 +167,7 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            links,
             lanes,
             lane_of,
             cache: TokenCache::new(refresh.token_cache_bytes),

@@ -284,6 +284,7 @@ fn keeper(
     let endpoint = |config: &ProviderConfig| (config.clone(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
+        links: None,
         providers: providers.iter().map(endpoint).collect(),
         refresh: RefreshConfig {
             at: 0.75,

@@ -151,6 +151,7 @@ impl World {
         let endpoints = self.networks.iter().map(|network| Arc::clone(network) as Arc<dyn TokenEndpoint>);
         Parts {
             vault,
+            links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
             refresh: self.refresh.clone(),
             warn_before: vec![DAY * 30, DAY],

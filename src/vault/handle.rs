@@ -16,6 +16,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::{
     Change, Stored, Stray, VaultError,
@@ -146,6 +147,12 @@ impl Vault {
     pub fn entity_tag(&self, secret: &Secret) -> String {
         let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
         BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+    }
+
+    /// The key of consent links. It is the same for the vault's whole life, backups included, so that a link that was sent
+    /// holds across restarts, new data keys and a restore.
+    pub fn link_key(&self) -> Zeroizing<[u8; 32]> {
+        self.0.shared.link_key.clone()
     }
 
     /// How often the vault's contents went back to an earlier state, plus one.
@@ -303,6 +310,7 @@ pub(super) struct Shared {
     journal_bytes: u64,
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
+    link_key: Zeroizing<[u8; 32]>,
 }
 
 /// Sealed records by name; `None` stands for one that was removed.
@@ -334,14 +342,18 @@ impl Shared {
         journal_bytes: u64,
         metrics: Metrics,
     ) -> Self {
-        let derive = |label: &[u8]| {
-            let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
-            hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"))
-        };
+        let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
+        let derive =
+            |label: &[u8]| hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"));
+        let mut link_key = Zeroizing::new([0; 32]);
+        let derived =
+            key.expand(&[b"consentry/v1/links"], HKDF_SHA256).and_then(|okm| okm.fill(link_key.as_mut_slice()));
+        derived.expect("one hash is not too long");
         let shared = Self {
             opened: ArcSwapOption::from_pointee(opened),
             fingerprints: derive(b"consentry/v1/fingerprint"),
             entity_tags: derive(b"consentry/v1/entity-tag"),
+            link_key,
             namer: Namer::new(&keyring.name_key),
             cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,
