@@ -25,6 +25,7 @@ mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod renew;
 mod resolve;
 mod run;
 mod slot;
@@ -47,6 +48,7 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},

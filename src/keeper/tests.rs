@@ -26,7 +26,7 @@ use crate::{
         Answer, ClientCredentials, Credential, ExchangeOutcome, Labels, NoAnswer, OrganizationId, Secret, Timestamp,
         Usage,
     },
-    provider::{BoxFuture, Exchange, ProviderError},
+    provider::{BoxFuture, Exchange, ProviderError, Redemption},
     vault::Identity,
     wire::{self, Code, Enrolment},
 };
@@ -158,6 +158,11 @@ impl TokenEndpoint for Issuer {
             self.at_once.fetch_sub(1, Ordering::SeqCst);
             self.answer(&secret)
         })
+    }
+
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        let _ = redemption;
+        Box::pin(async { ExchangeOutcome::Refused { detail: "invalid_grant".into() } })
     }
 
     fn organizations<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
