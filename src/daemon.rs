@@ -21,6 +21,7 @@ use crate::{
     hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
     outbox::Outbox,
@@ -200,9 +201,11 @@ fn keep(
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
         outbox: outbox.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
         warn_before: config.consent.warn_before.clone(),
