@@ -17,7 +17,7 @@ use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
-    cron::{BackupSchedule, Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
@@ -79,6 +79,7 @@ pub struct Running {
     config: Mutex<Config>,
     cron: Cron,
     backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -119,7 +120,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     serving.close();
 
     match begin(&config, providers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, cron, backups)) => {
+        Ok((vault, outbox, cron, backups, digests)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
             Ok(Running {
@@ -133,6 +134,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
                 config,
                 cron,
                 backups,
+                digests,
                 serving,
                 stop_serving,
             })
@@ -152,7 +154,7 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>), DaemonError> {
+) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -168,14 +170,20 @@ async fn begin(
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
+    let counted = current.clone();
+    let count = Arc::new(move || counted.get()?.outlook());
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
     let swept = current.clone();
-    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
+    let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
         }
         if let Some(backups) = &backed_up {
             backups.wake();
+        }
+        if let Some(digests) = &digested {
+            digests.wake();
         }
         upkeep.upkeep();
     };
@@ -191,7 +199,7 @@ async fn begin(
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, cron, backups))
+    Ok((vault, outbox, cron, backups, digests))
 }
 
 fn keep(
@@ -246,6 +254,9 @@ impl Running {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
             backups.stop().await;
+        }
+        if let Some(digests) = &self.digests {
+            digests.stop().await;
         }
         self.stop_serving.cancel();
         self.serving.wait().await;

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Scope, Shared};
+use super::{Keeper, Scope, Shared};
 use crate::{
     clock::Now,
-    model::{State, Timestamp},
-    wire::ForecastWeek,
+    model::{EndingWeek, Outlook, State, Timestamp},
 };
 
 /// Lines that a forecast has at most, each a week of one provider: more than a year of a dozen providers. What ends later
 /// is counted and not listed.
 pub(super) const MAX_LINES: usize = 640;
+
+/// Lines that a digest has at most: a record of the vault, and a message to a person, have less room.
+const MAX_DIGEST_LINES: usize = 200;
 
 const WEEK_SECONDS: i64 = 7 * 86_400;
 /// 1970-01-01 was a Thursday: the Monday of its week is three days earlier.
@@ -21,7 +23,7 @@ const FIRST_MONDAY_SECONDS: i64 = -3 * 86_400;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Forecast {
     /// By week and provider, the soonest first; at most [`MAX_LINES`].
-    pub(super) weeks: Vec<ForecastWeek>,
+    pub(super) weeks: Vec<EndingWeek>,
     /// Consents that end after all of these.
     pub(super) later: u64,
     /// The least even number of invitations a week, from this week on, with which every consent of the list is invited before
@@ -34,6 +36,36 @@ pub(super) struct Forecast {
 struct Ends {
     consents: u64,
     assumed: u64,
+}
+
+impl Keeper {
+    /// What a digest tells: what ends by week and provider, and how all consents stand; `None` while they are being loaded. Looks at
+    /// every organization, so it takes a while where there are many.
+    pub fn outlook(&self) -> Option<(Vec<EndingWeek>, Outlook)> {
+        if !self.shared.is_loaded() {
+            return None;
+        }
+        let census = self.census();
+        let Forecast { mut weeks, mut later, invitations_per_week } = self.shared.forecast(None);
+        later += weeks.drain(MAX_DIGEST_LINES.min(weeks.len())..).map(|week| week.consents).sum::<u64>();
+        let mut outlook = Outlook {
+            ending: self.shared.warn_before.iter().map(|before| (*before, 0)).collect(),
+            later,
+            invitations_per_week,
+            ..Outlook::default()
+        };
+        for counts in census.providers.values() {
+            for ((_, all), (_, within)) in outlook.ending.iter_mut().zip(&counts.expiring_within) {
+                *all += within;
+            }
+            let in_state = |state| counts.states.get(state).copied().unwrap_or_default();
+            outlook.expired += counts.expired;
+            outlook.end_assumed += counts.end_assumed;
+            outlook.in_doubt += in_state("in_doubt");
+            outlook.lost += in_state("lost");
+        }
+        Some((weeks, outlook))
+    }
 }
 
 impl Shared {
@@ -55,7 +87,7 @@ impl Shared {
         });
         let invitations_per_week = even_rate(week_of(wall), overdue, &weeks);
         let later = weeks.values().skip(MAX_LINES).map(|ends| ends.consents).sum();
-        let listed = weeks.into_iter().take(MAX_LINES).map(|((week, provider), ends)| ForecastWeek {
+        let listed = weeks.into_iter().take(MAX_LINES).map(|((week, provider), ends)| EndingWeek {
             week: monday(week),
             provider: self.lanes[usize::from(provider)].name.clone(),
             consents: ends.consents,

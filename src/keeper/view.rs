@@ -42,7 +42,7 @@ impl Keeper {
             uptime_seconds: shared.now().boot.saturating_sub(shared.started.boot).as_secs(),
             organizations,
             providers: providers.collect(),
-            forecast: forecast.weeks,
+            forecast: forecast.weeks.into_iter().map(Into::into).collect(),
             later: forecast.later,
             expired: census.providers.values().map(|counts| counts.expired).sum(),
             end_assumed: census.providers.values().map(|counts| counts.end_assumed).sum(),
