@@ -183,6 +183,19 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
+    /// A link by which the organization's user gives consent, or gives it anew.
+    pub async fn consent_link(
+        &self,
+        organization: &OrganizationId,
+        wanted: &wire::ConsentLinkRequest,
+    ) -> Result<wire::ConsentLink, ClientError> {
+        let body = serde_json::to_vec(wanted)
+            .map_err(|_| ClientError::Protocol("what the link is for cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
     /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
     /// which can end all that the same person has given.
     pub async fn resolve(

@@ -116,7 +116,9 @@ impl Inner {
                 self.note(due);
                 tracing::info!(event.id = %id, %due, "a digest of the consents that end was posted");
             }
-            Err(error) => tracing::error!(%error, %due, "the digest could not be stored; it is tried again at the next sweep"),
+            Err(error) => {
+                tracing::error!(%error, %due, "the digest could not be stored; it is tried again at the next sweep")
+            }
         }
     }
 

@@ -4,7 +4,9 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EndingWeek, Event, EventId, EventKind, InvalidId, OpenDelivery, OutboxRow, Outlook, ReceiverId, Timestamp};
+use crate::model::{
+    EndingWeek, Event, EventId, EventKind, InvalidId, OpenDelivery, OutboxRow, Outlook, ReceiverId, Timestamp,
+};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct RowForm<'a> {

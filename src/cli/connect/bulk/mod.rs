@@ -66,13 +66,6 @@ fn spread_days(text: &str) -> Result<i64, String> {
     }
 }
 
-impl BulkArgs {
-    /// Whether it is about many at once.
-    pub(super) const fn is_asked_for(&self) -> bool {
-        self.all_expiring.is_some()
-    }
-}
-
 /// Prints a link for each consent that ends; those whose link could not be made are told one by one and stop nothing.
 pub(super) async fn bulk(
     global: &Global,
@@ -98,6 +91,9 @@ pub(super) async fn bulk(
             invitee.send_on = Some(day);
         }
     }
+    if let Some(last) = invitees.last() {
+        outlive(&link(&client, last).await?, last, now)?;
+    }
     let form = if global.json {
         Form::Json
     } else if args.csv {
@@ -119,6 +115,24 @@ pub(super) async fn bulk(
         print::tell("no consent ends within that time");
     }
     Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// Refuses a plan whose last invitation would go out with a link that ends before its reader gets to it. All links are made now, so
+/// that each ends a `consent.link_lifetime` from now; it is looked at before anything is printed, with the link that is sent last.
+fn outlive(link: &ConsentLink, last: &Invitee, now: Timestamp) -> Result<(), Failure> {
+    let Some(sent) = last.send_on else { return Ok(()) };
+    let days = |until: jiff::civil::Date| i64::from(row::date_of(now).until(until).map_or(0, |span| span.get_days()));
+    let needed = days(sent) + spread::SAFE_DAYS;
+    if days(row::date_of(link.expires_at)) >= needed {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "the last invitation would be sent on {sent}, and its link ends at {}",
+        link.expires_at
+    ))
+    .with_hint(format!(
+        "set consent.link_lifetime = \"{needed}d\" or longer and reload the worker, or spread over less"
+    )))
 }
 
 /// Everybody to invite. Of several organizations that one consent serves the first gets a link, which renews it for all.
@@ -202,10 +216,7 @@ fn print_one(invitee: &Invitee, link: &ConsentLink, form: &Form, now: Timestamp,
 }
 
 async fn link(client: &Client, invitee: &Invitee) -> Result<ConsentLink, ClientError> {
-    let midnight = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).ok();
-    let sent_at = invitee.send_on.and_then(midnight).map(|day| Timestamp::from_millis(day.timestamp().as_millisecond()));
-    let wanted =
-        ConsentLinkRequest { provider: Some(invitee.provider.clone()), also: invitee.also.clone(), sent_at };
+    let wanted = ConsentLinkRequest { provider: Some(invitee.provider.clone()), also: invitee.also.clone() };
     let mut retries = 0;
     loop {
         match client.consent_link(&invitee.organization, &wanted).await {
@@ -228,7 +239,7 @@ fn pause_before_retry(error: &ClientError, retries: u32) -> Option<Duration> {
 }
 
 /// Whether no other link could fare better.
-fn ends_all(error: &ClientError) -> bool {
+const fn ends_all(error: &ClientError) -> bool {
     matches!(error, ClientError::NotRunning { .. } | ClientError::Denied { .. } | ClientError::Untrusted { .. })
 }
 
@@ -259,6 +270,18 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_must_outlive_the_mail_that_carries_it() {
+        let now = "2026-11-22T12:00:00Z".parse().expect("a time");
+        let link = |expires_at: &str| ConsentLink { url: "u".into(), expires_at: expires_at.parse().expect("a time") };
+        let mut last = row::tests::invitee("7");
+        assert!(outlive(&link("2026-11-23T12:00:00Z"), &last, now).is_ok(), "it is sent now");
+        last.send_on = Some(jiff::civil::date(2026, 12, 18));
+        assert!(outlive(&link("2026-12-25T12:00:00Z"), &last, now).is_ok());
+        let short = outlive(&link("2026-12-24T12:00:00Z"), &last, now).expect_err("too short");
+        assert!(short.lines().expect("told").1.expect("a hint").contains("\"33d\""), "{short:?}");
+    }
 
     #[test]
     fn a_spread_is_of_whole_days() {

@@ -13,8 +13,7 @@ use crate::{
 
 /// Columns before the labels', and after them; the day comes last, and only where invitations are spread.
 const FIRST: [&str; 1] = ["organization"];
-const LAST: [&str; 7] =
-    ["provider", "expires_at", "assumed", "days_left", "also", "renewal_url", "link_expires_at"];
+const LAST: [&str; 7] = ["provider", "expires_at", "assumed", "days_left", "also", "renewal_url", "link_expires_at"];
 const SEND_ON: &str = "send_on";
 
 const DAY_SECONDS: i64 = 86_400;
