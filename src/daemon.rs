@@ -17,10 +17,11 @@ use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
-    cron::{BackupSchedule, Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
     http::{self, Inside, VaultFigures},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
     notice::{self, Notice, ReceiverProblem, Receivers},
@@ -83,6 +84,7 @@ pub struct Running {
     config: Mutex<Config>,
     cron: Cron,
     backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -128,7 +130,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     serving.close();
 
     match begin(&config, providers, receivers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, notice, cron, backups)) => {
+        Ok((vault, outbox, notice, cron, backups, digests)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
             Ok(Running {
@@ -143,6 +145,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
                 config,
                 cron,
                 backups,
+                digests,
                 serving,
                 stop_serving,
             })
@@ -163,7 +166,7 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>), DaemonError> {
+) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -179,14 +182,20 @@ async fn begin(
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
+    let counted = current.clone();
+    let count = Arc::new(move || counted.get()?.outlook());
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
     let swept = current.clone();
-    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
+    let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
         }
         if let Some(backups) = &backed_up {
             backups.wake();
+        }
+        if let Some(digests) = &digested {
+            digests.wake();
         }
         upkeep.upkeep();
     };
@@ -205,7 +214,7 @@ async fn begin(
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, notice, cron, backups))
+    Ok((vault, outbox, notice, cron, backups, digests))
 }
 
 fn keep(
@@ -215,9 +224,11 @@ fn keep(
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
         outbox: outbox.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
         warn_before: config.consent.warn_before.clone(),
@@ -258,6 +269,9 @@ impl Running {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
             backups.stop().await;
+        }
+        if let Some(digests) = &self.digests {
+            digests.stop().await;
         }
         self.stop_serving.cancel();
         self.serving.wait().await;

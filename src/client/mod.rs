@@ -92,6 +92,8 @@ pub struct ListFilter {
     pub provider: Option<ProviderName>,
     /// The consent ends within this time, or has ended.
     pub expires_within: Option<Duration>,
+    /// No token of it was fetched for this long, or never.
+    pub unused_for: Option<Duration>,
     /// Labels it carries.
     pub labels: Labels,
     /// How many a page holds at most; [`PAGE`] where it is `None`.
@@ -179,6 +181,19 @@ impl Client {
     pub async fn resume(&self, organization: &OrganizationId) -> Result<wire::Organization, ClientError> {
         let path = format!("/v1/organizations/{organization}/resume");
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
+    }
+
+    /// A link by which the organization's user gives consent, or gives it anew.
+    pub async fn consent_link(
+        &self,
+        organization: &OrganizationId,
+        wanted: &wire::ConsentLinkRequest,
+    ) -> Result<wire::ConsentLink, ClientError> {
+        let body = serde_json::to_vec(wanted)
+            .map_err(|_| ClientError::Protocol("what the link is for cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
+        call.body = body.into();
+        self.call(call).await?.json()
     }
 
     /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
@@ -310,6 +325,9 @@ impl Pages<'_> {
         }
         if let Some(within) = self.filter.expires_within {
             query.append_pair("expires_within", &format!("{}s", within.as_secs()));
+        }
+        if let Some(unused) = self.filter.unused_for {
+            query.append_pair("unused_for", &format!("{}s", unused.as_secs()));
         }
         for (key, value) in &self.filter.labels {
             query.append_pair("label", &format!("{key}={value}"));

@@ -18,6 +18,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod forecast;
 mod index;
 mod keys;
 mod lane;
@@ -25,6 +26,7 @@ mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod renew;
 mod resolve;
 mod run;
 mod slot;
@@ -47,6 +49,7 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -57,6 +60,7 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
+    links::Links,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
     outbox::Outbox,
@@ -69,6 +73,8 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
+    pub links: Option<Links>,
     /// The vault's outbox, where what happens to them is told.
     pub outbox: Outbox,
     /// Every configured provider with its endpoint.
@@ -118,6 +124,8 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
+    links: Option<Links>,
     outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
@@ -148,7 +156,8 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, outbox, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
+            parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -166,6 +175,7 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            links,
             outbox,
             lanes,
             lane_of,

@@ -153,6 +153,7 @@ impl World {
         Parts {
             outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
             vault,
+            links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
             refresh: self.refresh.clone(),
             warn_before: vec![DAY * 30, DAY],

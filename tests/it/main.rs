@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod docs;
 mod fleet;
+mod foresight;
 mod hardening;
 mod harness;
 mod keys;
