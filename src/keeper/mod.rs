@@ -27,6 +27,7 @@ mod operate;
 mod publish;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
