@@ -4,11 +4,14 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
-    AccessRule, BoardConfig, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig, ScheduleConfig,
-    SocketConfig, VaultConfig, WebhookConfig,
+    AccessRule, BoardConfig, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig,
+    ScheduleConfig, SocketConfig, VaultConfig, WebhookConfig,
     problem::{Problems, Unfit, shown},
     provider,
-    raw::{List, Raw, RawAccess, RawBoard, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook, Scalar},
+    raw::{
+        List, Raw, RawAccess, RawBoard, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook,
+        Scalar,
+    },
     tree::Step,
     values::{self, Bounds},
 };

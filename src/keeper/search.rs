@@ -204,10 +204,7 @@ impl Shared {
             let state = if brief.paused { "paused" } else { brief.state.word() };
             let fits = search.state.as_deref().is_none_or(|wanted| wanted == state)
                 && search.provider.as_ref().is_none_or(|wanted| *wanted == self.lane(&entry.slot).name)
-                && search
-                    .ends
-                    .as_ref()
-                    .is_none_or(|ends| brief.consent_ends.is_some_and(|end| ends.contains(&end)));
+                && search.ends.as_ref().is_none_or(|ends| brief.consent_ends.is_some_and(|end| ends.contains(&end)));
             if !fits {
                 return;
             }
