@@ -21,8 +21,10 @@ use crate::{
     hardening,
     http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
+    outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
     vault::{Identity, Vault, VaultError, recipients_differ},
@@ -73,6 +75,7 @@ pub struct Running {
     pub http: Option<SocketAddr>,
     current: Current,
     vault: Vault,
+    outbox: Outbox,
     api: Api,
     metrics: Metrics,
     clock: SharedClock,
@@ -126,10 +129,23 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     serving.close();
 
     match begin(&config, providers, &current, &metrics, &clock).await {
-        Ok((vault, cron, backups)) => {
+        Ok((vault, outbox, cron, backups)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
-            Ok(Running { http, current, vault, api, metrics, clock, config, cron, backups, serving, stop_serving })
+            Ok(Running {
+                http,
+                current,
+                vault,
+                outbox,
+                api,
+                metrics,
+                clock,
+                config,
+                cron,
+                backups,
+                serving,
+                stop_serving,
+            })
         }
         Err(error) => {
             stop_serving.cancel();
@@ -146,20 +162,21 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Cron, Option<BackupSchedule>), DaemonError> {
-    let (vault_config, vault_metrics) = (config.vault.clone(), metrics.clone());
+) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>), DaemonError> {
+    let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        let vault = Vault::open(&vault_config, &identity, vault_metrics)?;
+        let vault = Vault::open(&vault_config, &identity, vault_metrics.clone())?;
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        Ok::<_, VaultError>(vault)
+        let outbox = Outbox::open(&vault, outbox_clock, vault_metrics);
+        Ok::<_, VaultError>((vault, outbox))
     });
-    let vault = open.await.map_err(|_| DaemonError::Died)??;
+    let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let swept = current.clone();
     let (upkeep, backed_up) = (metrics.clone(), backups.clone());
@@ -179,17 +196,26 @@ async fn begin(
             return Err(error.into());
         }
     };
-    current.set(Some(keep(config, providers, &vault, metrics, clock)));
+    current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, cron, backups))
+    Ok((vault, outbox, cron, backups))
 }
 
-fn keep(config: &Config, providers: Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
+fn keep(
+    config: &Config,
+    providers: Providers,
+    (vault, outbox): (&Vault, &Outbox),
+    metrics: &Metrics,
+    clock: &SharedClock,
+) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
+        outbox: outbox.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
         warn_before: config.consent.warn_before.clone(),
@@ -264,7 +290,7 @@ impl Running {
         }
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
-        self.current.set(Some(keep(&config, providers, &self.vault, &self.metrics, &self.clock)));
+        self.current.set(Some(keep(&config, providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }

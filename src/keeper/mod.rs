@@ -25,6 +25,7 @@ mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod renew;
 mod resolve;
 mod run;
 mod search;
@@ -48,6 +49,7 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
@@ -59,8 +61,10 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
+    links::Links,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
+    outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
 };
@@ -70,6 +74,10 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
+    pub links: Option<Links>,
+    /// The vault's outbox, where what happens to them is told.
+    pub outbox: Outbox,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
@@ -117,6 +125,9 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
+    links: Option<Links>,
+    outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
     lane_of: BTreeMap<ProviderName, u16>,
@@ -146,7 +157,8 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
+            parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -164,6 +176,8 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            links,
+            outbox,
             lanes,
             lane_of,
             cache: TokenCache::new(refresh.token_cache_bytes),
@@ -193,6 +207,11 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Whether the index is complete and the vault takes records.
@@ -252,9 +271,11 @@ impl Shared {
         Ok(stored)
     }
 
-    #[expect(clippy::unused_self, reason = "reads as the keeper's word at its many calls")]
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
         tracing::error!(error = %error, "the vault failed");
+        if let Some(reason) = self.vault.poisoned() {
+            self.outbox.vault_failing(&reason);
+        }
         KeeperError::VaultUnavailable(error.to_string())
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         Answer, ClientCredentials, Credential, ExchangeOutcome, Labels, NoAnswer, OrganizationId, Secret, Timestamp,
         Usage,
     },
-    provider::{BoxFuture, Exchange, ProviderError},
+    provider::{BoxFuture, Exchange, ProviderError, Redemption},
     vault::Identity,
     wire::{self, Code, Enrolment},
 };
@@ -160,6 +160,11 @@ impl TokenEndpoint for Issuer {
         })
     }
 
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        let _ = redemption;
+        Box::pin(async { ExchangeOutcome::Refused { detail: "invalid_grant".into() } })
+    }
+
     fn organizations<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
         Box::pin(async { Ok(self.reach.lock().expect("whole").clone()) })
     }
@@ -284,6 +289,8 @@ fn keeper(
     let endpoint = |config: &ProviderConfig| (config.clone(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
+        links: None,
+        outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])),
         providers: providers.iter().map(endpoint).collect(),
         refresh: RefreshConfig {
             at: 0.75,

@@ -1,4 +1,4 @@
-//! Renewal links, as the keeper makes them.
+//! Renewal links, as the board gives them out.
 
 use serde::Serialize;
 
@@ -7,20 +7,15 @@ use crate::{
     model::{OrganizationId, Timestamp},
 };
 
-/// A renewal link.
+/// A renewal link, as the page's script reads it.
 #[derive(Debug, Serialize)]
 pub(super) struct RenewalLink {
     pub(super) url: String,
     pub(super) expires_at: Timestamp,
 }
 
-/// Whether this worker makes links at all.
-pub(super) fn are_made(_: &Keeper) -> bool {
-    false
-}
-
-/// Makes one.
-#[expect(clippy::unused_async, reason = "the keeper's own way is not there yet")]
-pub(super) async fn make(_: &Keeper, _: &OrganizationId) -> Result<RenewalLink, KeeperError> {
-    Err(KeeperError::BadRequest("renewal links need [consent] public_url".into()))
+/// Makes a link by which the organization's user gives its consent anew. Nothing is stored by that.
+pub(super) async fn make(keeper: &Keeper, organization: &OrganizationId) -> Result<RenewalLink, KeeperError> {
+    let link = keeper.link(organization, None, Vec::new()).await?;
+    Ok(RenewalLink { url: link.url, expires_at: link.expires_at })
 }

@@ -179,7 +179,7 @@ async fn board(State(board): State<Board>, RawQuery(query): RawQuery, headers: H
     let counts = tokio::task::spawn_blocking(move || (counted.status(None), counted.census())).await;
     let (status, census) = counts.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let (status, census) = (&status, &*census);
-    let links = link::are_made(&keeper);
+    let links = keeper.makes_links();
     let overview = Overview { status, census, found: &found, query: &query, visit: &visit, now, links };
     Ok(Html(page::board(&overview)).into_response())
 }
@@ -196,7 +196,7 @@ async fn results(
     let _turn = board.0.turns.acquire().await;
     let now = board.0.clock.now().wall;
     let found = keeper.search(query.search(now)).await.map_err(|_| starting(Place::Below))?;
-    let rows = table::Rows { query: &query, visit: &visit, now, links: link::are_made(&keeper) };
+    let rows = table::Rows { query: &query, visit: &visit, now, links: keeper.makes_links() };
     Ok(Html(table::results(&found, &rows).into_string()).into_response())
 }
 

@@ -3,7 +3,7 @@
 use super::{
     door::Visit,
     html::Html,
-    query::{Ends, Query, WITHIN},
+    query::{Ends, Query, ROWS, WITHIN},
     words,
 };
 use crate::{
@@ -92,18 +92,22 @@ pub(super) fn count_in_words(found: &Found, query: &Query) -> String {
         return if query.is_narrowed() { format!("{matched} found") } else { matched };
     }
     let rows = u64::try_from(found.organizations.len()).unwrap_or(u64::MAX);
-    let by_label = match rows.saturating_sub(found.matched) {
-        0 => String::new(),
-        more => format!(", {} by a label on this page", words::count(more)),
+    let by_label = if query.after.is_none() { rows.saturating_sub(found.matched) } else { 0 };
+    let mut words = match (found.matched, by_label) {
+        (0, by_label @ 1..) => {
+            format!("{} found by a label", words::counted(by_label, "organization", "organizations"))
+        }
+        (_, by_label @ 1..) => format!("{matched} found by id, {} by a label", words::count(by_label)),
+        (_, 0) => format!("{matched} found by id"),
     };
-    let unsearched = match found.unsearched {
-        0 => String::new(),
-        left => format!("; labels of {} not searched yet", words::counted(left, "organization", "organizations")),
-    };
-    if query.after.is_some() {
-        return format!("{matched} found by id; more by their labels may follow{unsearched}");
-    }
-    format!("{matched} found by id{by_label}{unsearched}")
+    words.push_str(&match (found.unsearched, found.organizations.len() < ROWS) {
+        (0, _) => String::new(),
+        (_, false) => "; more may follow by their labels".to_owned(),
+        (left, true) => {
+            format!("; labels of {} not searched yet", words::counted(left, "organization", "organizations"))
+        }
+    });
+    words
 }
 
 /// The results: what the live search replaces.
@@ -168,7 +172,7 @@ fn row(html: &mut Html, organization: &Organization, rows: &Rows<'_>) {
     state(html, organization, rows.now);
     html.raw("</td>");
     ending(html, organization, rows.now);
-    html.raw("<td>");
+    html.raw("<td data-word=\"Last fetched\">");
     match organization.last_fetched_at {
         Some(at) => moment(html, at, &format!("{} ago", words::span(rows.now.since(at)))),
         None => {
@@ -289,7 +293,7 @@ fn pager(html: &mut Html, found: &Found, query: &Query) {
         let address = Query { after: Some(next.clone()), ..query.clone() }.address();
         html.raw("<a rel=\"next\" href=\"").text(address).raw("#organizations\">");
         // What is left may be labels that nobody has looked at yet.
-        let searching = found.unsearched > 0 && found.organizations.len() < super::query::ROWS;
+        let searching = found.unsearched > 0 && found.organizations.len() < ROWS;
         html.raw(if searching { "Search further labels »</a>" } else { "Next page »</a>" });
     }
     html.raw("</nav>");
@@ -373,8 +377,7 @@ mod tests {
     fn what_was_not_searched_is_told() {
         let query = Query { text: "x".to_owned(), ..Query::default() };
         let found = Found { organizations: vec![organization("x")], matched: 0, unsearched: 95_000, next: None };
-        let words =
-            "0 organizations found by id, 1 by a label on this page; labels of 95,000 organizations not searched yet";
+        let words = "1 organization found by a label; labels of 95,000 organizations not searched yet";
         assert_eq!(count_in_words(&found, &query), words);
         let found = Found { unsearched: 0, matched: 1, ..found };
         assert_eq!(count_in_words(&found, &query), "1 organization found by id");
