@@ -16,7 +16,7 @@ help:
 	@echo 'make simulate [SEEDS=1000]  simulate 400 days of every fault for each seed; docs/reliability.md'
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory and board against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -44,7 +44,7 @@ damage:
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
 
 # What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
 peers: $(OIDC)/node_modules/.package-lock.json
