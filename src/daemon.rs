@@ -19,7 +19,7 @@ use crate::{
     config::{Config, ConfigError, Located, ProviderConfig},
     cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures},
+    http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
     links::Links,
     metrics::Metrics,
@@ -55,6 +55,9 @@ pub enum DaemonError {
     /// The HTTP listener cannot be made.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// There can be no board.
+    #[error(transparent)]
+    Board(#[from] http::board::NoChance),
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
@@ -120,10 +123,17 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
+        let board = Board::of(&config.board, current.clone(), clock.clone())?;
+        if let Some(board) = &board
+            && let Err(error) = board.check().await
+        {
+            tracing::error!(%error, "nobody can look at the board until that is mended");
+        }
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
+            board,
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
@@ -334,6 +344,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
         ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
         ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("http.board", format!("{:?}", before.board), format!("{:?}", after.board)),
         ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
         ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
         ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),

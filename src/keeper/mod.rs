@@ -29,6 +29,7 @@ mod publish;
 mod renew;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -206,6 +208,11 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Whether the index is complete and the vault takes records.
