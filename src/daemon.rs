@@ -31,6 +31,10 @@ use crate::{
     vault::{Identity, Vault, VaultError, recipients_differ},
 };
 
+/// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
+const WATCHDOG_SHARE: u32 = 3;
+/// And at least so often, since a sleep over a minute is late where a machine was suspended.
+const WATCHDOG_LONGEST: Duration = Duration::from_secs(30);
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -369,6 +373,9 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         "consentry is running"
     );
     notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(watchdog(running.current.clone(), limit));
+    }
     while signals.next().await == Request::Reload {
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
@@ -394,6 +401,22 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         _ = signals.next() => {
             tracing::warn!("stopped at once; the journal holds what the vault needs");
             Ok(())
+        }
+    }
+}
+
+/// Tells systemd's watchdog that the worker lives, until the process ends: not where only a restart helps, which is what
+/// systemd then does. A worker whose threads are all stuck tells nothing either.
+async fn watchdog(current: Current, limit: Duration) {
+    let mut turns = tokio::time::interval((limit / WATCHDOG_SHARE).clamp(Duration::from_millis(1), WATCHDOG_LONGEST));
+    loop {
+        turns.tick().await;
+        let stuck = match current.get() {
+            Some(keeper) => keeper.wants_restart().await,
+            None => false,
+        };
+        if !stuck {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }
