@@ -183,14 +183,17 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
-    /// A link by which the organization's user gives consent, or gives it anew.
+    /// A link by which the organization's user gives consent, or gives it anew; `provider` is needed for an organization that
+    /// is not known yet, and `also` names further organizations of the same user.
     pub async fn consent_link(
         &self,
         organization: &OrganizationId,
-        wanted: &wire::ConsentLinkRequest,
+        provider: Option<&ProviderName>,
+        also: &[OrganizationId],
     ) -> Result<wire::ConsentLink, ClientError> {
-        let body = serde_json::to_vec(wanted)
-            .map_err(|_| ClientError::Protocol("what the link is for cannot be written as JSON".into()))?;
+        let wanted = wire::LinkRequest { provider: provider.cloned(), also: also.to_vec() };
+        let body = serde_json::to_vec(&wanted)
+            .map_err(|_| ClientError::Protocol("the request cannot be written as JSON".into()))?;
         let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
         call.body = body.into();
         self.call(call).await?.json()

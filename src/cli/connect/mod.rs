@@ -5,10 +5,7 @@ mod bulk;
 use clap::Args;
 
 use super::{Exit, Failure, Global, print::Out};
-use crate::{
-    model::{OrganizationId, ProviderName},
-    wire::ConsentLinkRequest,
-};
+use crate::model::{OrganizationId, ProviderName};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  consentry connect 123456\n  \
@@ -33,7 +30,7 @@ pub(super) struct ConnectArgs {
 pub(super) async fn connect(global: &Global, args: ConnectArgs, out: &mut Out) -> Result<Exit, Failure> {
     let ConnectArgs { organization, provider, also, bulk } = args;
     let Some(organization) = organization else { return bulk::bulk(global, bulk, provider, out).await };
-    let link = global.client()?.consent_link(&organization, &ConsentLinkRequest { provider, also }).await?;
+    let link = global.client()?.consent_link(&organization, provider.as_ref(), &also).await?;
     if global.json {
         out.json(&link)?
     } else {
