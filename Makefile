@@ -4,7 +4,8 @@ CARGO ?= cargo
 FOR ?=
 NAME ?=
 N ?=
-OIDC := tests/peers/oidc
+# What the tests talk to and nobody here wrote, from npm: each a folder with a lock file.
+PEERS := tests/peers/oidc tests/peers/webhooks
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test fuzz simulate kills damage peers bench lint fmt clippy deny doc
@@ -46,12 +47,12 @@ damage:
 bench:
 	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory)
 
-# What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
-peers: $(OIDC)/node_modules/.package-lock.json
+# A certified authorization server; and a receiver of webhooks, which verifies with the specification's own library.
+peers: $(PEERS:%=%/node_modules/.package-lock.json)
 
-$(OIDC)/node_modules/.package-lock.json: $(OIDC)/package-lock.json $(OIDC)/package.json
+%/node_modules/.package-lock.json: %/package-lock.json %/package.json
 	tests/peers/need
-	npm ci --prefix $(OIDC) --no-audit --no-fund
+	npm ci --prefix $* --no-audit --no-fund
 	touch $@
 
 lint: fmt clippy doc deny

@@ -24,6 +24,7 @@ use crate::{
     links::Links,
     metrics::Metrics,
     model::ProviderName,
+    notice::{self, Notice, ReceiverProblem, Receivers},
     outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
@@ -42,6 +43,9 @@ pub enum DaemonError {
     /// A provider cannot be set up.
     #[error(transparent)]
     Provider(#[from] SetupError),
+    /// A webhook cannot be delivered to.
+    #[error(transparent)]
+    Webhook(#[from] ReceiverProblem),
     /// The vault cannot be opened or closed.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -73,6 +77,7 @@ pub struct Running {
     current: Current,
     vault: Vault,
     outbox: Outbox,
+    notice: Notice,
     api: Api,
     metrics: Metrics,
     clock: SharedClock,
@@ -90,11 +95,16 @@ type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
-    let clock: SharedClock = Arc::new(SystemClock::new());
+    start_with(config, Arc::new(SystemClock::new())).await
+}
+
+/// As [`start`], with a clock that somebody else may move.
+pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, DaemonError> {
     let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
     let metrics = Metrics::new(&names);
     metrics.configure(&names, &config.consent.warn_before);
     let providers = providers(&config, &clock)?;
+    let receivers = Receivers::open(&config.webhooks, &clock)?;
 
     let socket = ApiServer::bind(&config.socket)?;
     let listener = match config.http_listen {
@@ -119,8 +129,8 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     }
     serving.close();
 
-    match begin(&config, providers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, cron, backups, digests)) => {
+    match begin(&config, providers, receivers, &current, &metrics, &clock).await {
+        Ok((vault, outbox, notice, cron, backups, digests)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
             Ok(Running {
@@ -128,6 +138,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
                 current,
                 vault,
                 outbox,
+                notice,
                 api,
                 metrics,
                 clock,
@@ -147,14 +158,15 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     }
 }
 
-/// What comes after the sockets: vault, keeper, cron.
+/// What comes after the sockets: vault, cron, webhooks, keeper.
 async fn begin(
     config: &Config,
     providers: Providers,
+    receivers: Receivers,
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
+) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -194,12 +206,15 @@ async fn begin(
             return Err(error.into());
         }
     };
+    // Before the keeper, which may have something to tell at once.
+    let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    let notice = Notice::start(receivers, parts);
     current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, cron, backups, digests))
+    Ok((vault, outbox, notice, cron, backups, digests))
 }
 
 fn keep(
@@ -248,8 +263,8 @@ async fn close(vault: Vault) -> Result<(), DaemonError> {
 }
 
 impl Running {
-    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, the vault is
-    /// closed. What does not end within its time limit is left: the vault's journal holds what it needs.
+    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, so do webhooks under way,
+    /// and the vault is closed. What does not end within its time limit is left: the vault's journal holds what it needs.
     pub async fn stop(self) -> Result<(), DaemonError> {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
@@ -260,17 +275,19 @@ impl Running {
         }
         self.stop_serving.cancel();
         self.serving.wait().await;
-        if let Some(keeper) = self.current.get() {
+        let draining = async {
+            let Some(keeper) = self.current.get() else { return };
             let patience = drain_limit(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
             if tokio::time::timeout(patience, keeper.drain()).await.is_err() {
                 tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
             }
-        }
+        };
+        tokio::join!(draining, self.notice.stop());
         self.current.set(None);
         close(self.vault).await
     }
 
-    /// Puts another configuration in force: access rules at once; providers and refresh settings by a new keeper on
+    /// Puts another configuration in force: access rules at once; webhooks when deliveries under way have ended; providers and refresh settings by a new keeper on
     /// the same vault, after the old one's exchanges have ended. Until then living tokens are served, and whoever wants
     /// more is told `starting`.
     ///
@@ -279,16 +296,21 @@ impl Running {
     /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
     pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
         let providers = providers(&config, &self.clock)?;
+        let receivers = Receivers::open(&config.webhooks, &self.clock)?;
         let before = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for key in needs_restart(&before, &config) {
             tracing::warn!(key, "changed, but only a restart puts it in force");
         }
         self.api.set_access(access(&config));
         // The old keeper serves living tokens until the new one is there, and takes no other work any more.
-        if let Some(keeper) = self.current.get() {
-            let drained = tokio::time::timeout(drain_limit(&before), keeper.drain()).await;
-            drained.map_err(|_| DaemonError::Undrained)?;
-        }
+        let draining = async {
+            match self.current.get() {
+                Some(keeper) => tokio::time::timeout(drain_limit(&before), keeper.drain()).await,
+                None => Ok(()),
+            }
+        };
+        let (drained, ()) = tokio::join!(draining, self.notice.replace(receivers));
+        drained.map_err(|_| DaemonError::Undrained)?;
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
         self.current.set(Some(keep(&config, providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));

@@ -305,6 +305,13 @@ fn schedule(raw: RawSchedule, section: &Section<'_>) -> ScheduleConfig {
 /// What no single key can say: that they make sense together.
 fn agree(config: &Config, problems: &Problems<'_>) {
     let because = |message: &str| Unfit::Because(message.to_owned());
+    for (index, webhook) in config.webhooks.iter().enumerate() {
+        // What is still to be delivered is kept by URL.
+        if let Some(first) = config.webhooks[..index].iter().position(|other| other.url == webhook.url) {
+            let message = format!("is that of webhook[{first}] too; give that one the events of both");
+            Section::item(problems, "webhook", index).unfit("url", Unfit::Because(message));
+        }
+    }
     if config.consent.listen.is_some() && config.consent.public_url.is_none() {
         Section::named(problems, "consent")
             .missing("public_url", "consent.listen is set, and links need the address by which the world reaches it");

@@ -271,6 +271,10 @@ fn a_full_configuration_is_understood() {
     "[[webhook]]\nurl = \"https://a.example\"\nsecret_file = \"k\"\nevents = [\"consent.lots\"]",
     "4: webhook[0].events: no event is called \"consent.lots\"; did you mean \"consent.lost\"?"
 )]
+#[case::a_receiver_twice(
+    "[[webhook]]\nurl = \"https://a.example/x\"\nsecret_file = \"k\"\n[[webhook]]\nurl = \"https://a.example/x\"\nsecret_file = \"l\"",
+    "5: webhook[1].url: is that of webhook[0] too; give that one the events of both"
+)]
 #[case::timezone(
     "[schedule]\ntimezone = \"Europe/Kobenhavn\"",
     "2: schedule.timezone: given \"Europe/Kobenhavn\"; expected a time zone of the IANA database, such as \"Europe/Copenhagen\" or \"UTC\""

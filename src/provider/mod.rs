@@ -24,11 +24,15 @@ mod verdict;
 use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
 pub use client::Provider;
-pub use client_secrets::SecretFileProblem;
+pub use detail::of_error as error_detail;
 pub use findings::{Finding, Severity};
-pub use transport::{install_tls_provider, is_safe_endpoint};
+pub use transport::{https_client, install_tls_provider, is_safe_endpoint};
+pub use verdict::retry_after;
 
-use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
+use crate::{
+    model::{ClientCredentials, Credential, ExchangeOutcome, Secret},
+    secret_file::SecretFileProblem,
+};
 
 /// A future that is boxed so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

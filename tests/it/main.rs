@@ -19,3 +19,4 @@ mod oidc;
 mod resolve;
 mod roles;
 mod secrets;
+mod webhooks;
