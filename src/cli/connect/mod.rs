@@ -32,9 +32,9 @@ pub(super) async fn connect(global: &Global, args: ConnectArgs, out: &mut Out) -
     let Some(organization) = organization else { return bulk::bulk(global, bulk, provider, out).await };
     let link = global.client()?.consent_link(&organization, provider.as_ref(), &also).await?;
     if global.json {
-        out.json(&link)?
+        out.json(&link)?;
     } else {
-        out.line(&link.url)?
+        out.line(&link.url)?;
     }
     Ok(Exit::Done)
 }
