@@ -26,6 +26,7 @@ use crate::{
     links::Links,
     metrics::Metrics,
     model::ProviderName,
+    outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
     vault::{Identity, Vault, VaultError, recipients_differ},
@@ -78,6 +79,7 @@ pub struct Running {
     pub consent: Option<SocketAddr>,
     current: Current,
     vault: Vault,
+    outbox: Outbox,
     api: Api,
     pages: Pages,
     metrics: Metrics,
@@ -134,7 +136,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     serving.close();
 
     match begin(&config, &providers, &current, &metrics, &clock).await {
-        Ok((vault, cron, backups)) => {
+        Ok((vault, outbox, cron, backups)) => {
             pages.set(offer(&config, &providers, &vault));
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
@@ -143,6 +145,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
                 consent,
                 current,
                 vault,
+                outbox,
                 api,
                 pages,
                 metrics,
@@ -169,20 +172,21 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Cron, Option<BackupSchedule>), DaemonError> {
-    let (vault_config, vault_metrics) = (config.vault.clone(), metrics.clone());
+) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>), DaemonError> {
+    let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        let vault = Vault::open(&vault_config, &identity, vault_metrics)?;
+        let vault = Vault::open(&vault_config, &identity, vault_metrics.clone())?;
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        Ok::<_, VaultError>(vault)
+        let outbox = Outbox::open(&vault, outbox_clock, vault_metrics);
+        Ok::<_, VaultError>((vault, outbox))
     });
-    let vault = open.await.map_err(|_| DaemonError::Died)??;
+    let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let swept = current.clone();
     let (upkeep, backed_up) = (metrics.clone(), backups.clone());
@@ -202,19 +206,26 @@ async fn begin(
             return Err(error.into());
         }
     };
-    current.set(Some(keep(config, providers, &vault, metrics, clock)));
+    current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, cron, backups))
+    Ok((vault, outbox, cron, backups))
 }
 
-fn keep(config: &Config, providers: &Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
+fn keep(
+    config: &Config,
+    providers: &Providers,
+    (vault, outbox): (&Vault, &Outbox),
+    metrics: &Metrics,
+    clock: &SharedClock,
+) -> Keeper {
     let endpoint =
         |provider: &Arc<Provider>| (provider.config().clone(), Arc::clone(provider) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
+        outbox: outbox.clone(),
         links: links(config, vault),
         providers: providers.iter().map(endpoint).collect(),
         refresh: config.refresh.clone(),
@@ -310,7 +321,7 @@ impl Running {
         }
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
-        self.current.set(Some(keep(&config, &providers, &self.vault, &self.metrics, &self.clock)));
+        self.current.set(Some(keep(&config, &providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
         self.pages.set(offer(&config, &providers, &self.vault));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())

@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod links;
 pub mod metrics;
 pub mod model;
+pub mod outbox;
 pub mod provider;
 pub mod sandbox;
 mod serve;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{GrantKind, Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage};
+use crate::model::{self, GrantKind, Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage};
 
 /// Where both listeners say whether the worker lives.
 pub const HEALTHZ: &str = "/healthz";
@@ -166,7 +166,7 @@ pub struct Consent {
     pub usage: Usage,
     /// How long a spent token may be exchanged again.
     pub grace_seconds: u64,
-    /// Warnings already given, e.g. `"30d"`.
+    /// Warnings already given, e.g. `"30d"`; `"0s"`: that it has ended.
     pub warned: Vec<String>,
 }
 
@@ -311,6 +311,100 @@ pub struct Recipient {
     pub recipient: String,
     /// Whether it is of the worker's own identity.
     pub own: bool,
+}
+
+/// An event as `GET /v1/events` and webhooks tell it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Names it: the same happening told twice has the same one.
+    pub id: String,
+    /// What happened, such as `consent.expiring`.
+    #[serde(rename = "type")]
+    pub kind: Cow<'static, str>,
+    /// When.
+    pub timestamp: Timestamp,
+    /// What it is about.
+    pub data: EventData,
+}
+
+/// What an event is about.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(untagged)]
+pub enum EventData {
+    /// An organization's grant.
+    Organization(Box<OrganizationEvent>),
+    /// All consents that end.
+    Digest {
+        /// By week and provider, soonest first.
+        weeks: Vec<ForecastWeek>,
+    },
+    /// A provider as a whole.
+    Provider {
+        /// Its name.
+        provider: ProviderName,
+        /// Why it fails; null where it does not.
+        reason: Option<Cow<'static, str>>,
+    },
+    /// The vault.
+    Vault {
+        /// Why it fails.
+        reason: Option<Cow<'static, str>>,
+    },
+}
+
+/// What an event tells of an organization's grant.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct OrganizationEvent {
+    /// Whose grant.
+    pub organization: OrganizationId,
+    /// Where it is.
+    pub provider: ProviderName,
+    /// The operator's labels.
+    pub labels: Labels,
+    /// The grant's state since.
+    pub state: Option<Cow<'static, str>>,
+    /// Why, for every state but `active`.
+    pub reason: Option<Cow<'static, str>>,
+    /// When the consent ends, as far as known.
+    pub consent_expires_at: Option<Timestamp>,
+    /// Days until then, rounded up; zero or less once it has ended.
+    pub days_left: Option<i64>,
+    /// Of `consent.expiring`: which of `consent.warn_before` this is, such as `30d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
+    /// Where the customer renews the consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_url: Option<String>,
+}
+
+impl From<&model::Event> for Event {
+    fn from(event: &model::Event) -> Self {
+        let reason = event.reason.clone();
+        let data = match (&event.organization, &event.provider) {
+            (Some(organization), Some(provider)) => EventData::Organization(Box::new(OrganizationEvent {
+                organization: organization.clone(),
+                provider: provider.clone(),
+                labels: event.labels.clone(),
+                state: event.state.clone(),
+                reason,
+                consent_expires_at: event.consent_expires_at,
+                days_left: event.days_left,
+                within: event.within.map(model::in_largest_unit),
+                renewal_url: event.renewal_url.clone(),
+            })),
+            _ if event.kind == model::EventKind::ConsentsDigest => {
+                let weeks = event.weeks.iter().map(|week| ForecastWeek {
+                    week: week.week.clone(),
+                    provider: week.provider.clone(),
+                    consents: week.consents,
+                });
+                EventData::Digest { weeks: weeks.collect() }
+            }
+            (_, Some(provider)) => EventData::Provider { provider: provider.clone(), reason },
+            (_, None) => EventData::Vault { reason },
+        };
+        Self { id: event.id.to_string(), kind: Cow::Borrowed(event.kind.word()), timestamp: event.at, data }
+    }
 }
 
 /// The stable word of an error, `code` in a problem document and a label of the fetch metric.

@@ -62,6 +62,7 @@ use crate::{
     links::Links,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
+    outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
 };
@@ -73,6 +74,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
     pub links: Option<Links>,
+    /// The vault's outbox, where what happens to them is told.
+    pub outbox: Outbox,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
@@ -122,6 +125,7 @@ struct Shared {
     vault: Vault,
     #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
     links: Option<Links>,
+    outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
     lane_of: BTreeMap<ProviderName, u16>,
@@ -151,7 +155,8 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
+            parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -170,6 +175,7 @@ impl Keeper {
         let shared = Arc::new(Shared {
             vault,
             links,
+            outbox,
             lanes,
             lane_of,
             cache: TokenCache::new(refresh.token_cache_bytes),
@@ -258,9 +264,11 @@ impl Shared {
         Ok(stored)
     }
 
-    #[expect(clippy::unused_self, reason = "reads as the keeper's word at its many calls")]
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
         tracing::error!(error = %error, "the vault failed");
+        if let Some(reason) = self.vault.poisoned() {
+            self.outbox.vault_failing(&reason);
+        }
         KeeperError::VaultUnavailable(error.to_string())
     }
 }

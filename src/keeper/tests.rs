@@ -292,6 +292,7 @@ fn keeper(
     let parts = Parts {
         vault: vault.clone(),
         links: None,
+        outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])),
         providers: providers.iter().map(endpoint).collect(),
         refresh: RefreshConfig {
             at: 0.75,

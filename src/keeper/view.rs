@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
 use crate::{
-    model::{OrganizationId, Timestamp, Usage},
+    model::{OrganizationId, Timestamp, Usage, in_largest_unit},
     vault::Rekeying,
     wire,
 };
@@ -85,7 +85,7 @@ impl Shared {
             assumed: consent.assumed,
             usage: shown.unwrap_or(Usage::OneTime),
             grace_seconds: consent.grace.as_secs(),
-            warned: consent.warned.iter().map(|before| humantime::format_duration(*before).to_string()).collect(),
+            warned: consent.warned.iter().copied().map(in_largest_unit).collect(),
         });
         Ok(Some(wire::Organization {
             organization: entry.id.clone(),

@@ -19,6 +19,7 @@ use crate::{
     keeper::Parts,
     metrics::Metrics,
     model::{ClientCredentials, Secret, Usage},
+    outbox::Outbox,
     provider::TokenEndpoint,
     sandbox::{Issuer, SandboxConfig},
     vault::{Disk, Snapshot, Vault},
@@ -150,6 +151,7 @@ impl World {
     pub(super) fn parts(&self, vault: Vault, seed: u64) -> Parts {
         let endpoints = self.networks.iter().map(|network| Arc::clone(network) as Arc<dyn TokenEndpoint>);
         Parts {
+            outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
             vault,
             links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
