@@ -9,6 +9,7 @@ mod audit;
 #[cfg(test)]
 mod description;
 mod download;
+mod link;
 mod listener;
 mod peer;
 mod problems;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
+    link,
     problems::Refusal,
     request, vault,
 };
@@ -39,6 +40,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
+        .route("/v1/organizations/{org}/consent-link", post(link::make).delete(link::revoke))
         .route("/v1/status", get(status))
         .route("/v1/vault/keys", post(vault::rotate_key))
         .route("/v1/vault/recipients", get(vault::recipients))
@@ -248,7 +250,13 @@ struct Health {
 impl Api {
     /// The organization in the path, if `peer` may do what needs `role` to it. Asked before anything is looked up, so
     /// that the answer is the same whether it exists or not.
-    fn permitted(&self, uri: &Uri, peer: &Peer, role: Role, action: Action) -> Result<OrganizationId, Refusal> {
+    pub(super) fn permitted(
+        &self,
+        uri: &Uri,
+        peer: &Peer,
+        role: Role,
+        action: Action,
+    ) -> Result<OrganizationId, Refusal> {
         let organization = request::organization(uri)?;
         if self.0.access.load().may(peer, role, &organization) {
             return Ok(organization);

@@ -183,6 +183,20 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
+    /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
+    /// which can end all that the same person has given.
+    pub async fn resolve(
+        &self,
+        organization: &OrganizationId,
+        action: wire::Resolution,
+    ) -> Result<wire::Organization, ClientError> {
+        let body = serde_json::to_vec(&wire::Resolve { action })
+            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/resolve")).slow();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
     /// A link by which the organization's user gives consent, or gives it anew; `provider` is needed for an organization that
     /// is not known yet, and `also` names further organizations of the same user.
     pub async fn consent_link(
@@ -199,18 +213,11 @@ impl Client {
         self.call(call).await?.json()
     }
 
-    /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
-    /// which can end all that the same person has given.
-    pub async fn resolve(
-        &self,
-        organization: &OrganizationId,
-        action: wire::Resolution,
-    ) -> Result<wire::Organization, ClientError> {
-        let body = serde_json::to_vec(&wire::Resolve { action })
-            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
-        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/resolve")).slow();
-        call.body = body.into();
-        self.call(call).await?.json()
+    /// Ends every link that was made for the organization until now.
+    pub async fn revoke_links(&self, organization: &OrganizationId) -> Result<(), ClientError> {
+        let path = format!("/v1/organizations/{organization}/consent-link");
+        self.call(Call::new(Method::DELETE, path).repeatable()).await?;
+        Ok(())
     }
 
     /// The state of the whole.

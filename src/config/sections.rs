@@ -266,6 +266,7 @@ fn consent(raw: RawConsent, section: &Section<'_>) -> ConsentConfig {
         public_url: section.optional("public_url", raw.public_url, values::base_url),
         link_lifetime: section
             .value("link_lifetime", raw.link_lifetime, days(14), |text| values::duration(&text, LINK_LIFETIME)),
+        name: section.optional("name", raw.name, values::shown_name),
     }
 }
 

@@ -215,6 +215,8 @@ mod tests {
             revoke_url: None,
             organizations_url: None,
             client_auth: ClientAuth::Post,
+            response_mode: None,
+            prompt: None,
         }
     }
 

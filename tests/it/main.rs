@@ -16,6 +16,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod oidc;
+mod pages;
 mod resolve;
 mod roles;
 mod secrets;

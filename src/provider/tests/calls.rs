@@ -206,7 +206,7 @@ async fn discovery_is_asked_once_an_hour_and_an_old_document_outlives_a_failure(
     let provider = provider_at(discovered(&server), PATIENT, &clock);
     assert!(is_granted(&exchange(&provider).await));
     assert!(is_granted(&exchange(&provider).await));
-    assert_eq!(provider.authorize_endpoint().await.expect("discovered"), url_of(&server, "/authorize"));
+    assert_eq!(provider.authorize_endpoint().await.expect("discovered").url, url_of(&server, "/authorize"));
     clock.advance(Duration::from_hours(1));
     assert!(is_granted(&exchange(&provider).await));
     assert!(is_granted(&exchange(&provider).await));
@@ -260,7 +260,7 @@ async fn a_sandbox_whose_discovery_fails_sends_nothing_to_the_real_issuer() {
 
 #[tokio::test]
 async fn the_profiles_endpoints_serve_where_nothing_else_is_known() {
-    let authorize = provider(config(Kind::VismaConnect)).authorize_endpoint().await.expect("the profile's");
+    let authorize = provider(config(Kind::VismaConnect)).authorize_endpoint().await.expect("the profile's").url;
     assert_eq!(authorize.as_str(), "https://connect.visma.com/connect/authorize");
 }
 

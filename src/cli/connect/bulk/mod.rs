@@ -43,7 +43,12 @@ const DAY: Duration = Duration::from_hours(24);
 #[derive(Debug, Args)]
 pub(in crate::cli) struct BulkArgs {
     /// Links for all whose consent ends within this time, or has ended
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse::duration,
+        conflicts_with_all = ["organization", "also", "wait", "revoke", "confirm", "decline"]
+    )]
     all_expiring: Option<Duration>,
     /// Print CSV, one line an organization, a column for each label: for a mail merge
     #[arg(long, requires = "all_expiring", conflicts_with = "json")]
