@@ -21,7 +21,7 @@ use crate::{
     consent::{self, Offer, Pages},
     cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures},
+    http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
     links::Links,
     metrics::Metrics,
@@ -33,6 +33,10 @@ use crate::{
     vault::{Identity, Vault, VaultError, recipients_differ},
 };
 
+/// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
+const WATCHDOG_SHARE: u32 = 3;
+/// And at least so often, since a sleep over a minute is late where a machine was suspended.
+const WATCHDOG_LONGEST: Duration = Duration::from_secs(30);
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -60,6 +64,9 @@ pub enum DaemonError {
     /// The listener of the consent pages cannot be made.
     #[error(transparent)]
     Consent(#[from] consent::BindError),
+    /// There can be no board.
+    #[error(transparent)]
+    Board(#[from] http::board::NoChance),
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
@@ -133,10 +140,17 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
+        let board = Board::of(&config.board, current.clone(), clock.clone())?;
+        if let Some(board) = &board
+            && let Err(error) = board.check().await
+        {
+            tracing::error!(%error, "nobody can look at the board until that is mended");
+        }
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
+            board,
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
@@ -376,6 +390,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
         ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
         ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("http.board", format!("{:?}", before.board), format!("{:?}", after.board)),
         ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
         ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
         ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),
@@ -401,6 +416,9 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         "consentry is running"
     );
     notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(watchdog(running.current.clone(), limit));
+    }
     while signals.next().await == Request::Reload {
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
@@ -426,6 +444,22 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         _ = signals.next() => {
             tracing::warn!("stopped at once; the journal holds what the vault needs");
             Ok(())
+        }
+    }
+}
+
+/// Tells systemd's watchdog that the worker lives, until the process ends: not where only a restart helps, which is what
+/// systemd then does. A worker whose threads are all stuck tells nothing either.
+async fn watchdog(current: Current, limit: Duration) {
+    let mut turns = tokio::time::interval((limit / WATCHDOG_SHARE).clamp(Duration::from_millis(1), WATCHDOG_LONGEST));
+    loop {
+        turns.tick().await;
+        let stuck = match current.get() {
+            Some(keeper) => keeper.wants_restart().await,
+            None => false,
+        };
+        if !stuck {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }

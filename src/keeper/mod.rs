@@ -30,6 +30,7 @@ mod publish;
 mod renew;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
 mod telling;
@@ -53,6 +54,7 @@ pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -218,6 +220,11 @@ impl Keeper {
     /// Where what happens is told.
     pub fn outbox(&self) -> Outbox {
         self.shared.outbox.clone()
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Whether the index is complete and the vault takes records.

@@ -3,6 +3,7 @@
 mod alive;
 mod api;
 mod backup;
+mod board;
 mod cli;
 mod damage;
 mod disk;
