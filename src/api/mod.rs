@@ -10,6 +10,7 @@ mod confirm;
 #[cfg(test)]
 mod description;
 mod download;
+mod link;
 mod listener;
 mod peer;
 mod problems;

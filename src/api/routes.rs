@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
-    confirm,
+    confirm, link,
     problems::Refusal,
     request, vault,
 };
@@ -41,6 +41,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
         .route("/v1/organizations/{org}/confirm", post(confirm::confirm))
+        .route("/v1/organizations/{org}/consent-link", post(link::make).delete(link::revoke))
         .route("/v1/status", get(status))
         .route("/v1/vault/keys", post(vault::rotate_key))
         .route("/v1/vault/recipients", get(vault::recipients))

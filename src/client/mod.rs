@@ -212,6 +212,29 @@ impl Client {
         }
     }
 
+    /// A link by which the organization's user gives consent, or gives it anew; `provider` is needed for an organization that
+    /// is not known yet, and `also` names further organizations of the same user.
+    pub async fn consent_link(
+        &self,
+        organization: &OrganizationId,
+        provider: Option<&ProviderName>,
+        also: &[OrganizationId],
+    ) -> Result<wire::ConsentLink, ClientError> {
+        let wanted = wire::LinkRequest { provider: provider.cloned(), also: also.to_vec() };
+        let body = serde_json::to_vec(&wanted)
+            .map_err(|_| ClientError::Protocol("the request cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
+    /// Ends every link that was made for the organization until now.
+    pub async fn revoke_links(&self, organization: &OrganizationId) -> Result<(), ClientError> {
+        let path = format!("/v1/organizations/{organization}/consent-link");
+        self.call(Call::new(Method::DELETE, path).repeatable()).await?;
+        Ok(())
+    }
+
     /// The state of the whole.
     pub async fn status(&self) -> Result<wire::Status, ClientError> {
         self.call(Call::get("/v1/status".into())).await?.json()

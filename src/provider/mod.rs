@@ -6,6 +6,7 @@
 //! of the design), and `answer` reads a granted token. `detail` cleans every text of an issuer before it may be seen.
 
 mod answer;
+mod authorize;
 mod client;
 mod client_secrets;
 mod detail;
@@ -23,12 +24,18 @@ mod verdict;
 
 use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
+pub use authorize::AuthorizeEndpoint;
 pub use client::Provider;
 pub use client_secrets::SecretFileProblem;
 pub use findings::{Finding, Severity};
 pub use transport::{install_tls_provider, is_safe_endpoint};
 
 use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
+
+/// What an issuer wrote, fit for a log or a page: on one line, cut, without anything as long as a token.
+pub fn cleaned(text: &str) -> String {
+    detail::Cleaner::of([]).clean(text)
+}
 
 /// A future that is boxed so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

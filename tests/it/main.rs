@@ -15,6 +15,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod oidc;
+mod pages;
 mod resolve;
 mod roles;
 mod secrets;

@@ -385,7 +385,7 @@ impl Worker {
         self.started()
     }
 
-    fn started(mut self) -> Self {
+    pub(crate) fn started(mut self) -> Self {
         self.launch();
         if let Some(status) = self.ready() {
             panic!("the worker ended with {status} before it was ready");
@@ -491,7 +491,7 @@ fn consentry(config: &Path) -> Command {
 }
 
 /// A port that nobody listens on. Another process could take it before the worker does; it then says so and ends.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback address");
     listener.local_addr().expect("it is bound").port()
 }
