@@ -8,6 +8,7 @@
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
 //! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
 
+mod awaiting;
 mod backup;
 mod blocking;
 mod budget;
@@ -30,6 +31,7 @@ mod resolve;
 mod run;
 mod slot;
 mod store;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -61,7 +63,7 @@ use crate::{
     lifecycle::Policy,
     links::Links,
     metrics::{Census, Metrics},
-    model::{Grant, ProviderName},
+    model::{Awaiting, Grant, GrantId, ProviderName},
     outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
@@ -80,6 +82,8 @@ pub struct Parts {
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
+    /// Whether a consent that another has taken the place of is revoked at the issuer, where that can harm no other.
+    pub revoke_old: bool,
     /// Times before a consent's end that are counted.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
@@ -123,7 +127,6 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
-    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
     links: Option<Links>,
     outbox: Outbox,
     lanes: Vec<Lane>,
@@ -144,6 +147,9 @@ struct Shared {
     /// Held while a slot is made whose grant must be written first.
     making: tokio::sync::Mutex<()>,
     enrolling: Vec<tokio::sync::Mutex<()>>,
+    /// Consents that have not taken their place, by grant; as stored.
+    awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
+    revoke_old: bool,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -155,8 +161,19 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
-            parts;
+        let Parts {
+            vault,
+            outbox,
+            links,
+            providers,
+            refresh,
+            revoke_old,
+            warn_before,
+            organization_series,
+            clock,
+            metrics,
+            seed,
+        } = parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -191,6 +208,8 @@ impl Keeper {
             loaded: AtomicBool::new(false),
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
+            awaiting: Mutex::default(),
+            revoke_old,
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             census: Mutex::default(),
             stopping,

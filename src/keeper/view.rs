@@ -46,6 +46,7 @@ impl Keeper {
             forecast: shared.forecast(scope),
             expired: census.providers.values().map(|counts| counts.expired).sum(),
             webhooks: wire::WebhookStatus { pending: 0 },
+            awaiting: shared.named_awaiting(scope),
             strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {
                 records: stats.records,
