@@ -266,6 +266,7 @@ fn keep(
         links: links(config, vault),
         providers: providers.iter().map(endpoint).collect(),
         refresh: config.refresh.clone(),
+        revoke_old: config.consent.revoke_old,
         warn_before: config.consent.warn_before.clone(),
         organization_series: config.organization_series,
         clock: clock.clone(),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
+    confirm,
     events,
     link,
     problems::Refusal,
@@ -42,6 +43,7 @@ pub(super) fn router(api: Api, stopping: CancellationToken) -> Routes {
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
+        .route("/v1/organizations/{org}/confirm", post(confirm::confirm))
         .route("/v1/organizations/{org}/consent-link", post(link::make).delete(link::revoke))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events::follow))
@@ -77,7 +79,9 @@ async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
     let served = async {
         let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Fetch)?;
         let min_ttl = request::min_ttl(&uri)?;
-        Ok(api.keeper()?.token(&organization, min_ttl).await?)
+        let keeper = api.keeper()?;
+        let served = keeper.token(&organization, min_ttl).await;
+        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
     };
     api.counted(served).await
 }
@@ -87,7 +91,9 @@ async fn refresh(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: 
         let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Refresh)?;
         request::no_query(&uri)?;
         let rejected = request::rejected(&headers)?;
-        Ok(api.keeper()?.refresh(&organization, rejected.as_deref()).await?)
+        let keeper = api.keeper()?;
+        let served = keeper.refresh(&organization, rejected.as_deref()).await;
+        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
     };
     api.counted(served).await
 }
@@ -287,6 +293,15 @@ impl Api {
             word(role)
         );
         Err(Refusal::new(Code::Forbidden, detail))
+    }
+
+    /// What a fetch is refused with. Of a consent that is lost whoever may operate on it is told where it is renewed; a link
+    /// is not for everybody who may fetch a token.
+    fn with_remedy(&self, keeper: &Keeper, peer: &Peer, organization: &OrganizationId, error: KeeperError) -> Refusal {
+        let tell =
+            matches!(error, KeeperError::Lost { .. }) && self.0.access.load().may(peer, Role::Operate, organization);
+        let renewal_url = tell.then(|| keeper.renewal_url(organization)).flatten();
+        Refusal::from(error).renewable_at(renewal_url)
     }
 
     /// Answers a fetch or forced refresh, and counts it whatever came of it.

@@ -198,6 +198,23 @@ impl Client {
         self.call(call).await?.json()
     }
 
+    /// What to do with a consent that waits for an operator. Gives the organization where it was accepted.
+    pub async fn confirm(
+        &self,
+        organization: &OrganizationId,
+        action: wire::Confirmation,
+    ) -> Result<Option<wire::Organization>, ClientError> {
+        let body = serde_json::to_vec(&wire::Confirm { action })
+            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/confirm")).slow();
+        call.body = body.into();
+        let answer = self.call(call).await?;
+        match action {
+            wire::Confirmation::Accept => answer.json().map(Some),
+            wire::Confirmation::Decline => Ok(None),
+        }
+    }
+
     /// A link by which the organization's user gives consent, or gives it anew; `provider` is needed for an organization that
     /// is not known yet, and `also` names further organizations of the same user.
     pub async fn consent_link(

@@ -98,7 +98,7 @@ fn a_consent_is_renewed_with_one_click_and_the_link_is_used_up() {
     let Visit { callback, .. } = person.approve(&link, "birgit");
     let back = person.get(&callback);
     assert_eq!(back.status, 303, "{back:?}");
-    let done_url = person.location(&back, &callback);
+    let done_url = Person::location(&back, &callback);
     assert!(!done_url.contains("code") && !done_url.contains("state") && !done_url.contains('?'), "{done_url}");
     let done = person.get(&done_url);
     assert_eq!((done.status, word(&done)), (200, "renewed"), "{done:?}");
@@ -108,7 +108,7 @@ fn a_consent_is_renewed_with_one_click_and_the_link_is_used_up() {
 
     let exchanges = stage.stand.issuer().exchanges();
     let again = person.get(&callback);
-    assert_eq!((again.status, person.location(&again, &callback)), (303, done_url));
+    assert_eq!((again.status, Person::location(&again, &callback)), (303, done_url));
     assert_eq!(stage.stand.issuer().exchanges(), exchanges, "a code is sent once");
     let stranger = stage.person().get(&callback);
     assert_eq!((stranger.status, word(&stranger)), (400, "lost-session"));
@@ -141,7 +141,7 @@ fn a_form_from_the_issuers_site_comes_back_through_a_proxy_with_a_path() {
         let fields: Vec<(&str, &str)> = visit.form.iter().map(|(key, value)| (&**key, &**value)).collect();
         let back = person.post(&visit.callback, &fields);
         assert_eq!(back.status, 303, "{back:?}");
-        let done_url = person.location(&back, &visit.callback);
+        let done_url = Person::location(&back, &visit.callback);
         assert_eq!(done_url, "https://connect.example/in/here/done");
         assert_eq!(word(&person.get(&done_url)), "renewed");
         assert_ne!(stage.granted_at("481001"), before);
@@ -161,8 +161,8 @@ fn who_refuses_changes_nothing_and_may_think_again() {
     assert!(done.body.contains("Nothing was changed"), "{}", done.body);
     let reference = done.body.split_once("<code>").and_then(|(_, rest)| rest.split_once("</code>")).expect("one").0;
     let log = stage.worker.log();
-    let line = log.lines().find(|line| line.contains(reference)).expect("the operator finds it");
-    assert!(line.contains("access_denied") && line.contains("481001"), "{line}");
+    let told = log.lines().find(|told| told.contains(reference)).expect("the operator finds it");
+    assert!(told.contains("access_denied") && told.contains("481001"), "{told}");
     assert_eq!(stage.granted_at("481001"), before);
 
     a_second_later();
