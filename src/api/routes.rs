@@ -16,9 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
-    confirm,
-    events,
-    link,
+    confirm, events, link,
     problems::Refusal,
     request, vault,
 };

@@ -126,10 +126,11 @@ fn links_for_all_that_end_come_as_csv_for_a_mail_merge() {
     assert!(csv[1].contains(",481005,http://127.0.0.1:9/here/c/"), "{csv:?}");
     assert!(csv[2].starts_with("481001,'=cmd()@holm.example,\"Holm, \"\"Byg\"\" & 481001\","), "{csv:?}");
 
-    let spread: Vec<Value> = lines(&worker.command(&["connect", "--all-expiring", "365d", "--spread", "12d", "--json"]))
-        .iter()
-        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
-        .collect();
+    let spread: Vec<Value> =
+        lines(&worker.command(&["connect", "--all-expiring", "365d", "--spread", "12d", "--json"]))
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect();
     let days: Vec<&str> = spread.iter().map(|line| line["send_on"].as_str().expect("a day")).collect();
     assert!(days.is_sorted() && days[0] == &now().to_string()[..10], "who ends in five days cannot wait: {days:?}");
     let long = worker.command(&["connect", "--all-expiring", "365d", "--spread", "4w", "--csv"]);
