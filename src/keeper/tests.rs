@@ -58,6 +58,8 @@ pub(super) fn provider_config() -> ProviderConfig {
         revoke_url: None,
         organizations_url: None,
         client_auth: ClientAuth::Post,
+        response_mode: None,
+        prompt: None,
     }
 }
 

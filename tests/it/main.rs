@@ -18,6 +18,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod oidc;
+mod pages;
 mod resolve;
 mod roles;
 mod secrets;
