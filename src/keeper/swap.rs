@@ -10,7 +10,6 @@ use super::{
     enrol::{Left, MAX_ORGANIZATION_BYTES, reach_in_words},
     resolve::under_way,
     slot::Slot,
-    store::in_doubt,
 };
 use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
@@ -198,24 +197,29 @@ impl Shared {
         Err(Unsettled::Later)
     }
 
-    /// The consent's access token; exchanged first where it has lapsed while the consent waited. One in doubt gives none:
-    /// what serves now must not be replaced by what may be dead.
+    /// The consent's access token; exchanged first where it has lapsed while the consent waited. One that died meanwhile, or
+    /// whose token is in doubt, will take no place: what serves now must not be replaced by what may be dead, and the
+    /// link is good again.
     pub(super) async fn living_token(&self, slot: &Arc<Slot>) -> Result<Secret, Unsettled> {
+        let lost = || Unsettled::Never(ConsentError::Refused("it has ended since it was given".to_owned()));
+        let in_doubt = || {
+            let why = "whether the consent still works cannot be known; it has to be given once more";
+            Unsettled::Never(ConsentError::Unavailable(why.to_owned()))
+        };
         if slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero()) {
             match self.exchange_and_wait(slot, None).await {
                 Ok(()) => {}
-                Err(KeeperError::Lost { .. }) => {
-                    let refused = ConsentError::Refused("it has ended since it was given".to_owned());
-                    return Err(Unsettled::Never(refused));
-                }
+                Err(KeeperError::Lost { .. }) => return Err(lost()),
+                Err(KeeperError::InDoubt { .. }) => return Err(in_doubt()),
                 Err(error) => return Err(Unsettled::Failed(error)),
             }
         }
         let grant = self.read_settled(slot).await?;
-        if let State::InDoubt(reason) = grant.state {
-            return Err(Unsettled::Failed(in_doubt(reason, &grant)));
+        match grant.state {
+            State::InDoubt(_) => Err(in_doubt()),
+            State::Lost => Err(lost()),
+            _ => grant.access.map(|access| access.token).ok_or(Unsettled::Later),
         }
-        grant.access.map(|access| access.token).ok_or(Unsettled::Later)
     }
 
     /// The stored grant. Between another task's commit and its publication the record is newer than the slot knows, so its
@@ -262,7 +266,7 @@ impl Shared {
             None => self.awaiting().remove(&grant.id),
         };
         drop(own);
-        self.tell_swapped(&grant, connect, rest.as_ref());
+        tell_swapped(&grant, connect, rest.as_ref());
         Ok((grant, rest))
     }
 
@@ -370,30 +374,6 @@ impl Shared {
         }
     }
 
-    fn tell_swapped(&self, grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
-        let provider = grant.provider.as_str();
-        for organization in connect {
-            tracing::info!(
-                event = "consent.renewed",
-                organization = organization.as_str(),
-                provider,
-                state = grant.state.word(),
-                "a person gave consent, and it serves from now on"
-            );
-        }
-        if let Some(rest) = rest {
-            for place in &rest.places {
-                tracing::warn!(
-                    event = "consent.awaiting",
-                    organization = place.organization.as_str(),
-                    provider,
-                    reason = rest.reason.word(),
-                    "a consent waits for an operator: `consentry connect ORG --confirm`"
-                );
-            }
-        }
-    }
-
     /// Revokes a consent that is not used any more, where the configuration says so and nothing else can be harmed. Called
     /// while it is still counted as living; the call itself goes on behind.
     pub(super) fn revoke_behind(&self, slot: &Arc<Slot>, grant: &Grant) {
@@ -419,6 +399,31 @@ impl Shared {
                 }
             }
         });
+    }
+}
+
+/// The log's lines of a swap.
+fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
+    let provider = grant.provider.as_str();
+    for organization in connect {
+        tracing::info!(
+            event = "consent.renewed",
+            organization = organization.as_str(),
+            provider,
+            state = grant.state.word(),
+            "a person gave consent, and it serves from now on"
+        );
+    }
+    if let Some(rest) = rest {
+        for place in &rest.places {
+            tracing::warn!(
+                event = "consent.awaiting",
+                organization = place.organization.as_str(),
+                provider,
+                reason = rest.reason.word(),
+                "a consent waits for an operator: `consentry connect ORG --confirm`"
+            );
+        }
     }
 }
 
