@@ -15,7 +15,7 @@ use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
     model::{
         AwaitReason, Awaiting, Credential, Event, EventKind, Grant, GrantId, Intent, Organization, OrganizationId,
-        Place, Secret, State, Timestamp,
+        Place, Secret, State,
     },
     provider::ProviderError,
     vault::Change,
@@ -354,24 +354,12 @@ impl Shared {
         }
     }
 
-    /// What is told of an organization that a new consent serves.
+    /// What is told of an organization that a new consent serves; its labels as they will be stored.
     fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
-        let now = self.now().wall;
-        let kind = EventKind::ConsentRenewed;
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
-        let id = self.outbox.id(kind, &[organization.id.as_str().as_bytes(), grant.id.as_bytes(), &moment]);
-        let ends = grant.consent.as_ref().and_then(|consent| consent.expires_at);
-        Event {
-            provider: Some(grant.provider.clone()),
-            organization: Some(organization.id.clone()),
-            labels: organization.labels.clone(),
-            state: Some(grant.state.word().into()),
-            reason: grant.state.reason().map(Into::into),
-            consent_expires_at: ends,
-            days_left: ends.map(|end| days_until(end, now)),
-            ..Event::new(id, now, kind)
-        }
+        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
+        Event { labels: organization.labels.clone(), ..event }
     }
 
     /// Revokes a consent that is not used any more, where the configuration says so and nothing else can be harmed. Called
@@ -475,12 +463,6 @@ fn check_room(grant: &Grant) -> Result<(), KeeperError> {
         return Err(KeeperError::BadRequest("this consent serves as many organizations as fit; get another".into()));
     }
     Ok(())
-}
-
-/// Whole days until `end`, rounded up.
-fn days_until(end: Timestamp, now: Timestamp) -> i64 {
-    const DAY: i64 = 24 * 60 * 60 * 1000;
-    (end.as_millis() - now.as_millis() + DAY - 1).div_euclid(DAY)
 }
 
 fn is_renewal(awaiting: &Awaiting) -> bool {

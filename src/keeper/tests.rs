@@ -5,6 +5,7 @@ mod epoch;
 mod faults;
 mod outages;
 mod renewals;
+mod telling;
 mod time;
 
 use std::{
