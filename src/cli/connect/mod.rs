@@ -21,6 +21,7 @@ use crate::{
     The link needs no login here and is used up once a consent has been stored, not when it is opened. Exit codes with \
     --wait: 0 stored; 1 given up, or an operator has to confirm first."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 pub(super) struct ConnectArgs {
     /// The organization
     #[arg(value_name = "ORG")]

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use self::person::{Person, Visit};
 use crate::harness::{
+    eventually,
     http::Response,
     sandbox::{CONSENTS, Stand},
     worker::{Setup, Worker, free_port},
@@ -98,7 +99,7 @@ fn a_consent_is_renewed_with_one_click_and_the_link_is_used_up() {
     let Visit { callback, .. } = person.approve(&link, "birgit");
     let back = person.get(&callback);
     assert_eq!(back.status, 303, "{back:?}");
-    let done_url = person.location(&back, &callback);
+    let done_url = Person::location(&back, &callback);
     assert!(!done_url.contains("code") && !done_url.contains("state") && !done_url.contains('?'), "{done_url}");
     let done = person.get(&done_url);
     assert_eq!((done.status, word(&done)), (200, "renewed"), "{done:?}");
@@ -108,7 +109,7 @@ fn a_consent_is_renewed_with_one_click_and_the_link_is_used_up() {
 
     let exchanges = stage.stand.issuer().exchanges();
     let again = person.get(&callback);
-    assert_eq!((again.status, person.location(&again, &callback)), (303, done_url));
+    assert_eq!((again.status, Person::location(&again, &callback)), (303, done_url));
     assert_eq!(stage.stand.issuer().exchanges(), exchanges, "a code is sent once");
     let stranger = stage.person().get(&callback);
     assert_eq!((stranger.status, word(&stranger)), (400, "lost-session"));
@@ -141,7 +142,7 @@ fn a_form_from_the_issuers_site_comes_back_through_a_proxy_with_a_path() {
         let fields: Vec<(&str, &str)> = visit.form.iter().map(|(key, value)| (&**key, &**value)).collect();
         let back = person.post(&visit.callback, &fields);
         assert_eq!(back.status, 303, "{back:?}");
-        let done_url = person.location(&back, &visit.callback);
+        let done_url = Person::location(&back, &visit.callback);
         assert_eq!(done_url, "https://connect.example/in/here/done");
         assert_eq!(word(&person.get(&done_url)), "renewed");
         assert_ne!(stage.granted_at("481001"), before);
@@ -161,8 +162,8 @@ fn who_refuses_changes_nothing_and_may_think_again() {
     assert!(done.body.contains("Nothing was changed"), "{}", done.body);
     let reference = done.body.split_once("<code>").and_then(|(_, rest)| rest.split_once("</code>")).expect("one").0;
     let log = stage.worker.log();
-    let line = log.lines().find(|line| line.contains(reference)).expect("the operator finds it");
-    assert!(line.contains("access_denied") && line.contains("481001"), "{line}");
+    let told = log.lines().find(|told| told.contains(reference)).expect("the operator finds it");
+    assert!(told.contains("access_denied") && told.contains("481001"), "{told}");
     assert_eq!(stage.granted_at("481001"), before);
 
     a_second_later();
@@ -203,4 +204,40 @@ fn a_first_consent_connects_every_organization_that_the_link_names_and_the_user_
     assert!(stage.stand.takes(&stage.worker.fetch("482001")) && stage.stand.takes(&stage.worker.fetch("482002")));
     assert_eq!(stage.worker.get("/v1/organizations/483001").status, 404, "it is somebody else's");
     assert!(done.body.contains("no access to these"), "{}", done.body);
+}
+
+#[test]
+fn an_operator_makes_a_link_and_waits_for_the_consent() {
+    let stage = Stage::start("");
+    stage.enrolled("481001", "birgit");
+    let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let unknown = stage.worker.command(&["connect", "482001"]);
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("provider"), "{unknown:?}");
+
+    let made = stage.worker.command(&["connect", "481001", "--json"]);
+    assert!(made.status.success(), "{made:?}");
+    let made: serde_json::Value = serde_json::from_str(&told(&made)).expect("JSON");
+    let link = made["url"].as_str().expect("a link").to_owned();
+    assert!(made["expires_at"].as_str().is_some_and(|at| at.ends_with('Z')));
+    a_second_later();
+
+    let waiting = stage.worker.spawn(&["connect", "481001", "--wait"]);
+    let mut person = stage.person();
+    // It has looked at how things stand before it makes its own link.
+    eventually("a second link", || {
+        let log = stage.worker.log();
+        (log.matches("make_link").count() >= 3).then_some(())
+    });
+    let callback = person.approve(&link, "birgit").callback;
+    assert_eq!(word(&person.follow(&callback)), "renewed");
+    let waited = waiting.wait_with_output().expect("it ends");
+    assert!(waited.status.success(), "{waited:?}");
+
+    let link = stage.link("481001", "");
+    let revoked = stage.worker.command(&["connect", "481001", "--revoke"]);
+    assert!(revoked.status.success() && told(&revoked).contains("481001"), "{revoked:?}");
+    assert_eq!(word(&person.get(&link)), "revoked-link");
+    let nothing = stage.worker.command(&["connect", "481001", "--confirm"]);
+    assert!(!nothing.status.success(), "nothing waits: {nothing:?}");
 }

@@ -94,7 +94,7 @@ impl Person {
     }
 
     /// Where a redirect from `url` leads.
-    pub(crate) fn location(&self, answer: &Response, url: &str) -> String {
+    pub(crate) fn location(answer: &Response, url: &str) -> String {
         let location = answer.header("location").unwrap_or_else(|| panic!("no redirect: {answer:?}"));
         Url::parse(url).expect("a URL").join(location).expect("a URL").to_string()
     }
@@ -103,7 +103,7 @@ impl Person {
     pub(crate) fn follow(&mut self, callback: &str) -> Response {
         let back = self.get(callback);
         assert_eq!(back.status, 303, "{back:?}");
-        let to = self.location(&back, callback);
+        let to = Self::location(&back, callback);
         self.get(&to)
     }
 
@@ -111,7 +111,7 @@ impl Person {
     pub(crate) fn start(&mut self, link: &str, fields: &[(&str, &str)]) -> Url {
         let start = self.post(&format!("{link}/start"), fields);
         assert_eq!(start.status, 303, "{start:?}");
-        self.location(&start, link).parse().expect("a URL")
+        Self::location(&start, link).parse().expect("a URL")
     }
 
     /// Presses the button, and approves at the issuer as `user`.
@@ -141,7 +141,7 @@ impl Person {
         endpoint.set_query(None);
         let answer = self.post(endpoint.as_str(), &fields);
         if answer.status == 303 {
-            return Visit { callback: self.location(&answer, endpoint.as_str()), form: Vec::new(), authorize };
+            return Visit { callback: Self::location(&answer, endpoint.as_str()), form: Vec::new(), authorize };
         }
         assert_eq!(answer.status, 200, "{answer:?}");
         let callback = attribute(&answer.body, "action").expect("a form that leads back").to_owned();
