@@ -111,7 +111,9 @@ fn each_call_takes_its_role_and_no_less() {
                 ("PUT", OTHER_RECIPIENT) => &[201],
                 // The key before may still be on its way out.
                 ("POST", "/v1/vault/keys") => &[202, 409],
-                ("POST", path) if path.ends_with("/resolve") || path.ends_with("/consent-link") => &[400],
+                ("POST", path) if ["/resolve", "/confirm", "/consent-link"].iter().any(|end| path.ends_with(end)) => {
+                    &[400]
+                }
                 // The first caller who may has forced an exchange; another one must wait.
                 ("POST", path) if path.ends_with("/refresh") => &[200, 429],
                 _ => &[200],
@@ -194,7 +196,7 @@ fn a_rule_for_one_organization_opens_just_that_one() {
         }
         let status = ask(&worker, &who, method, path, &body).status;
         // There is nothing to resolve, which it is told.
-        let nothing_to_do = ["/resolve", "/consent-link"].iter().any(|end| path.ends_with(end));
+        let nothing_to_do = ["/resolve", "/confirm", "/consent-link"].iter().any(|end| path.ends_with(end));
         assert!(status < 300 || (nothing_to_do && status == 400), "{method} {path}: {status}");
         // Outside of the rule nothing tells an organization that is there from one that is not.
         let [there, missing] = ["NO-1", "NO-2"].map(|other| {

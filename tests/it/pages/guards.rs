@@ -112,8 +112,10 @@ fn an_answer_of_another_issuer_or_to_another_providers_address_is_refused() {
     let link = stage.link("481001", "");
     for spoil in [
         |url: &str| {
-            let url = url.split("&iss=").next().expect("the rest").to_owned();
-            format!("{url}&iss=https%3A%2F%2Fevil.example")
+            let mut url: url::Url = url.parse().expect("a URL");
+            let pairs: Vec<(String, String)> = url.query_pairs().into_owned().filter(|(key, _)| key != "iss").collect();
+            url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("iss", "https://evil.example");
+            url.to_string()
         },
         |url: &str| url.replace("/callback/consents", "/callback/api-keys"),
     ] {

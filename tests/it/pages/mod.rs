@@ -8,6 +8,7 @@ use serde_json::json;
 
 use self::person::{Person, Visit};
 use crate::harness::{
+    eventually,
     http::Response,
     sandbox::{CONSENTS, Stand},
     worker::{Setup, Worker, free_port},
@@ -203,4 +204,40 @@ fn a_first_consent_connects_every_organization_that_the_link_names_and_the_user_
     assert!(stage.stand.takes(&stage.worker.fetch("482001")) && stage.stand.takes(&stage.worker.fetch("482002")));
     assert_eq!(stage.worker.get("/v1/organizations/483001").status, 404, "it is somebody else's");
     assert!(done.body.contains("no access to these"), "{}", done.body);
+}
+
+#[test]
+fn an_operator_makes_a_link_and_waits_for_the_consent() {
+    let stage = Stage::start("");
+    stage.enrolled("481001", "birgit");
+    let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let unknown = stage.worker.command(&["connect", "482001"]);
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("provider"), "{unknown:?}");
+
+    let made = stage.worker.command(&["connect", "481001", "--json"]);
+    assert!(made.status.success(), "{made:?}");
+    let made: serde_json::Value = serde_json::from_str(&told(&made)).expect("JSON");
+    let link = made["url"].as_str().expect("a link").to_owned();
+    assert!(made["expires_at"].as_str().is_some_and(|at| at.ends_with('Z')));
+    a_second_later();
+
+    let waiting = stage.worker.spawn(&["connect", "481001", "--wait"]);
+    let mut person = stage.person();
+    // It has looked at how things stand before it makes its own link.
+    eventually("a second link", || {
+        let log = stage.worker.log();
+        (log.matches("make_link").count() >= 3).then_some(())
+    });
+    let callback = person.approve(&link, "birgit").callback;
+    assert_eq!(word(&person.follow(&callback)), "renewed");
+    let waited = waiting.wait_with_output().expect("it ends");
+    assert!(waited.status.success(), "{waited:?}");
+
+    let link = stage.link("481001", "");
+    let revoked = stage.worker.command(&["connect", "481001", "--revoke"]);
+    assert!(revoked.status.success() && told(&revoked).contains("481001"), "{revoked:?}");
+    assert_eq!(word(&person.get(&link)), "revoked-link");
+    let nothing = stage.worker.command(&["connect", "481001", "--confirm"]);
+    assert!(!nothing.status.success(), "nothing waits: {nothing:?}");
 }
