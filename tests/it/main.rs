@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod docs;
 mod fleet;
+mod foretold;
 mod hardening;
 mod harness;
 mod keys;
