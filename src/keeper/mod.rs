@@ -6,7 +6,8 @@
 //! every other exchange of the grant away meanwhile.
 //!
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
-//! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
+//! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
+//! an await.
 
 mod backup;
 mod blocking;
@@ -29,10 +30,12 @@ mod resolve;
 mod run;
 mod slot;
 mod store;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod view;
+mod warnings;
 
 use std::{
     collections::BTreeMap,
@@ -75,7 +78,7 @@ pub struct Parts {
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
-    /// Times before a consent's end that are counted.
+    /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
     pub organization_series: usize,
@@ -137,6 +140,8 @@ struct Shared {
     /// Held while a slot is made whose grant must be written first.
     making: tokio::sync::Mutex<()>,
     enrolling: Vec<tokio::sync::Mutex<()>>,
+    /// Held by the one pass that looks whom to warn.
+    warning: tokio::sync::Mutex<()>,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -183,10 +188,12 @@ impl Keeper {
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),
             stopping,
             tasks,
         });
+        shared.remember_failing();
         run::start(&shared);
         Self { shared }
     }
@@ -196,6 +203,11 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Where what happens is told.
+    pub fn outbox(&self) -> Outbox {
+        self.shared.outbox.clone()
     }
 
     /// Whether the index is complete and the vault takes records.
