@@ -89,7 +89,7 @@ fn what_operators_are_shown_is_as_described() {
             consents: 1,
         }],
         expired: 0,
-        webhooks: wire::WebhookStatus { pending: 0 },
+        webhooks: wire::WebhookStatus { pending: 0, given_up: 0 },
         vault: wire::VaultStatus {
             records: 2,
             bytes: 3,

@@ -45,7 +45,7 @@ impl Keeper {
             providers: providers.collect(),
             forecast: shared.forecast(scope),
             expired: census.providers.values().map(|counts| counts.expired).sum(),
-            webhooks: wire::WebhookStatus { pending: shared.outbox.pending() },
+            webhooks: wire::WebhookStatus { pending: shared.outbox.pending(), given_up: shared.outbox.given_up() },
             strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {
                 records: stats.records,

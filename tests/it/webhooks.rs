@@ -183,6 +183,7 @@ fn a_receiver_that_is_gone_is_left_alone_until_the_configuration_is_read_again()
     eventually("it is given up", || (worker.metric(DELIVERIES, &["result=\"given_up\""]) > dead).then_some(()));
     nothing_is_pending(&worker);
     assert!(told(&hooks, OPS, "org-b").is_empty(), "without being sent");
+    assert!(worker.get("/v1/status").json()["webhooks"]["given_up"].as_u64() >= Some(2));
 
     hooks.set(OPS, &json!({ "status": 200 }));
     worker.signal(Signal::HUP);
