@@ -112,8 +112,9 @@ impl Lane {
             }
             return LONGEST_SLEEP;
         }
-        if now.boot < state.resume_at && !state.queue.is_empty() {
-            return (state.resume_at - now.boot).min(LONGEST_SLEEP);
+        let rest = state.resume_at.saturating_sub(now.boot);
+        if !rest.is_zero() && !state.queue.is_empty() {
+            return rest.min(LONGEST_SLEEP);
         }
         let places = if state.failures == 0 { PLACES } else { 1 };
         while state.under_way.len() < places

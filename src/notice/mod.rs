@@ -126,10 +126,11 @@ async fn ended(
     }
     let mut queues = HashMap::new();
     for (id, lane) in lanes {
-        match lane.await {
-            Ok(queue) => drop(queues.insert(id, queue)),
+        if let Ok(queue) = lane.await {
+            queues.insert(id, queue);
+        } else {
             // What it had is handed out again by the outbox after a while.
-            Err(_) => tracing::error!("the task that delivers webhooks died; this is a fault of the worker"),
+            tracing::error!("the task that delivers webhooks died; this is a fault of the worker");
         }
     }
     queues
