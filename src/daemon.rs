@@ -17,10 +17,11 @@ use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
-    cron::{BackupSchedule, Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures},
+    http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
     notice::{self, Notice, ReceiverProblem, Receivers},
@@ -30,6 +31,10 @@ use crate::{
     vault::{Identity, Vault, VaultError, recipients_differ},
 };
 
+/// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
+const WATCHDOG_SHARE: u32 = 3;
+/// And at least so often, since a sleep over a minute is late where a machine was suspended.
+const WATCHDOG_LONGEST: Duration = Duration::from_secs(30);
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -54,6 +59,9 @@ pub enum DaemonError {
     /// The HTTP listener cannot be made.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// There can be no board.
+    #[error(transparent)]
+    Board(#[from] http::board::NoChance),
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
@@ -83,6 +91,7 @@ pub struct Running {
     config: Mutex<Config>,
     cron: Cron,
     backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -118,17 +127,24 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
+        let board = Board::of(&config.board, current.clone(), clock.clone())?;
+        if let Some(board) = &board
+            && let Err(error) = board.check().await
+        {
+            tracing::error!(%error, "nobody can look at the board until that is mended");
+        }
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
+            board,
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
     serving.close();
 
     match begin(&config, providers, receivers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, notice, cron, backups)) => {
+        Ok((vault, outbox, notice, cron, backups, digests)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
             Ok(Running {
@@ -143,6 +159,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
                 config,
                 cron,
                 backups,
+                digests,
                 serving,
                 stop_serving,
             })
@@ -163,7 +180,7 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>), DaemonError> {
+) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -179,14 +196,20 @@ async fn begin(
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
+    let counted = current.clone();
+    let count = Arc::new(move || counted.get()?.outlook());
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
     let swept = current.clone();
-    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
+    let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
         }
         if let Some(backups) = &backed_up {
             backups.wake();
+        }
+        if let Some(digests) = &digested {
+            digests.wake();
         }
         upkeep.upkeep();
     };
@@ -205,7 +228,7 @@ async fn begin(
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, notice, cron, backups))
+    Ok((vault, outbox, notice, cron, backups, digests))
 }
 
 fn keep(
@@ -215,11 +238,14 @@ fn keep(
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
         outbox: outbox.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
+        revoke_old: config.consent.revoke_old,
         warn_before: config.consent.warn_before.clone(),
         organization_series: config.organization_series,
         clock: clock.clone(),
@@ -258,6 +284,9 @@ impl Running {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
             backups.stop().await;
+        }
+        if let Some(digests) = &self.digests {
+            digests.stop().await;
         }
         self.stop_serving.cancel();
         self.serving.wait().await;
@@ -320,6 +349,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
         ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
         ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("http.board", format!("{:?}", before.board), format!("{:?}", after.board)),
         ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
         ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
         ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),
@@ -344,6 +374,9 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         "consentry is running"
     );
     notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(watchdog(running.current.clone(), limit));
+    }
     while signals.next().await == Request::Reload {
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
@@ -369,6 +402,22 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         _ = signals.next() => {
             tracing::warn!("stopped at once; the journal holds what the vault needs");
             Ok(())
+        }
+    }
+}
+
+/// Tells systemd's watchdog that the worker lives, until the process ends: not where only a restart helps, which is what
+/// systemd then does. A worker whose threads are all stuck tells nothing either.
+async fn watchdog(current: Current, limit: Duration) {
+    let mut turns = tokio::time::interval((limit / WATCHDOG_SHARE).clamp(Duration::from_millis(1), WATCHDOG_LONGEST));
+    loop {
+        turns.tick().await;
+        let stuck = match current.get() {
+            Some(keeper) => keeper.wants_restart().await,
+            None => false,
+        };
+        if !stuck {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }

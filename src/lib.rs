@@ -14,6 +14,7 @@ pub mod hardening;
 pub mod http;
 pub mod keeper;
 pub mod lifecycle;
+pub mod links;
 pub mod metrics;
 pub mod model;
 pub mod notice;

@@ -153,6 +153,27 @@ pub enum Resolution {
     Abandon,
 }
 
+/// `POST /v1/organizations/{org}/consent-link`
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ConsentLinkRequest {
+    /// Where the consent is given; needed for an organization not yet known, and for one that has an API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderName>,
+    /// Further organizations of the same user that the same consent is to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<OrganizationId>,
+}
+
+/// A link by which a person gives consent.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ConsentLink {
+    /// What to open. Whoever has it can ask for consent in the organization's name.
+    pub url: String,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+}
+
 /// What is known of a consent.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Consent {
@@ -192,8 +213,17 @@ pub struct Status {
     pub providers: Vec<ProviderStatus>,
     /// Consents that end, by week (its Monday, as a date) and provider, soonest first.
     pub forecast: Vec<ForecastWeek>,
+    /// Consents that end after the last week of the forecast, where it was cut.
+    #[serde(default)]
+    pub later: u64,
     /// Consents past their end.
     pub expired: u64,
+    /// Consents of which nobody told when they end: the date is assumed from the provider's configuration.
+    #[serde(default)]
+    pub end_assumed: u64,
+    /// The least even number of invitations a week, from this week on, that renews all of the forecast in time.
+    #[serde(default)]
+    pub invitations_per_week: u64,
     /// Deliveries.
     pub webhooks: WebhookStatus,
     /// The vault.
@@ -201,6 +231,9 @@ pub struct Status {
     /// Answers that could not take their place, at most a hundred; those that the caller may see.
     #[serde(default)]
     pub strays: Vec<Stray>,
+    /// Consents that have not taken their place, the oldest first, at most a hundred; those that the caller may see.
+    #[serde(default)]
+    pub awaiting: Vec<Awaiting>,
 }
 
 /// An answer that is kept sealed and never served.
@@ -212,6 +245,40 @@ pub struct Stray {
     pub at: Timestamp,
     /// Why it could not take its place.
     pub why: String,
+}
+
+/// A consent that a person has given and that has not taken its place yet.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Awaiting {
+    /// The organization that it may be for; it need not be known yet.
+    pub organization: OrganizationId,
+    /// The provider.
+    pub provider: ProviderName,
+    /// The issuer's name for who gave it, where it told.
+    pub subject: Option<String>,
+    /// When it was given.
+    pub since: Timestamp,
+    /// `unfinished` (it goes on by itself); `first_connection`, `another_person` or `unknown_person`: an operator has to
+    /// confirm or decline it.
+    pub reason: Cow<'static, str>,
+}
+
+/// `POST /v1/organizations/{org}/confirm`
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {
+    /// What to do.
+    pub action: Confirmation,
+}
+
+/// What to do with a consent that waits for an operator.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirmation {
+    /// It is the organization's: it takes its place.
+    Accept,
+    /// It is not: it is forgotten.
+    Decline,
 }
 
 /// One provider's health.
@@ -240,6 +307,16 @@ pub struct ForecastWeek {
     pub provider: ProviderName,
     /// How many.
     pub consents: u64,
+    /// How many of them have an assumed end.
+    #[serde(default)]
+    pub assumed: u64,
+}
+
+impl From<model::EndingWeek> for ForecastWeek {
+    fn from(week: model::EndingWeek) -> Self {
+        let model::EndingWeek { week, provider, consents, assumed } = week;
+        Self { week, provider, consents, assumed }
+    }
 }
 
 /// Deliveries to webhooks.
@@ -316,10 +393,7 @@ pub enum EventData {
     /// An organization's grant.
     Organization(Box<OrganizationEvent>),
     /// All consents that end.
-    Digest {
-        /// By week and provider, soonest first.
-        weeks: Vec<ForecastWeek>,
-    },
+    Digest(Box<Digest>),
     /// A provider as a whole.
     Provider {
         /// Its name.
@@ -332,6 +406,56 @@ pub enum EventData {
         /// Why it fails.
         reason: Option<Cow<'static, str>>,
     },
+}
+
+/// All consents in numbers, as a digest tells them.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// What ends, by week and provider, soonest first.
+    pub weeks: Vec<ForecastWeek>,
+    /// For each of `consent.warn_before`, how many end within it; cumulative, the expired not counted.
+    pub ending: Vec<EndingWithin>,
+    /// Consents that end after the last of the weeks.
+    pub later: u64,
+    /// Consents past their end.
+    pub expired: u64,
+    /// Consents of which nobody told when they end.
+    pub end_assumed: u64,
+    /// Organizations in doubt.
+    pub in_doubt: u64,
+    /// Organizations whose grant is lost.
+    pub lost: u64,
+    /// The least even number of invitations a week that keeps ahead of what ends.
+    pub invitations_per_week: u64,
+}
+
+/// How many consents end within a time.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EndingWithin {
+    /// One of `consent.warn_before`, such as `30d`.
+    pub within: String,
+    /// How many.
+    pub consents: u64,
+}
+
+impl Digest {
+    fn of(weeks: &[model::EndingWeek], outlook: Option<&model::Outlook>) -> Self {
+        let outlook = outlook.cloned().unwrap_or_default();
+        let ending = outlook
+            .ending
+            .into_iter()
+            .map(|(within, consents)| EndingWithin { within: model::in_largest_unit(within), consents });
+        Self {
+            weeks: weeks.iter().cloned().map(Into::into).collect(),
+            ending: ending.collect(),
+            later: outlook.later,
+            expired: outlook.expired,
+            end_assumed: outlook.end_assumed,
+            in_doubt: outlook.in_doubt,
+            lost: outlook.lost,
+            invitations_per_week: outlook.invitations_per_week,
+        }
+    }
 }
 
 /// What an event tells of an organization's grant.
@@ -375,12 +499,7 @@ impl From<&model::Event> for Event {
                 renewal_url: event.renewal_url.clone(),
             })),
             _ if event.kind == model::EventKind::ConsentsDigest => {
-                let weeks = event.weeks.iter().map(|week| ForecastWeek {
-                    week: week.week.clone(),
-                    provider: week.provider.clone(),
-                    consents: week.consents,
-                });
-                EventData::Digest { weeks: weeks.collect() }
+                EventData::Digest(Box::new(Digest::of(&event.weeks, event.outlook.as_deref())))
             }
             (_, Some(provider)) => EventData::Provider { provider: provider.clone(), reason },
             (_, None) => EventData::Vault { reason },
@@ -519,4 +638,7 @@ pub struct Problem {
     /// For `consent_lost` and `in_doubt`: since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// For `consent_lost` told to operators: where the customer renews the consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_url: Option<String>,
 }

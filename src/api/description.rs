@@ -87,8 +87,12 @@ fn what_operators_are_shown_is_as_described() {
             week: "2026-11-23".to_owned(),
             provider: "p".parse().expect("a name"),
             consents: 1,
+            assumed: 1,
         }],
+        later: 0,
         expired: 0,
+        end_assumed: 1,
+        invitations_per_week: 1,
         webhooks: wire::WebhookStatus { pending: 0, given_up: 0 },
         vault: wire::VaultStatus {
             records: 2,
@@ -100,6 +104,15 @@ fn what_operators_are_shown_is_as_described() {
             last_backup_at: None,
         },
         strays: vec![wire::Stray { organization: None, at: Timestamp::default(), why: "gone".to_owned() }],
+        awaiting: ["unfinished", "first_connection", "another_person", "unknown_person"]
+            .map(|reason| wire::Awaiting {
+                organization: "1".parse().expect("an id"),
+                provider: "p".parse().expect("a name"),
+                subject: None,
+                since: Timestamp::default(),
+                reason: Cow::Borrowed(reason),
+            })
+            .into(),
     };
     assert_eq!(faults("Status", &json_of(&status)), [""; 0]);
 }

@@ -6,6 +6,7 @@
 mod backup;
 mod bytes;
 mod check;
+mod connect;
 mod demo;
 mod exec;
 mod exit;
@@ -99,6 +100,8 @@ enum Command {
     Org(org::OrgCommand),
     /// Enrol many organizations from JSON Lines
     Import(import::ImportArgs),
+    /// Make the link by which a customer gives consent, or gives it anew; or links for all that end soon
+    Connect(connect::ConnectArgs),
     /// Print an organization's access token
     Token(token::TokenArgs),
     /// Exchange now, as after the API said 401
@@ -155,6 +158,7 @@ impl Cli {
             Command::Health(args) => one_thread(worker::health(&global, args, &mut out)),
             Command::Org(command) => one_thread(org::org(&global, command, &mut out)),
             Command::Import(args) => many_threads(import::import(&global, args, &mut out)),
+            Command::Connect(args) => one_thread(connect::connect(&global, args, &mut out)),
             Command::Token(args) => one_thread(token::token(&global, args, &mut out)),
             Command::Refresh(args) => one_thread(token::refresh(&global, args, &mut out)),
             Command::Exec(args) => one_thread(exec::exec(&global, args)),

@@ -108,9 +108,10 @@ fn in_words(event: &Event, style: Style) -> String {
     let kind = style.paint(tone_of(&event.kind), format_args!("{:<18}", print::plain(&event.kind)));
     let about = match &event.data {
         EventData::Organization(about) => of_organization(&event.kind, about, style),
-        EventData::Digest { weeks } => {
-            let all: u64 = weeks.iter().map(|week| week.consents).sum();
-            let first = weeks.first().map(|week| format!(", the first in the week of {}", print::plain(&week.week)));
+        EventData::Digest(digest) => {
+            let all: u64 = digest.weeks.iter().map(|week| week.consents).sum();
+            let first =
+                digest.weeks.first().map(|week| format!(", the first in the week of {}", print::plain(&week.week)));
             format!("{all} consents end{}", first.unwrap_or_default())
         }
         EventData::Provider { provider, reason: Some(reason) } => format!("{provider}: {}", print::plain(reason)),

@@ -93,6 +93,8 @@ pub struct ListFilter {
     pub provider: Option<ProviderName>,
     /// The consent ends within this time, or has ended.
     pub expires_within: Option<Duration>,
+    /// No token of it was fetched for this long, or never.
+    pub unused_for: Option<Duration>,
     /// Labels it carries.
     pub labels: Labels,
     /// How many a page holds at most; [`PAGE`] where it is `None`.
@@ -182,6 +184,19 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
+    /// A link by which the organization's user gives consent, or gives it anew.
+    pub async fn consent_link(
+        &self,
+        organization: &OrganizationId,
+        wanted: &wire::ConsentLinkRequest,
+    ) -> Result<wire::ConsentLink, ClientError> {
+        let body = serde_json::to_vec(wanted)
+            .map_err(|_| ClientError::Protocol("what the link is for cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
     /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
     /// which can end all that the same person has given.
     pub async fn resolve(
@@ -194,6 +209,23 @@ impl Client {
         let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/resolve")).slow();
         call.body = body.into();
         self.call(call).await?.json()
+    }
+
+    /// What to do with a consent that waits for an operator. Gives the organization where it was accepted.
+    pub async fn confirm(
+        &self,
+        organization: &OrganizationId,
+        action: wire::Confirmation,
+    ) -> Result<Option<wire::Organization>, ClientError> {
+        let body = serde_json::to_vec(&wire::Confirm { action })
+            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/confirm")).slow();
+        call.body = body.into();
+        let answer = self.call(call).await?;
+        match action {
+            wire::Confirmation::Accept => answer.json().map(Some),
+            wire::Confirmation::Decline => Ok(None),
+        }
     }
 
     /// The state of the whole.
@@ -323,6 +355,9 @@ impl Pages<'_> {
         }
         if let Some(within) = self.filter.expires_within {
             query.append_pair("expires_within", &format!("{}s", within.as_secs()));
+        }
+        if let Some(unused) = self.filter.unused_for {
+            query.append_pair("unused_for", &format!("{}s", unused.as_secs()));
         }
         for (key, value) in &self.filter.labels {
             query.append_pair("label", &format!("{key}={value}"));

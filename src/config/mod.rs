@@ -20,7 +20,7 @@ pub use access::{AccessRule, Globs, Role};
 pub use load::{ConfigError, FILE_VARIABLE, Located, locate};
 pub use problem::Problem;
 pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig};
-pub use sections::MAX_RECIPIENTS;
+pub use sections::{MAX_LINK_LIFETIME, MAX_RECIPIENTS};
 use url::Url;
 pub use values::is_loopback;
 
@@ -42,6 +42,8 @@ pub struct Config {
     pub access: Vec<AccessRule>,
     /// `[http] listen`; `None` if empty.
     pub http_listen: Option<SocketAddr>,
+    /// `[http.board]`
+    pub board: BoardConfig,
     /// `[log]`
     pub log: LogConfig,
     /// `[refresh]`
@@ -84,6 +86,15 @@ pub struct SocketConfig {
     pub mode: u32,
     /// Its group, by number; `None` leaves the worker's own.
     pub group: Option<u32>,
+}
+
+/// `[http.board]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BoardConfig {
+    /// Whether the page for people is served on `http.listen`.
+    pub enabled: bool,
+    /// Holds what people log in with, one token a line. `None`: nobody has to log in, which is allowed on loopback only.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[log]`
@@ -140,6 +151,8 @@ pub struct ConsentConfig {
     pub public_url: Option<Url>,
     /// How long a consent link holds.
     pub link_lifetime: Duration,
+    /// Whether a consent that another has taken the place of is revoked at the issuer.
+    pub revoke_old: bool,
 }
 
 /// `[[webhook]]`

@@ -4,11 +4,14 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
-    AccessRule, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig, ScheduleConfig,
-    SocketConfig, VaultConfig, WebhookConfig,
+    AccessRule, BoardConfig, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig,
+    ScheduleConfig, SocketConfig, VaultConfig, WebhookConfig,
     problem::{Problems, Unfit, shown},
     provider,
-    raw::{List, Raw, RawAccess, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook, Scalar},
+    raw::{
+        List, Raw, RawAccess, RawBoard, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook,
+        Scalar,
+    },
     tree::Step,
     values::{self, Bounds},
 };
@@ -25,6 +28,8 @@ const MAX_WEBHOOKS: usize = 64;
 const MAX_EVENTS: usize = 64;
 /// How many further recipients a vault may have.
 pub const MAX_RECIPIENTS: usize = 64;
+/// The longest that a consent link may hold.
+pub const MAX_LINK_LIFETIME: Duration = Duration::from_secs(400 * DAY);
 /// How many warnings one consent may get.
 const MAX_WARNINGS: usize = 16;
 /// How many seconds a day has.
@@ -33,7 +38,7 @@ pub(super) const DAY: u64 = 86_400;
 const TIMEOUT: Bounds = Bounds::seconds(1, 120, "from 1s to 120s");
 const FETCHED_WITHIN: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
 const WARN_BEFORE: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
-const LINK_LIFETIME: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
+const LINK_LIFETIME: Bounds = Bounds::seconds(1, MAX_LINK_LIFETIME.as_secs(), "from 1s to 400d");
 const CACHE: RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const CACHE_WORDS: &str = "from 1MB to 1000GB";
 
@@ -128,6 +133,7 @@ pub(super) fn read(raw: Raw, problems: &Problems<'_>) -> Config {
             Some(text) => http.optional("listen", Some(text), values::listen),
             None => http_default,
         },
+        board: board(raw.http.board, &Section::new(problems, ["http", "board"].map(|key| Step::Key(key.to_owned())))),
         log: log(raw.log, &Section::named(problems, "log")),
         refresh: refresh(raw.refresh, &Section::named(problems, "refresh")),
         consent: consent(raw.consent, &Section::named(problems, "consent")),
@@ -236,6 +242,13 @@ fn globs(list: &List) -> Result<Globs, Unfit> {
     })
 }
 
+fn board(raw: RawBoard, section: &Section<'_>) -> BoardConfig {
+    BoardConfig {
+        enabled: raw.enabled.is_some_and(|flag| flag.0),
+        token_file: section.optional("token_file", raw.token_file, values::path),
+    }
+}
+
 fn log(raw: RawLog, section: &Section<'_>) -> LogConfig {
     LogConfig {
         format: raw.format.unwrap_or(LogFormat::Text),
@@ -266,6 +279,7 @@ fn consent(raw: RawConsent, section: &Section<'_>) -> ConsentConfig {
         public_url: section.optional("public_url", raw.public_url, values::base_url),
         link_lifetime: section
             .value("link_lifetime", raw.link_lifetime, days(14), |text| values::duration(&text, LINK_LIFETIME)),
+        revoke_old: raw.revoke_old.is_some_and(|flag| flag.0),
     }
 }
 
@@ -322,6 +336,19 @@ fn agree(config: &Config, problems: &Problems<'_>) {
     {
         let message = "is http.listen too; metrics and the public consent pages need a listener each";
         Section::named(problems, "consent").unfit("listen", because(message));
+    }
+    let board = Section::new(problems, ["http", "board"].map(|key| Step::Key(key.to_owned())));
+    match config.http_listen {
+        _ if !config.board.enabled => {}
+        None => board.unfit("enabled", because("needs http.listen, the address at which the board is served")),
+        Some(listen) if !listen.ip().is_loopback() && config.board.token_file.is_none() => board.missing(
+            "token_file",
+            &format!(
+                "the board shows every organization, and http.listen {listen} can be reached from other machines: \
+                 give a file with a token of at least 16 characters (`openssl rand -hex 32`), or listen on 127.0.0.1"
+            ),
+        ),
+        Some(_) => {}
     }
     if !config.schedule.backup.is_empty() && config.vault.backup_dir.is_none() {
         let message = "needs vault.backup_dir, the folder that backups go to";

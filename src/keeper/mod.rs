@@ -9,6 +9,7 @@
 //! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
 //! an await.
 
+mod awaiting;
 mod backup;
 mod blocking;
 mod budget;
@@ -19,6 +20,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod forecast;
 mod index;
 mod keys;
 mod lane;
@@ -26,10 +28,13 @@ mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod renew;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
+mod swap;
 mod telling;
 #[cfg(test)]
 mod tests;
@@ -50,6 +55,8 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -60,8 +67,9 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
+    links::Links,
     metrics::{Census, Metrics},
-    model::{Grant, ProviderName},
+    model::{Awaiting, Grant, GrantId, ProviderName},
     outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
@@ -72,12 +80,16 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
+    pub links: Option<Links>,
     /// The vault's outbox, where what happens to them is told.
     pub outbox: Outbox,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
+    /// Whether a consent that another has taken the place of is revoked at the issuer, where that can harm no other.
+    pub revoke_old: bool,
     /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
@@ -121,6 +133,7 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    links: Option<Links>,
     outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
@@ -142,6 +155,9 @@ struct Shared {
     enrolling: Vec<tokio::sync::Mutex<()>>,
     /// Held by the one pass that looks whom to warn.
     warning: tokio::sync::Mutex<()>,
+    /// Consents that have not taken their place, by grant; as stored.
+    awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
+    revoke_old: bool,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -153,7 +169,19 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, outbox, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts {
+            vault,
+            outbox,
+            links,
+            providers,
+            refresh,
+            revoke_old,
+            warn_before,
+            organization_series,
+            clock,
+            metrics,
+            seed,
+        } = parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -171,6 +199,7 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            links,
             outbox,
             lanes,
             lane_of,
@@ -187,6 +216,8 @@ impl Keeper {
             loaded: AtomicBool::new(false),
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
+            awaiting: Mutex::default(),
+            revoke_old,
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),
@@ -203,6 +234,11 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Where what happens is told.

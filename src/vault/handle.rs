@@ -16,6 +16,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::{
     Change, Stored, Stray, VaultError,
@@ -32,8 +33,8 @@ use super::{
 use crate::{
     metrics::Metrics,
     model::{
-        DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, Secret,
-        Timestamp,
+        Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
+        RevokedLinks, Secret, Timestamp,
     },
 };
 
@@ -124,6 +125,27 @@ impl Vault {
         self.0.shared.for_each(f)
     }
 
+    /// Which of an organization's links were revoked; `None` if none were.
+    pub fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
+        Ok(self.0.shared.record::<RevokedLinks>(id.as_str().as_bytes())?.map(|stored| stored.value))
+    }
+
+    /// Hands over every consent that has not taken its place, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_awaiting(
+        &self,
+        f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_revoked_links(
+        &self,
+        f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
     pub fn for_each_row(
         &self,
@@ -157,6 +179,12 @@ impl Vault {
     pub fn entity_tag(&self, secret: &Secret) -> String {
         let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
         BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+    }
+
+    /// The key of consent links. It is the same for the vault's whole life, backups included, so that a link that was sent
+    /// holds across restarts, new data keys and a restore.
+    pub fn link_key(&self) -> Zeroizing<[u8; 32]> {
+        self.0.shared.link_key.clone()
     }
 
     /// The id of the happening that `parts` tell apart from every other: a keyed hash of them, HMAC-SHA256 cut to 128 bits. It
@@ -326,6 +354,7 @@ pub(super) struct Shared {
     journal_bytes: u64,
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
+    link_key: Zeroizing<[u8; 32]>,
     events: hmac::Key,
 }
 
@@ -358,14 +387,18 @@ impl Shared {
         journal_bytes: u64,
         metrics: Metrics,
     ) -> Self {
-        let derive = |label: &[u8]| {
-            let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
-            hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"))
-        };
+        let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
+        let derive =
+            |label: &[u8]| hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"));
+        let mut link_key = Zeroizing::new([0; 32]);
+        let derived =
+            key.expand(&[b"consentry/v1/links"], HKDF_SHA256).and_then(|okm| okm.fill(link_key.as_mut_slice()));
+        derived.expect("one hash is not too long");
         let shared = Self {
             opened: ArcSwapOption::from_pointee(opened),
             fingerprints: derive(b"consentry/v1/fingerprint"),
             entity_tags: derive(b"consentry/v1/entity-tag"),
+            link_key,
             events: derive(b"consentry/v1/event"),
             namer: Namer::new(&keyring.name_key),
             cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),

@@ -3,12 +3,14 @@
 mod alive;
 mod api;
 mod backup;
+mod board;
 mod cli;
 mod damage;
 mod disk;
 mod docs;
 mod events;
 mod fleet;
+mod foresight;
 mod foretold;
 mod hardening;
 mod harness;
