@@ -324,6 +324,9 @@ impl From<model::EndingWeek> for ForecastWeek {
 pub struct WebhookStatus {
     /// Not yet delivered.
     pub pending: u64,
+    /// Given up since the worker started.
+    #[serde(default)]
+    pub given_up: u64,
 }
 
 /// The vault's figures.

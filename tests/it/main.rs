@@ -11,6 +11,7 @@ mod docs;
 mod events;
 mod fleet;
 mod foresight;
+mod foretold;
 mod hardening;
 mod harness;
 mod keys;
