@@ -21,6 +21,7 @@ fn the_command_line_holds_together() {
 #[case::health("health --live --socket /s")]
 #[case::globals_after_the_command("status --json --config c --socket s --server-uid 7")]
 #[case::globals_before_the_command("--json --config c status")]
+#[case::watch("watch --since all --once --count 3 --json")]
 #[case::rotate("key rotate --detach --json")]
 #[case::recipients("key recipients")]
 #[case::recipients_add("key recipients add age1a age1b")]
@@ -45,6 +46,7 @@ fn these_arguments_are_understood(#[case] arguments: &str) {
 #[case::no_state("org list --state well")]
 #[case::no_duration("token 1 --min-ttl soon")]
 #[case::csv_and_json("org list --csv --json")]
+#[case::no_events("watch --count 0")]
 #[case::nobody_to_add("key recipients add")]
 #[case::no_command("exec 1")]
 #[case::an_unknown_command("wtach")]
@@ -75,6 +77,7 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "refresh",
             "exec",
             "status",
+            "watch",
             "key",
             "backup",
             "restore",

@@ -6,7 +6,8 @@
 //! every other exchange of the grant away meanwhile.
 //!
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
-//! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
+//! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
+//! an await.
 
 mod awaiting;
 mod backup;
@@ -32,10 +33,12 @@ mod run;
 mod slot;
 mod store;
 mod swap;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod view;
+mod warnings;
 
 use std::{
     collections::BTreeMap,
@@ -84,7 +87,7 @@ pub struct Parts {
     pub refresh: RefreshConfig,
     /// Whether a consent that another has taken the place of is revoked at the issuer, where that can harm no other.
     pub revoke_old: bool,
-    /// Times before a consent's end that are counted.
+    /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
     pub organization_series: usize,
@@ -150,6 +153,8 @@ struct Shared {
     /// Consents that have not taken their place, by grant; as stored.
     awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
     revoke_old: bool,
+    /// Held by the one pass that looks whom to warn.
+    warning: tokio::sync::Mutex<()>,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -211,10 +216,12 @@ impl Keeper {
             awaiting: Mutex::default(),
             revoke_old,
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),
             stopping,
             tasks,
         });
+        shared.remember_failing();
         run::start(&shared);
         Self { shared }
     }
@@ -224,6 +231,11 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Where what happens is told.
+    pub fn outbox(&self) -> Outbox {
+        self.shared.outbox.clone()
     }
 
     /// Whether the index is complete and the vault takes records.

@@ -150,12 +150,18 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
-                shared.settle_unfinished().await;
                 shared.clear_awaiting().await;
                 shared.clear_unfinished().await;
                 shared.clear_graves().await;
+                shared.warn().await;
+                shared.outbox.prune().await;
+                // Last, since a provider that is silent takes its time.
+                shared.settle_unfinished().await;
                 drop(token);
             });
+        }
+        if let Some(reason) = self.shared.vault.poisoned() {
+            self.shared.outbox.vault_failing(&reason);
         }
         let caught = self.shared.sweep();
         if caught > 0 {

@@ -14,6 +14,7 @@ mod properties;
 mod remaining;
 mod renewal;
 mod serve;
+mod warning;
 
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub use renewal::{
     AWAITING_KEPT, Judgement, Reach, Redeemed, Standing as PlaceStanding, generation, judge, new_consent,
 };
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
+pub use warning::{Warning, days_left, warn, warns_at};
 
 use crate::config::{InDoubtPolicy, KeepWarm};
 

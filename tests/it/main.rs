@@ -7,6 +7,7 @@ mod cli;
 mod damage;
 mod disk;
 mod docs;
+mod events;
 mod fleet;
 mod hardening;
 mod harness;

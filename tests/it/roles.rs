@@ -51,6 +51,7 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("POST", "/v1/organizations/481001/consent-link", Role::Operate),
         call("DELETE", "/v1/organizations/481001/consent-link", Role::Operate),
         call("GET", "/v1/status", Role::Operate),
+        call("GET", "/v1/events?follow=false", Role::Operate),
         call("GET", "/v1/vault/backup", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one", Role::Admin),
         call("GET", "/v1/vault/recipients", Role::Admin),
