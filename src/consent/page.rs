@@ -26,6 +26,7 @@ p{margin:0 0 1rem;overflow-wrap:anywhere}\
 ul{margin:.25rem 0 1rem;padding-left:1.25rem;overflow-wrap:anywhere}\
 dl{margin:1.5rem 0;border-top:1px solid var(--line)}\
 dl div{display:flex;flex-wrap:wrap;gap:0 1rem;padding:.6rem 0;border-bottom:1px solid var(--line)}\
+dd ul{margin:0}\
 dt{flex:0 0 8rem;color:var(--soft)}dd{flex:1 1 14rem;margin:0;overflow-wrap:anywhere}\
 button{font:inherit;font-weight:600;padding:.7rem 1.4rem;border:0;border-radius:.5rem;background:var(--go);color:var(--on);cursor:pointer}\
 button:hover{filter:brightness(1.1)}\
