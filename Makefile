@@ -4,7 +4,8 @@ CARGO ?= cargo
 FOR ?=
 NAME ?=
 N ?=
-OIDC := tests/peers/oidc
+# What the tests talk to and nobody here wrote, from npm: each a folder with a lock file.
+PEERS := tests/peers/oidc tests/peers/webhooks
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test fuzz simulate kills damage peers bench lint fmt clippy deny doc
@@ -16,7 +17,7 @@ help:
 	@echo 'make simulate [SEEDS=1000]  simulate 400 days of every fault for each seed; docs/reliability.md'
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory and board against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -44,14 +45,14 @@ damage:
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
 
-# What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
-peers: $(OIDC)/node_modules/.package-lock.json
+# A certified authorization server; and a receiver of webhooks, which verifies with the specification's own library.
+peers: $(PEERS:%=%/node_modules/.package-lock.json)
 
-$(OIDC)/node_modules/.package-lock.json: $(OIDC)/package-lock.json $(OIDC)/package.json
+%/node_modules/.package-lock.json: %/package-lock.json %/package.json
 	tests/peers/need
-	npm ci --prefix $(OIDC) --no-audit --no-fund
+	npm ci --prefix $* --no-audit --no-fund
 	touch $@
 
 lint: fmt clippy doc deny

@@ -19,19 +19,24 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
     consent::{self, Offer, Pages},
-    cron::{BackupSchedule, Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures},
+    http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
     links::Links,
     metrics::Metrics,
     model::ProviderName,
+    notice::{self, Notice, ReceiverProblem, Receivers},
     outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
     vault::{Identity, Vault, VaultError, recipients_differ},
 };
 
+/// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
+const WATCHDOG_SHARE: u32 = 3;
+/// And at least so often, since a sleep over a minute is late where a machine was suspended.
+const WATCHDOG_LONGEST: Duration = Duration::from_secs(30);
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -44,6 +49,9 @@ pub enum DaemonError {
     /// A provider cannot be set up.
     #[error(transparent)]
     Provider(#[from] SetupError),
+    /// A webhook cannot be delivered to.
+    #[error(transparent)]
+    Webhook(#[from] ReceiverProblem),
     /// The vault cannot be opened or closed.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -56,6 +64,9 @@ pub enum DaemonError {
     /// The listener of the consent pages cannot be made.
     #[error(transparent)]
     Consent(#[from] consent::BindError),
+    /// There can be no board.
+    #[error(transparent)]
+    Board(#[from] http::board::NoChance),
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
@@ -80,6 +91,7 @@ pub struct Running {
     current: Current,
     vault: Vault,
     outbox: Outbox,
+    notice: Notice,
     api: Api,
     pages: Pages,
     metrics: Metrics,
@@ -87,6 +99,7 @@ pub struct Running {
     config: Mutex<Config>,
     cron: Cron,
     backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -97,11 +110,16 @@ type Providers = Vec<Arc<Provider>>;
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
-    let clock: SharedClock = Arc::new(SystemClock::new());
+    start_with(config, Arc::new(SystemClock::new())).await
+}
+
+/// As [`start`], with a clock that somebody else may move.
+pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, DaemonError> {
     let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
     let metrics = Metrics::new(&names);
     metrics.configure(&names, &config.consent.warn_before);
     let providers = providers(&config, &clock)?;
+    let receivers = Receivers::open(&config.webhooks, &clock)?;
 
     let socket = ApiServer::bind(&config.socket)?;
     let listener = match config.http_listen {
@@ -122,10 +140,17 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
+        let board = Board::of(&config.board, current.clone(), clock.clone())?;
+        if let Some(board) = &board
+            && let Err(error) = board.check().await
+        {
+            tracing::error!(%error, "nobody can look at the board until that is mended");
+        }
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
+            board,
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
@@ -135,8 +160,8 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     }
     serving.close();
 
-    match begin(&config, &providers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, cron, backups)) => {
+    match begin(&config, &providers, receivers, &current, &metrics, &clock).await {
+        Ok((vault, outbox, notice, cron, backups, digests)) => {
             pages.set(offer(&config, &providers, &vault));
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
@@ -146,6 +171,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
                 current,
                 vault,
                 outbox,
+                notice,
                 api,
                 pages,
                 metrics,
@@ -153,6 +179,7 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
                 config,
                 cron,
                 backups,
+                digests,
                 serving,
                 stop_serving,
             })
@@ -165,14 +192,15 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     }
 }
 
-/// What comes after the sockets: vault, keeper, cron.
+/// What comes after the sockets: vault, cron, webhooks, keeper.
 async fn begin(
     config: &Config,
     providers: &Providers,
+    receivers: Receivers,
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Cron, Option<BackupSchedule>), DaemonError> {
+) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -188,14 +216,20 @@ async fn begin(
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
+    let counted = current.clone();
+    let count = Arc::new(move || counted.get()?.outlook());
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
     let swept = current.clone();
-    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
+    let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
         }
         if let Some(backups) = &backed_up {
             backups.wake();
+        }
+        if let Some(digests) = &digested {
+            digests.wake();
         }
         upkeep.upkeep();
     };
@@ -206,12 +240,15 @@ async fn begin(
             return Err(error.into());
         }
     };
+    // Before the keeper, which may have something to tell at once.
+    let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    let notice = Notice::start(receivers, parts);
     current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, cron, backups))
+    Ok((vault, outbox, notice, cron, backups, digests))
 }
 
 fn keep(
@@ -282,26 +319,31 @@ async fn close(vault: Vault) -> Result<(), DaemonError> {
 }
 
 impl Running {
-    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, the vault is
-    /// closed. What does not end within its time limit is left: the vault's journal holds what it needs.
+    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, so do webhooks under way,
+    /// and the vault is closed. What does not end within its time limit is left: the vault's journal holds what it needs.
     pub async fn stop(self) -> Result<(), DaemonError> {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
             backups.stop().await;
         }
+        if let Some(digests) = &self.digests {
+            digests.stop().await;
+        }
         self.stop_serving.cancel();
         self.serving.wait().await;
-        if let Some(keeper) = self.current.get() {
+        let draining = async {
+            let Some(keeper) = self.current.get() else { return };
             let patience = drain_limit(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
             if tokio::time::timeout(patience, keeper.drain()).await.is_err() {
                 tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
             }
-        }
+        };
+        tokio::join!(draining, self.notice.stop());
         self.current.set(None);
         close(self.vault).await
     }
 
-    /// Puts another configuration in force: access rules at once; providers and refresh settings by a new keeper on
+    /// Puts another configuration in force: access rules at once; webhooks when deliveries under way have ended; providers and refresh settings by a new keeper on
     /// the same vault, after the old one's exchanges have ended. Until then living tokens are served, and whoever wants
     /// more is told `starting`.
     ///
@@ -310,16 +352,21 @@ impl Running {
     /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
     pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
         let providers = providers(&config, &self.clock)?;
+        let receivers = Receivers::open(&config.webhooks, &self.clock)?;
         let before = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for key in needs_restart(&before, &config) {
             tracing::warn!(key, "changed, but only a restart puts it in force");
         }
         self.api.set_access(access(&config));
         // The old keeper serves living tokens until the new one is there, and takes no other work any more.
-        if let Some(keeper) = self.current.get() {
-            let drained = tokio::time::timeout(drain_limit(&before), keeper.drain()).await;
-            drained.map_err(|_| DaemonError::Undrained)?;
-        }
+        let draining = async {
+            match self.current.get() {
+                Some(keeper) => tokio::time::timeout(drain_limit(&before), keeper.drain()).await,
+                None => Ok(()),
+            }
+        };
+        let (drained, ()) = tokio::join!(draining, self.notice.replace(receivers));
+        drained.map_err(|_| DaemonError::Undrained)?;
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
         self.current.set(Some(keep(&config, &providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
@@ -344,6 +391,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
         ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
         ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("http.board", format!("{:?}", before.board), format!("{:?}", after.board)),
         ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
         ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
         ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),
@@ -369,6 +417,9 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         "consentry is running"
     );
     notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(watchdog(running.current.clone(), limit));
+    }
     while signals.next().await == Request::Reload {
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
@@ -394,6 +445,22 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         _ = signals.next() => {
             tracing::warn!("stopped at once; the journal holds what the vault needs");
             Ok(())
+        }
+    }
+}
+
+/// Tells systemd's watchdog that the worker lives, until the process ends: not where only a restart helps, which is what
+/// systemd then does. A worker whose threads are all stuck tells nothing either.
+async fn watchdog(current: Current, limit: Duration) {
+    let mut turns = tokio::time::interval((limit / WATCHDOG_SHARE).clamp(Duration::from_millis(1), WATCHDOG_LONGEST));
+    loop {
+        turns.tick().await;
+        let stuck = match current.get() {
+            Some(keeper) => keeper.wants_restart().await,
+            None => false,
+        };
+        if !stuck {
+            notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }

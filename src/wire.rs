@@ -192,8 +192,17 @@ pub struct Status {
     pub providers: Vec<ProviderStatus>,
     /// Consents that end, by week (its Monday, as a date) and provider, soonest first.
     pub forecast: Vec<ForecastWeek>,
+    /// Consents that end after the last week of the forecast, where it was cut.
+    #[serde(default)]
+    pub later: u64,
     /// Consents past their end.
     pub expired: u64,
+    /// Consents of which nobody told when they end: the date is assumed from the provider's configuration.
+    #[serde(default)]
+    pub end_assumed: u64,
+    /// The least even number of invitations a week, from this week on, that renews all of the forecast in time.
+    #[serde(default)]
+    pub invitations_per_week: u64,
     /// Deliveries.
     pub webhooks: WebhookStatus,
     /// The vault.
@@ -298,6 +307,16 @@ pub struct ForecastWeek {
     pub provider: ProviderName,
     /// How many.
     pub consents: u64,
+    /// How many of them have an assumed end.
+    #[serde(default)]
+    pub assumed: u64,
+}
+
+impl From<model::EndingWeek> for ForecastWeek {
+    fn from(week: model::EndingWeek) -> Self {
+        let model::EndingWeek { week, provider, consents, assumed } = week;
+        Self { week, provider, consents, assumed }
+    }
 }
 
 /// Deliveries to webhooks.
@@ -371,10 +390,7 @@ pub enum EventData {
     /// An organization's grant.
     Organization(Box<OrganizationEvent>),
     /// All consents that end.
-    Digest {
-        /// By week and provider, soonest first.
-        weeks: Vec<ForecastWeek>,
-    },
+    Digest(Box<Digest>),
     /// A provider as a whole.
     Provider {
         /// Its name.
@@ -387,6 +403,56 @@ pub enum EventData {
         /// Why it fails.
         reason: Option<Cow<'static, str>>,
     },
+}
+
+/// All consents in numbers, as a digest tells them.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// What ends, by week and provider, soonest first.
+    pub weeks: Vec<ForecastWeek>,
+    /// For each of `consent.warn_before`, how many end within it; cumulative, the expired not counted.
+    pub ending: Vec<EndingWithin>,
+    /// Consents that end after the last of the weeks.
+    pub later: u64,
+    /// Consents past their end.
+    pub expired: u64,
+    /// Consents of which nobody told when they end.
+    pub end_assumed: u64,
+    /// Organizations in doubt.
+    pub in_doubt: u64,
+    /// Organizations whose grant is lost.
+    pub lost: u64,
+    /// The least even number of invitations a week that keeps ahead of what ends.
+    pub invitations_per_week: u64,
+}
+
+/// How many consents end within a time.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EndingWithin {
+    /// One of `consent.warn_before`, such as `30d`.
+    pub within: String,
+    /// How many.
+    pub consents: u64,
+}
+
+impl Digest {
+    fn of(weeks: &[model::EndingWeek], outlook: Option<&model::Outlook>) -> Self {
+        let outlook = outlook.cloned().unwrap_or_default();
+        let ending = outlook
+            .ending
+            .into_iter()
+            .map(|(within, consents)| EndingWithin { within: model::in_largest_unit(within), consents });
+        Self {
+            weeks: weeks.iter().cloned().map(Into::into).collect(),
+            ending: ending.collect(),
+            later: outlook.later,
+            expired: outlook.expired,
+            end_assumed: outlook.end_assumed,
+            in_doubt: outlook.in_doubt,
+            lost: outlook.lost,
+            invitations_per_week: outlook.invitations_per_week,
+        }
+    }
 }
 
 /// What an event tells of an organization's grant.
@@ -430,12 +496,7 @@ impl From<&model::Event> for Event {
                 renewal_url: event.renewal_url.clone(),
             })),
             _ if event.kind == model::EventKind::ConsentsDigest => {
-                let weeks = event.weeks.iter().map(|week| ForecastWeek {
-                    week: week.week.clone(),
-                    provider: week.provider.clone(),
-                    consents: week.consents,
-                });
-                EventData::Digest { weeks: weeks.collect() }
+                EventData::Digest(Box::new(Digest::of(&event.weeks, event.outlook.as_deref())))
             }
             (_, Some(provider)) => EventData::Provider { provider: provider.clone(), reason },
             (_, None) => EventData::Vault { reason },

@@ -100,7 +100,7 @@ enum Command {
     Org(org::OrgCommand),
     /// Enrol many organizations from JSON Lines
     Import(import::ImportArgs),
-    /// Print the link by which a customer gives consent, or gives it anew
+    /// Make the link by which a customer gives consent, or gives it anew; or links for all that end soon
     Connect(connect::ConnectArgs),
     /// Print an organization's access token
     Token(token::TokenArgs),

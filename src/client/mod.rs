@@ -93,6 +93,8 @@ pub struct ListFilter {
     pub provider: Option<ProviderName>,
     /// The consent ends within this time, or has ended.
     pub expires_within: Option<Duration>,
+    /// No token of it was fetched for this long, or never.
+    pub unused_for: Option<Duration>,
     /// Labels it carries.
     pub labels: Labels,
     /// How many a page holds at most; [`PAGE`] where it is `None`.
@@ -363,6 +365,9 @@ impl Pages<'_> {
         }
         if let Some(within) = self.filter.expires_within {
             query.append_pair("expires_within", &format!("{}s", within.as_secs()));
+        }
+        if let Some(unused) = self.filter.unused_for {
+            query.append_pair("unused_for", &format!("{}s", unused.as_secs()));
         }
         for (key, value) in &self.filter.labels {
             query.append_pair("label", &format!("{key}={value}"));

@@ -20,6 +20,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod forecast;
 mod index;
 mod keys;
 mod lane;
@@ -30,6 +31,7 @@ mod publish;
 mod renew;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
 mod swap;
@@ -54,6 +56,7 @@ pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -236,6 +239,11 @@ impl Keeper {
     /// Where what happens is told.
     pub fn outbox(&self) -> Outbox {
         self.shared.outbox.clone()
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Whether the index is complete and the vault takes records.

@@ -34,6 +34,8 @@ pub struct Filter {
     pub provider: Option<ProviderName>,
     /// The consent ends within this time, or has ended.
     pub expires_within: Option<Duration>,
+    /// No token of it was fetched for this long, or never.
+    pub unused_for: Option<Duration>,
     /// Labels it carries.
     pub labels: Labels,
     /// How many at most: 1 to 1000.
@@ -179,6 +181,9 @@ impl Shared {
         filter.state.as_deref().is_none_or(|wanted| wanted == state)
             && filter.provider.as_ref().is_none_or(|wanted| *wanted == self.lane(&entry.slot).name)
             && filter.expires_within.is_none_or(|within| brief.consent_ends.is_some_and(|end| end <= wall + within))
+            && filter
+                .unused_for
+                .is_none_or(|unused| entry.last_fetched().is_none_or(|fetched| fetched + unused <= wall))
     }
 
     /// Revokes a consent that nothing else needs.

@@ -710,6 +710,12 @@ async fn lists_are_paged_filtered_and_scoped() {
     world.keeper.set_paused(&org("c"), true).await.expect("paused");
     let paused = Filter { limit: 9, state: Some("paused".into()), ..Filter::default() };
     assert_eq!(ids(&list(paused, "").await), "c");
+    world.keeper.token(&org("b"), Duration::ZERO).await.expect("served");
+    world.clock.advance(Duration::from_mins(30));
+    world.keeper.token(&org("a"), Duration::ZERO).await.expect("served");
+    let unused = |time| Filter { limit: 9, unused_for: Some(time), ..Filter::default() };
+    assert_eq!(ids(&list(unused(Duration::from_mins(29)), "").await), "b,c,d", "the never fetched are unused");
+    assert_eq!(ids(&list(unused(Duration::from_mins(31)), "").await), "c,d");
     let status = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() < "c"));
     assert_eq!((status.organizations["active"], status.organizations["paused"]), (2, 0));
 }

@@ -170,6 +170,12 @@ impl Metrics {
         self.0.backup_last_success.set(float(u64::try_from(begun_at.as_seconds()).unwrap_or(0)));
     }
 
+    /// A delivery to a webhook was tried.
+    pub fn webhook_attempted(&self, delivered: bool) {
+        let result = if delivered { "ok" } else { "error" };
+        FAMILIES.webhook_deliveries.counter(&self.0.recorder, &[("result", result)]).increment(1);
+    }
+
     /// So many deliveries to webhooks are not tried any more.
     pub fn webhooks_given_up(&self, deliveries: u64) {
         FAMILIES.webhook_deliveries.counter(&self.0.recorder, &[("result", "given_up")]).increment(deliveries);

@@ -153,6 +153,8 @@ pub struct Event {
     pub within: Option<Duration>,
     /// Of [`EventKind::ConsentsDigest`]: what ends in which week.
     pub weeks: Vec<EndingWeek>,
+    /// Of [`EventKind::ConsentsDigest`]: what it counts besides.
+    pub outlook: Option<Box<Outlook>>,
 }
 
 impl Event {
@@ -172,6 +174,7 @@ impl Event {
             renewal_url: None,
             within: None,
             weeks: Vec::new(),
+            outlook: None,
         }
     }
 }
@@ -185,6 +188,27 @@ pub struct EndingWeek {
     pub provider: ProviderName,
     /// How many.
     pub consents: u64,
+    /// How many of them have an end that nobody told and that is assumed.
+    pub assumed: u64,
+}
+
+/// How all consents stand, in numbers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outlook {
+    /// For each configured warning, how many consents end within it; cumulative, the expired not counted.
+    pub ending: Vec<(Duration, u64)>,
+    /// Consents that end after the last week of the list.
+    pub later: u64,
+    /// Consents past their end.
+    pub expired: u64,
+    /// Consents whose end is assumed.
+    pub end_assumed: u64,
+    /// Organizations in doubt.
+    pub in_doubt: u64,
+    /// Organizations whose grant is lost.
+    pub lost: u64,
+    /// The least even number of invitations a week that keeps ahead of what ends.
+    pub invitations_per_week: u64,
 }
 
 /// Names whoever is to be told of events, such as a webhook's URL; the same across restarts.

@@ -12,7 +12,7 @@ mod secret;
 mod time;
 
 pub use awaiting::{AwaitReason, Awaiting, MAX_PLACES, Place, RevokedLinks};
-pub use event::{EndingWeek, Event, EventId, EventKind, InvalidEventId, OpenDelivery, OutboxRow, ReceiverId};
+pub use event::{EndingWeek, Event, EventId, EventKind, InvalidEventId, OpenDelivery, OutboxRow, Outlook, ReceiverId};
 pub use grant::{
     AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant,
     GrantKind, Intent, Labels, MAX_LABEL_BYTES, MAX_LABELS, MAX_SPENT, Organization, Refusals, State, Usage,

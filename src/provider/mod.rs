@@ -26,11 +26,15 @@ use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
 pub use authorize::AuthorizeEndpoint;
 pub use client::Provider;
-pub use client_secrets::SecretFileProblem;
+pub use detail::of_error as error_detail;
 pub use findings::{Finding, Severity};
-pub use transport::{install_tls_provider, is_safe_endpoint};
+pub use transport::{https_client, install_tls_provider, is_safe_endpoint};
+pub use verdict::retry_after;
 
-use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
+use crate::{
+    model::{ClientCredentials, Credential, ExchangeOutcome, Secret},
+    secret_file::SecretFileProblem,
+};
 
 /// What an issuer wrote, fit for a log or a page: on one line, cut, without anything as long as a token.
 pub fn cleaned(text: &str) -> String {

@@ -2,7 +2,7 @@ use std::{
     fmt,
     fs::OpenOptions,
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,7 @@ pub struct Identity {
     path: PathBuf,
     /// At least one.
     keys: Vec<age::x25519::Identity>,
-    mode: u32,
+    too_open: bool,
 }
 
 impl Identity {
@@ -27,7 +27,7 @@ impl Identity {
     /// blank lines and lines that start with `#` left out.
     pub fn read(file: &Path) -> Result<Self, VaultError> {
         let wrong = |why: &str| VaultError::Identity { path: file.to_owned(), why: why.to_owned() };
-        let (text, mode) = read_text(file).map_err(|error| match error.kind() {
+        let (text, too_open) = read_text(file).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => wrong("it is not there; `consentry init` makes one"),
             io::ErrorKind::PermissionDenied => wrong("this user may not read it; it must belong to the worker's user"),
             io::ErrorKind::InvalidData => wrong("it is not a text file with age identities"),
@@ -49,7 +49,7 @@ impl Identity {
         if keys.is_empty() {
             return Err(wrong("it holds no identity"));
         }
-        Ok(Self { path: file.to_owned(), keys, mode })
+        Ok(Self { path: file.to_owned(), keys, too_open })
     }
 
     /// Makes a new identity and writes it to `file`, readable by its owner only, and durably. A file that is there is
@@ -76,7 +76,7 @@ impl Identity {
             let _ = std::fs::remove_file(file);
             return Err(VaultError::io(file, &error));
         }
-        Ok(Self { path: file.to_owned(), keys: vec![key], mode: 0o600 })
+        Ok(Self { path: file.to_owned(), keys: vec![key], too_open: false })
     }
 
     /// The public key of the first identity: `age1…`.
@@ -84,10 +84,11 @@ impl Identity {
         self.keys[0].to_public().to_string()
     }
 
-    /// Whether others than its owner may read or write the file; worth a warning, but no error, since mounted secrets
-    /// often can.
+    /// Whether others than it is meant for may read or write the file; worth a warning, but no error. A file of root's that
+    /// only a group may read besides is how Kubernetes (`fsGroup`) and systemd (`LoadCredential=`) hand a secret to a user
+    /// without privileges.
     pub const fn permissions_too_open(&self) -> bool {
-        self.mode & 0o077 != 0
+        self.too_open
     }
 
     /// The public keys of all identities.
@@ -110,16 +111,24 @@ impl fmt::Debug for Identity {
     }
 }
 
-fn read_text(file: &Path) -> io::Result<(Zeroizing<String>, u32)> {
+fn read_text(file: &Path) -> io::Result<(Zeroizing<String>, bool)> {
     let input = std::fs::File::open(file)?;
-    if input.metadata()?.is_dir() {
+    let metadata = input.metadata()?;
+    if metadata.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name the file in it"));
     }
-    let mode = input.metadata()?.permissions().mode();
+    let too_open = too_open(metadata.permissions().mode(), metadata.uid(), rustix::process::geteuid().as_raw());
     // Read into a buffer that does not have to grow, so that no copy is left behind.
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX_FILE_BYTES).unwrap_or(0)));
     input.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
-    Ok((text, mode))
+    Ok((text, too_open))
+}
+
+/// Whether a file of this mode and owner is open to more users than `own`, who reads it.
+const fn too_open(mode: u32, owner: u32, own: u32) -> bool {
+    const ROOT: u32 = 0;
+    let fit = if owner == ROOT && own != ROOT { 0o740 } else { 0o700 };
+    mode & 0o777 & !fit != 0
 }
 
 #[cfg(test)]
@@ -145,6 +154,21 @@ mod tests {
         assert!(!read.permissions_too_open());
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert!(Identity::read(&file).unwrap().permissions_too_open());
+    }
+
+    #[test]
+    fn a_file_that_root_hands_over_may_be_read_by_a_group_and_any_other_by_its_owner_alone() {
+        for (mode, owner, own, expected) in [
+            (0o100_600, 1000, 1000, false),
+            (0o100_640, 1000, 1000, true),
+            (0o100_440, 0, 10_001, false),
+            (0o100_460, 0, 10_001, true),
+            (0o100_444, 0, 10_001, true),
+            (0o100_440, 0, 0, true),
+            (0o100_440, 1000, 10_001, true),
+        ] {
+            assert_eq!(too_open(mode, owner, own), expected, "{mode:o} of {owner}, read by {own}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! `consentry connect`: the link by which a customer gives consent, or gives it anew.
+//! `consentry connect`: the link by which a customer gives consent, or gives it anew; or links for all that end soon.
 
+mod bulk;
 mod wait;
 
 use clap::Args;
@@ -17,16 +18,18 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  consentry connect 123456\n  consentry connect 123456 --provider visma-connect --also 123457\n  \
-    consentry connect 123456 --wait && echo renewed\n  consentry connect 123456 --revoke\n\n\
+    consentry connect 123456 --wait && echo renewed\n  consentry connect 123456 --revoke\n  \
+    consentry connect --all-expiring 30d --csv > invitations.csv\n  \
+    consentry connect --all-expiring 90d --spread 4w --csv > invitations.csv\n\n\
     The link needs no login here and is used up once a consent has been stored, not when it is opened. Exit codes with \
     --wait: 0 stored; 1 given up, or an operator has to confirm first."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 pub(super) struct ConnectArgs {
     /// The organization
-    #[arg(value_name = "ORG")]
-    organization: OrganizationId,
-    /// The provider; needed for an organization that is not known yet
+    #[arg(value_name = "ORG", required_unless_present = "all_expiring")]
+    organization: Option<OrganizationId>,
+    /// The provider; needed for an organization that is not known yet. With --all-expiring: only those of this one
     #[arg(long, value_name = "NAME")]
     provider: Option<ProviderName>,
     /// A further organization of the same user, which the same consent is to serve; may be given several times
@@ -44,12 +47,14 @@ pub(super) struct ConnectArgs {
     /// A consent waits for an operator: it is not the organization's, and is forgotten
     #[arg(long, conflicts_with_all = ["provider", "also", "wait", "revoke", "confirm"])]
     decline: bool,
+    #[command(flatten)]
+    bulk: bulk::BulkArgs,
 }
 
 /// `consentry connect`
 pub(super) async fn connect(global: &Global, args: ConnectArgs, out: &mut Out) -> Result<Exit, Failure> {
+    let Some(organization) = &args.organization else { return bulk::bulk(global, args.bulk, args.provider, out).await };
     let client = global.client()?;
-    let organization = &args.organization;
     if args.revoke {
         client.revoke_links(organization).await?;
         return told(global.json, out, "revoked", organization, "every link made for it until now has ended");

@@ -4,7 +4,9 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EndingWeek, Event, EventId, EventKind, InvalidId, OpenDelivery, OutboxRow, ReceiverId, Timestamp};
+use crate::model::{
+    EndingWeek, Event, EventId, EventKind, InvalidId, OpenDelivery, OutboxRow, Outlook, ReceiverId, Timestamp,
+};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct RowForm<'a> {
@@ -22,9 +24,21 @@ pub(super) struct RowForm<'a> {
     days_left: Option<i64>,
     renewal_url: Option<&'a str>,
     within: Option<Duration>,
-    /// Monday, provider, consents.
-    weeks: Vec<(&'a str, &'a str, u64)>,
+    /// Monday, provider, consents, and how many of them with an assumed end.
+    weeks: Vec<(&'a str, &'a str, u64, u64)>,
+    outlook: Option<OutlookForm>,
     deliveries: Vec<DeliveryForm>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OutlookForm {
+    ending: Vec<(Duration, u64)>,
+    later: u64,
+    expired: u64,
+    end_assumed: u64,
+    in_doubt: u64,
+    lost: u64,
+    invitations_per_week: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,7 +68,7 @@ enum KindForm {
 impl<'a> From<&'a OutboxRow> for RowForm<'a> {
     fn from(row: &'a OutboxRow) -> Self {
         let event = &*row.event;
-        let weeks = event.weeks.iter().map(|week| (&*week.week, week.provider.as_str(), week.consents));
+        let weeks = event.weeks.iter().map(|week| (&*week.week, week.provider.as_str(), week.consents, week.assumed));
         let deliveries = row.deliveries.iter().map(|open| DeliveryForm {
             receiver: open.receiver.0,
             attempts: open.attempts,
@@ -76,6 +90,7 @@ impl<'a> From<&'a OutboxRow> for RowForm<'a> {
             renewal_url: event.renewal_url.as_deref(),
             within: event.within,
             weeks: weeks.collect(),
+            outlook: event.outlook.as_deref().map(OutlookForm::from),
             deliveries: deliveries.collect(),
         }
     }
@@ -86,8 +101,8 @@ impl TryFrom<RowForm<'_>> for OutboxRow {
 
     fn try_from(form: RowForm<'_>) -> Result<Self, InvalidId> {
         let owned = |text: &str| Cow::Owned(text.to_owned());
-        let weeks = form.weeks.into_iter().map(|(week, provider, consents)| {
-            Ok(EndingWeek { week: week.to_owned(), provider: provider.parse()?, consents })
+        let weeks = form.weeks.into_iter().map(|(week, provider, consents, assumed)| {
+            Ok(EndingWeek { week: week.to_owned(), provider: provider.parse()?, consents, assumed })
         });
         let event = Event {
             id: EventId::from_bytes(form.id),
@@ -103,6 +118,7 @@ impl TryFrom<RowForm<'_>> for OutboxRow {
             renewal_url: form.renewal_url.map(str::to_owned),
             within: form.within,
             weeks: weeks.collect::<Result<_, _>>()?,
+            outlook: form.outlook.map(|form| Box::new(form.into())),
         };
         let deliveries = form.deliveries.into_iter().map(|open| OpenDelivery {
             receiver: ReceiverId(open.receiver),
@@ -111,6 +127,20 @@ impl TryFrom<RowForm<'_>> for OutboxRow {
             next_at: open.next_at,
         });
         Ok(Self { number: form.number, event: Arc::new(event), deliveries: deliveries.collect() })
+    }
+}
+
+impl From<&Outlook> for OutlookForm {
+    fn from(outlook: &Outlook) -> Self {
+        let Outlook { ending, later, expired, end_assumed, in_doubt, lost, invitations_per_week } = outlook.clone();
+        Self { ending, later, expired, end_assumed, in_doubt, lost, invitations_per_week }
+    }
+}
+
+impl From<OutlookForm> for Outlook {
+    fn from(form: OutlookForm) -> Self {
+        let OutlookForm { ending, later, expired, end_assumed, in_doubt, lost, invitations_per_week } = form;
+        Self { ending, later, expired, end_assumed, in_doubt, lost, invitations_per_week }
     }
 }
 

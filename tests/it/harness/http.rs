@@ -59,6 +59,20 @@ pub(crate) fn over_tcp(address: &str, method: &str, path: &str, headers: Headers
     converse(stream, address, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
+/// As [`over_tcp`], asking for `host`, as a browser does that was led to `address` by a name.
+pub(crate) fn over_tcp_for(
+    host: &str,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> Response {
+    let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit that is not zero");
+    converse(stream, host, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
 /// Sends a request to the Unix socket at `socket` and reads the answer; an error where nobody listens.
 pub(crate) fn over_unix(
     socket: &Path,
