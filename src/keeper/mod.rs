@@ -153,11 +153,11 @@ struct Shared {
     /// Held while a slot is made whose grant must be written first.
     making: tokio::sync::Mutex<()>,
     enrolling: Vec<tokio::sync::Mutex<()>>,
-    /// Held by the one pass that looks whom to warn.
-    warning: tokio::sync::Mutex<()>,
     /// Consents that have not taken their place, by grant; as stored.
     awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
     revoke_old: bool,
+    /// Held by the one pass that looks whom to warn.
+    warning: tokio::sync::Mutex<()>,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
