@@ -5,6 +5,7 @@ mod api;
 mod backup;
 mod cli;
 mod damage;
+mod deploy;
 mod disk;
 mod docs;
 mod fleet;
