@@ -29,5 +29,5 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -o remount,bind,ro "$root"
-exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all \
-    chroot --userspec="$user" --groups="$group" "$root" "$@"
+exec chroot "$root" setpriv --reuid="${user%:*}" --regid="${user#*:}" --groups="$group" --no-new-privs \
+    --bounding-set=-all --inh-caps=-all "$@"

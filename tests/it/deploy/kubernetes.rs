@@ -139,7 +139,10 @@ fn the_containers_of_a_pod_are_restricted_and_kept_apart() {
         assert_eq!(starts[..2], ["consentry-init", "consentry"], "{overlay}: the vault is there before the worker");
         if kind == "Job" {
             assert_eq!(starts[2..], ["consentry-enrol"], "what the Job needs is enrolled by the worker that runs");
-            assert_eq!(container(pod, "consentry-enrol")["securityContext"], container(pod, "consentry")["securityContext"]);
+            assert_eq!(
+                container(pod, "consentry-enrol")["securityContext"],
+                container(pod, "consentry")["securityContext"]
+            );
         }
     }
 }

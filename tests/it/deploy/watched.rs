@@ -65,7 +65,11 @@ impl Prometheus {
             return Err("it does not listen yet".to_owned());
         }
         let form = http::form(&[("query", query)]);
-        let answer = http::over_tcp(&self.address, "GET", &format!("/api/v1/query?{form}"), &[], "").json();
+        let answer = http::over_tcp(&self.address, "GET", &format!("/api/v1/query?{form}"), &[], "");
+        if answer.header("content-type") != Some("application/json") {
+            return Err(format!("it is not ready yet: {}", answer.body));
+        }
+        let answer = answer.json();
         if answer["status"] == "success" { Ok(answer["data"]["result"].clone()) } else { Err(answer.to_string()) }
     }
 
