@@ -4,7 +4,8 @@ CARGO ?= cargo
 FOR ?=
 NAME ?=
 N ?=
-OIDC := tests/peers/oidc
+# What the tests talk to and nobody here wrote, from npm: each a folder with a lock file.
+PEERS := tests/peers/oidc tests/peers/webhooks
 STATIC := $(shell uname -m)-unknown-linux-gnu
 
 .DELETE_ON_ERROR:
@@ -18,7 +19,7 @@ help:
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, start and memory against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory and board against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -52,15 +53,15 @@ image:
 
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
 
-# What the tests talk to and nobody here wrote: a certified authorization server, from npm, by its lock file.
-peers: $(OIDC)/node_modules/.package-lock.json
+# A certified authorization server; and a receiver of webhooks, which verifies with the specification's own library.
+peers: $(PEERS:%=%/node_modules/.package-lock.json)
 	tests/peers/deploy/need
 
-$(OIDC)/node_modules/.package-lock.json: $(OIDC)/package-lock.json $(OIDC)/package.json
+%/node_modules/.package-lock.json: %/package-lock.json %/package.json
 	tests/peers/need
-	npm ci --prefix $(OIDC) --no-audit --no-fund
+	npm ci --prefix $* --no-audit --no-fund
 	touch $@
 
 lint: fmt clippy doc deny

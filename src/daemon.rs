@@ -17,12 +17,15 @@ use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
-    cron::{BackupSchedule, Cron, CronError},
+    cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures},
+    http::{self, Inside, VaultFigures, board::Board},
     keeper::{Current, Keeper, Parts},
+    links::Links,
     metrics::Metrics,
     model::ProviderName,
+    notice::{self, Notice, ReceiverProblem, Receivers},
+    outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
     shutdown::{Request, Signals},
     vault::{Identity, Vault, VaultError, recipients_differ},
@@ -44,6 +47,9 @@ pub enum DaemonError {
     /// A provider cannot be set up.
     #[error(transparent)]
     Provider(#[from] SetupError),
+    /// A webhook cannot be delivered to.
+    #[error(transparent)]
+    Webhook(#[from] ReceiverProblem),
     /// The vault cannot be opened or closed.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -53,6 +59,9 @@ pub enum DaemonError {
     /// The HTTP listener cannot be made.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// There can be no board.
+    #[error(transparent)]
+    Board(#[from] http::board::NoChance),
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
@@ -74,12 +83,15 @@ pub struct Running {
     pub http: Option<SocketAddr>,
     current: Current,
     vault: Vault,
+    outbox: Outbox,
+    notice: Notice,
     api: Api,
     metrics: Metrics,
     clock: SharedClock,
     config: Mutex<Config>,
     cron: Cron,
     backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
@@ -90,11 +102,16 @@ type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
 pub async fn start(config: Config) -> Result<Running, DaemonError> {
-    let clock: SharedClock = Arc::new(SystemClock::new());
+    start_with(config, Arc::new(SystemClock::new())).await
+}
+
+/// As [`start`], with a clock that somebody else may move.
+pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, DaemonError> {
     let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
     let metrics = Metrics::new(&names);
     metrics.configure(&names, &config.consent.warn_before);
     let providers = providers(&config, &clock)?;
+    let receivers = Receivers::open(&config.webhooks, &clock)?;
 
     let socket = ApiServer::bind(&config.socket)?;
     let listener = match config.http_listen {
@@ -110,20 +127,42 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
+        let board = Board::of(&config.board, current.clone(), clock.clone())?;
+        if let Some(board) = &board
+            && let Err(error) = board.check().await
+        {
+            tracing::error!(%error, "nobody can look at the board until that is mended");
+        }
         let inside = Inside {
             keeper: current.clone(),
             metrics: metrics.clone(),
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
+            board,
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
     serving.close();
 
-    match begin(&config, providers, &current, &metrics, &clock).await {
-        Ok((vault, cron, backups)) => {
+    match begin(&config, providers, receivers, &current, &metrics, &clock).await {
+        Ok((vault, outbox, notice, cron, backups, digests)) => {
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
-            Ok(Running { http, current, vault, api, metrics, clock, config, cron, backups, serving, stop_serving })
+            Ok(Running {
+                http,
+                current,
+                vault,
+                outbox,
+                notice,
+                api,
+                metrics,
+                clock,
+                config,
+                cron,
+                backups,
+                digests,
+                serving,
+                stop_serving,
+            })
         }
         Err(error) => {
             stop_serving.cancel();
@@ -133,36 +172,44 @@ pub async fn start(config: Config) -> Result<Running, DaemonError> {
     }
 }
 
-/// What comes after the sockets: vault, keeper, cron.
+/// What comes after the sockets: vault, cron, webhooks, keeper.
 async fn begin(
     config: &Config,
     providers: Providers,
+    receivers: Receivers,
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Cron, Option<BackupSchedule>), DaemonError> {
-    let (vault_config, vault_metrics) = (config.vault.clone(), metrics.clone());
+) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
+    let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        let vault = Vault::open(&vault_config, &identity, vault_metrics)?;
+        let vault = Vault::open(&vault_config, &identity, vault_metrics.clone())?;
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        Ok::<_, VaultError>(vault)
+        let outbox = Outbox::open(&vault, outbox_clock, vault_metrics);
+        Ok::<_, VaultError>((vault, outbox))
     });
-    let vault = open.await.map_err(|_| DaemonError::Died)??;
+    let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
+    let counted = current.clone();
+    let count = Arc::new(move || counted.get()?.outlook());
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
     let swept = current.clone();
-    let (upkeep, backed_up) = (metrics.clone(), backups.clone());
+    let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
         if let Some(keeper) = swept.get() {
             keeper.sweep();
         }
         if let Some(backups) = &backed_up {
             backups.wake();
+        }
+        if let Some(digests) = &digested {
+            digests.wake();
         }
         upkeep.upkeep();
     };
@@ -173,17 +220,29 @@ async fn begin(
             return Err(error.into());
         }
     };
-    current.set(Some(keep(config, providers, &vault, metrics, clock)));
+    // Before the keeper, which may have something to tell at once.
+    let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    let notice = Notice::start(receivers, parts);
+    current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, cron, backups))
+    Ok((vault, outbox, notice, cron, backups, digests))
 }
 
-fn keep(config: &Config, providers: Providers, vault: &Vault, metrics: &Metrics, clock: &SharedClock) -> Keeper {
+fn keep(
+    config: &Config,
+    providers: Providers,
+    (vault, outbox): (&Vault, &Outbox),
+    metrics: &Metrics,
+    clock: &SharedClock,
+) -> Keeper {
+    let links = config.consent.public_url.as_ref();
     let parts = Parts {
         vault: vault.clone(),
+        outbox: outbox.clone(),
+        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
         warn_before: config.consent.warn_before.clone(),
@@ -218,26 +277,31 @@ async fn close(vault: Vault) -> Result<(), DaemonError> {
 }
 
 impl Running {
-    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, the vault is
-    /// closed. What does not end within its time limit is left: the vault's journal holds what it needs.
+    /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, so do webhooks under way,
+    /// and the vault is closed. What does not end within its time limit is left: the vault's journal holds what it needs.
     pub async fn stop(self) -> Result<(), DaemonError> {
         self.cron.stop().await;
         if let Some(backups) = &self.backups {
             backups.stop().await;
         }
+        if let Some(digests) = &self.digests {
+            digests.stop().await;
+        }
         self.stop_serving.cancel();
         self.serving.wait().await;
-        if let Some(keeper) = self.current.get() {
+        let draining = async {
+            let Some(keeper) = self.current.get() else { return };
             let patience = drain_limit(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
             if tokio::time::timeout(patience, keeper.drain()).await.is_err() {
                 tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
             }
-        }
+        };
+        tokio::join!(draining, self.notice.stop());
         self.current.set(None);
         close(self.vault).await
     }
 
-    /// Puts another configuration in force: access rules at once; providers and refresh settings by a new keeper on
+    /// Puts another configuration in force: access rules at once; webhooks when deliveries under way have ended; providers and refresh settings by a new keeper on
     /// the same vault, after the old one's exchanges have ended. Until then living tokens are served, and whoever wants
     /// more is told `starting`.
     ///
@@ -246,19 +310,24 @@ impl Running {
     /// What needs a restart (`[vault]`, `[socket]`, the listeners, `[log]`, `[schedule]`) is named in the log and stays as it was.
     pub async fn reload(&self, config: Config) -> Result<(), DaemonError> {
         let providers = providers(&config, &self.clock)?;
+        let receivers = Receivers::open(&config.webhooks, &self.clock)?;
         let before = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for key in needs_restart(&before, &config) {
             tracing::warn!(key, "changed, but only a restart puts it in force");
         }
         self.api.set_access(access(&config));
         // The old keeper serves living tokens until the new one is there, and takes no other work any more.
-        if let Some(keeper) = self.current.get() {
-            let drained = tokio::time::timeout(drain_limit(&before), keeper.drain()).await;
-            drained.map_err(|_| DaemonError::Undrained)?;
-        }
+        let draining = async {
+            match self.current.get() {
+                Some(keeper) => tokio::time::timeout(drain_limit(&before), keeper.drain()).await,
+                None => Ok(()),
+            }
+        };
+        let (drained, ()) = tokio::join!(draining, self.notice.replace(receivers));
+        drained.map_err(|_| DaemonError::Undrained)?;
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
-        self.current.set(Some(keep(&config, providers, &self.vault, &self.metrics, &self.clock)));
+        self.current.set(Some(keep(&config, providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -279,6 +348,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("vault", format!("{:?}", before.vault), format!("{:?}", after.vault)),
         ("socket", format!("{:?}", before.socket), format!("{:?}", after.socket)),
         ("http.listen", format!("{:?}", before.http_listen), format!("{:?}", after.http_listen)),
+        ("http.board", format!("{:?}", before.board), format!("{:?}", after.board)),
         ("consent.listen", format!("{:?}", before.consent.listen), format!("{:?}", after.consent.listen)),
         ("log", format!("{:?}", before.log), format!("{:?}", after.log)),
         ("schedule", format!("{:?}", before.schedule), format!("{:?}", after.schedule)),

@@ -14,10 +14,14 @@ pub mod hardening;
 pub mod http;
 pub mod keeper;
 pub mod lifecycle;
+pub mod links;
 pub mod metrics;
 pub mod model;
+pub mod notice;
+pub mod outbox;
 pub mod provider;
 pub mod sandbox;
+pub mod secret_file;
 mod serve;
 pub mod shutdown;
 #[cfg(test)]

@@ -87,8 +87,12 @@ fn what_operators_are_shown_is_as_described() {
             week: "2026-11-23".to_owned(),
             provider: "p".parse().expect("a name"),
             consents: 1,
+            assumed: 1,
         }],
+        later: 0,
         expired: 0,
+        end_assumed: 1,
+        invitations_per_week: 1,
         webhooks: wire::WebhookStatus { pending: 0 },
         vault: wire::VaultStatus {
             records: 2,

@@ -102,9 +102,18 @@ pub(super) fn revoke(uri: &Uri) -> Result<bool, Refusal> {
     }
 }
 
+/// `follow` of a stream of events; true where it is absent.
+pub(super) fn follow(uri: &Uri) -> Result<bool, Refusal> {
+    match query(uri, &["follow"], &[])?.first().map(|(_, value)| &**value) {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(Refusal::bad_request(format!("follow is true or false, not {}", echo(other)))),
+    }
+}
+
 /// Which organizations a list is about.
 pub(super) fn filter(uri: &Uri) -> Result<Filter, Refusal> {
-    let known = ["state", "provider", "expires_within", "label", "limit", "cursor"];
+    let known = ["state", "provider", "expires_within", "unused_for", "label", "limit", "cursor"];
     let mut filter = Filter { limit: DEFAULT_LIMIT, ..Filter::default() };
     for (key, value) in query(uri, &known, &["label"])? {
         let wrong = |expected: &str| Refusal::bad_request(format!("{key} is {expected}, not {}", echo(&value)));
@@ -119,9 +128,10 @@ pub(super) fn filter(uri: &Uri) -> Result<Filter, Refusal> {
                 });
             }
             "provider" => filter.provider = Some(value.parse().map_err(|_| wrong("the name of a provider"))?),
-            "expires_within" => {
-                let within = humantime::parse_duration(&value).map_err(|_| wrong("a duration such as 30d"))?;
-                filter.expires_within = Some(within);
+            "expires_within" | "unused_for" => {
+                let time = humantime::parse_duration(&value).map_err(|_| wrong("a duration such as 30d"))?;
+                let wanted = if key == "unused_for" { &mut filter.unused_for } else { &mut filter.expires_within };
+                *wanted = Some(time);
             }
             "label" => label(&mut filter.labels, &value)?,
             "limit" => {
@@ -338,12 +348,13 @@ mod tests {
     fn a_filter_holds_all_that_was_asked_for() {
         let cursor = to_cursor(&"41".parse().expect("an id"));
         let text = format!(
-            "/?state=in_doubt&provider=visma-connect&expires_within=30d&label=team=a%3Db&label=tier=&limit=7&cursor={cursor}"
+            "/?state=in_doubt&provider=visma-connect&expires_within=30d&unused_for=7d&label=team=a%3Db&label=tier=&limit=7&cursor={cursor}"
         );
         let filter = filter(&uri(&text)).expect("good");
         assert_eq!(filter.state.as_deref(), Some("in_doubt"));
         assert_eq!(filter.provider.expect("set").as_str(), "visma-connect");
         assert_eq!(filter.expires_within, Some(Duration::from_hours(30 * 24)));
+        assert_eq!(filter.unused_for, Some(Duration::from_hours(7 * 24)));
         assert_eq!(filter.labels, [("team".to_owned(), "a=b".to_owned()), ("tier".to_owned(), String::new())].into());
         assert_eq!(filter.limit, 7);
         assert_eq!(filter.after.expect("set").as_str(), "41");
@@ -355,6 +366,8 @@ mod tests {
     #[case("/?provider=Visma")]
     #[case("/?expires_within=30")]
     #[case("/?expires_within=soon")]
+    #[case("/?unused_for=30")]
+    #[case("/?unused_for=1d&unused_for=2d")]
     #[case("/?label=team")]
     #[case("/?label=team=a&label=team=b")]
     #[case("/?limit=0")]

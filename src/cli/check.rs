@@ -5,7 +5,7 @@ use serde::Serialize;
 use url::Host;
 
 use super::{
-    Exit, Failure, Global, parse,
+    Exit, Failure, Global,
     print::{self, Out, Tone},
     status,
 };
@@ -13,6 +13,7 @@ use crate::{
     client::{Client, ClientError},
     clock::{Clock, SharedClock, SystemClock},
     config::Config,
+    notice,
     provider::{Finding, Provider, Severity},
     vault::{Identity, Recipient, ScheduledBackups, Vault, VaultError, recipients_differ},
     wire::Status,
@@ -21,7 +22,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 with nothing worse than warnings, 1 with an error, 78 with a bad configuration.")]
 pub(super) struct CheckArgs {
-    /// Also ask each provider's discovery and token endpoint, without any customer's credential
+    /// Also ask each provider's discovery and token endpoint, without any customer's credential, and each webhook's host,
+    /// without any event
     #[arg(long)]
     online: bool,
 }
@@ -50,6 +52,7 @@ pub(super) async fn check(global: &Global, args: CheckArgs, out: &mut Out) -> Re
     check_vault(&config, &global.client_of(socket), &mut findings).await;
     check_backups(&config, &mut findings);
     check_providers(&config, args.online, &mut findings).await;
+    check_webhooks(&config, args.online, &mut findings).await;
     findings.tell(global.json, out)?;
     Ok(if findings.has_errors() { Exit::Failed } else { Exit::Done })
 }
@@ -221,17 +224,37 @@ async fn check_providers(config: &Config, online: bool, findings: &mut Findings)
             _ => {}
         }
     }
-    for webhook in &config.webhooks {
-        check_secret_file(&webhook.secret_file, findings);
-    }
 }
 
-fn check_secret_file(file: &Path, findings: &mut Findings) {
-    if parse::is_open_to_others(file) {
-        findings.warn(
-            format!("{} can be read by every user of this machine", file.display()),
-            format!("chmod 640 {}", file.display()),
-        );
+/// Each webhook's signing secret; and online, whether its host answers. Nothing is posted: what a receiver is sent it acts upon.
+async fn check_webhooks(config: &Config, online: bool, findings: &mut Findings) {
+    for webhook in &config.webhooks {
+        let name = notice::name(&webhook.url);
+        let file = webhook.secret_file.display();
+        match notice::check_secret_file(webhook) {
+            Err(problem) => findings.error(
+                format!("webhook {name}: secret_file {file}: {problem}"),
+                "the worker does not start before this file can be used",
+            ),
+            Ok(mode) if mode.world => findings.warn(
+                format!("webhook {name}: secret_file {file} is open to every user of the machine"),
+                "chmod 0600 it, or set defaultMode: 0400 on a Kubernetes secret",
+            ),
+            Ok(mode) if mode.group => findings.warn(
+                format!("webhook {name}: secret_file {file} is open to its group"),
+                "chmod 0600 it, unless the worker reads it through that group (fsGroup)",
+            ),
+            Ok(_) => {}
+        }
+        if online {
+            match notice::connect(&webhook.url).await {
+                Ok(()) => findings.ok(format!("webhook {name}: its host answers; no event was sent to it")),
+                Err(detail) => findings.error(
+                    format!("webhook {name}: its host cannot be reached: {detail}"),
+                    "events wait for it, and are given up after three days",
+                ),
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod backup;
 mod bytes;
 mod check;
+mod connect;
 mod demo;
 mod exec;
 mod exit;
@@ -21,6 +22,7 @@ mod shell;
 mod status;
 mod token;
 mod usage;
+mod watch;
 mod worker;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
@@ -98,6 +100,8 @@ enum Command {
     Org(org::OrgCommand),
     /// Enrol many organizations from JSON Lines
     Import(import::ImportArgs),
+    /// Make the link by which a customer gives consent, or gives it anew; or links for all that end soon
+    Connect(connect::ConnectArgs),
     /// Print an organization's access token
     Token(token::TokenArgs),
     /// Exchange now, as after the API said 401
@@ -106,6 +110,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Counts by state, what expires when, providers' health, the vault
     Status,
+    /// Follow what happens: consents that end, are lost or renewed, providers that fail
+    Watch(watch::WatchArgs),
     /// A new data key, and who can open the vault
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -152,10 +158,12 @@ impl Cli {
             Command::Health(args) => one_thread(worker::health(&global, args, &mut out)),
             Command::Org(command) => one_thread(org::org(&global, command, &mut out)),
             Command::Import(args) => many_threads(import::import(&global, args, &mut out)),
+            Command::Connect(args) => one_thread(connect::connect(&global, args, &mut out)),
             Command::Token(args) => one_thread(token::token(&global, args, &mut out)),
             Command::Refresh(args) => one_thread(token::refresh(&global, args, &mut out)),
             Command::Exec(args) => one_thread(exec::exec(&global, args)),
             Command::Status => one_thread(status::status(&global, &mut out)),
+            Command::Watch(args) => one_thread(watch::watch(&global, args, &mut out)),
             Command::Key(command) => one_thread(key::key(&global, command, &mut out)),
             Command::Backup(args) => one_thread(backup::backup(&global, args, &mut out)),
             Command::Restore(args) => restore::restore(&global, &args, &mut out),

@@ -156,12 +156,6 @@ fn bounded_text(reader: impl Read) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Whether `path` can be read by others than its owner and group.
-pub(super) fn is_open_to_others(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
-}
-
 /// A configuration to write to or read from, where none was found.
 pub(super) fn located(file: PathBuf) -> config::Located {
     config::Located { file }

@@ -6,6 +6,9 @@ use crate::wire::{ForecastWeek, ProviderStatus, Status, Stray};
 
 /// The longest bar of the forecast, in characters.
 const BAR: u64 = 40;
+/// What a bar is drawn with: consents whose end is known, and those whose end is assumed.
+const KNOWN_MARK: &str = "█";
+const ASSUMED_MARK: &str = "▒";
 /// What stands beside a bar besides the provider's name: the week, the count and the gaps, in characters.
 const BESIDE_BAR: usize = 25;
 
@@ -119,22 +122,42 @@ fn show_forecast(status: &Status, out: &mut Out) -> Result<(), Failure> {
     if status.forecast.is_empty() {
         return out.line("no consent ends in the weeks ahead\n");
     }
-    out.line("consents that end, by week:")?;
+    let assumed = if status.end_assumed > 0 { format!(" ({ASSUMED_MARK}: the end is assumed)") } else { String::new() };
+    out.line(format_args!("consents that end, by week{assumed}:"))?;
     let most = status.forecast.iter().map(|week| week.consents).max().unwrap_or(1);
+    let widest = status.forecast.iter().map(|week| week.provider.as_str().len()).max().unwrap_or(0);
     // What stands beside the bar must fit into its line too.
-    let beside = status.forecast.iter().map(|week| week.provider.as_str().len()).max().unwrap_or(0) + BESIDE_BAR;
-    let longest = out.size().map_or(BAR, |(columns, _)| BAR.min(columns.saturating_sub(beside) as u64));
-    for ForecastWeek { week, provider, consents } in &status.forecast {
-        let bar = "█".repeat(usize::try_from(bar_length(*consents, most, longest)).unwrap_or(0));
-        out.line(format_args!("  {week}  {provider}  {bar} {consents}"))?;
+    let longest = out.size().map_or(BAR, |(columns, _)| BAR.min(columns.saturating_sub(widest + BESIDE_BAR) as u64));
+    for ForecastWeek { week, provider, consents, assumed } in &status.forecast {
+        let bar = bar(*consents, *assumed, most, longest);
+        let provider = provider.as_str();
+        out.line(format_args!("  {week}  {provider:widest$}  {bar} {consents}"))?;
+    }
+    if status.later > 0 {
+        out.line(format_args!("  and {} later", status.later))?;
+    }
+    let (rate, plural) = (status.invitations_per_week, if status.invitations_per_week == 1 { "" } else { "s" });
+    if rate > 0 {
+        out.line(style.paint(
+            Tone::Quiet,
+            format_args!(
+                "{rate} invitation{plural} a week from now on would keep ahead of all of them: consentry connect --help"
+            ),
+        ))?;
     }
     out.line("")
 }
 
-/// The bar of `count` where `longest` stands for `most`: never empty for what is not zero.
-fn bar_length(count: u64, most: u64, longest: u64) -> u64 {
-    let share = u128::from(count) * u128::from(longest) / u128::from(most.max(1));
-    u64::try_from(share).unwrap_or(longest).max(u64::from(count > 0))
+/// The bar of `count` where `longest` stands for `most`: never empty for what is not zero. The part of it that stands for those
+/// with an assumed end is lighter, and is seen as soon as there is one.
+fn bar(count: u64, assumed: u64, most: u64, longest: u64) -> String {
+    let scaled = |count: u64| {
+        let share = u128::from(count) * u128::from(longest) / u128::from(most.max(1));
+        u64::try_from(share).unwrap_or(longest).max(u64::from(count > 0))
+    };
+    let (whole, light) = (scaled(count), scaled(assumed.min(count)));
+    let repeated = |mark: &str, times: u64| mark.repeat(usize::try_from(times).unwrap_or(0));
+    repeated(KNOWN_MARK, whole - light) + &repeated(ASSUMED_MARK, light)
 }
 
 #[cfg(test)]
@@ -143,9 +166,17 @@ mod tests {
 
     #[test]
     fn bars_are_in_proportion_and_never_vanish() {
-        let bar = |count, most| bar_length(count, most, 40);
-        assert_eq!([bar(0, 9), bar(1, 1000), bar(500, 1000), bar(7, 7)], [0, 1, 20, 40]);
-        assert_eq!(bar(u64::MAX, u64::MAX), 40);
-        assert_eq!(bar_length(9, 9, 0), 1, "something is shown however narrow the terminal");
+        let length = |count, most| bar(count, 0, most, 40).chars().count();
+        assert_eq!([length(0, 9), length(1, 1000), length(500, 1000), length(7, 7)], [0, 1, 20, 40]);
+        assert_eq!(length(u64::MAX, u64::MAX), 40);
+        assert_eq!(bar(9, 0, 9, 0).chars().count(), 1, "something is shown however narrow the terminal");
+    }
+
+    #[test]
+    fn an_assumed_end_is_seen_in_its_bar() {
+        assert_eq!(bar(4, 1, 4, 4), "███▒");
+        assert_eq!(bar(1000, 1, 1000, 4), "███▒", "as soon as there is one");
+        assert_eq!(bar(4, 4, 4, 4), "▒▒▒▒");
+        assert_eq!(bar(1, 9, 4, 4), "▒", "never more than there are");
     }
 }

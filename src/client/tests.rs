@@ -124,11 +124,12 @@ fn a_list_asks_with_every_filter_that_is_set() {
         state: Some("failing".into()),
         provider: Some("visma-connect".parse().expect("a name")),
         expires_within: Some(Duration::from_mins(1)),
+        unused_for: Some(Duration::from_secs(5)),
         labels: Labels::from([("plan".into(), "big & small".into())]),
         page: Some(2),
     });
     assert_eq!(
         pages.query(),
-        "limit=2&state=failing&provider=visma-connect&expires_within=60s&label=plan%3Dbig+%26+small"
+        "limit=2&state=failing&provider=visma-connect&expires_within=60s&unused_for=5s&label=plan%3Dbig+%26+small"
     );
 }

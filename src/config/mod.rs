@@ -42,6 +42,8 @@ pub struct Config {
     pub access: Vec<AccessRule>,
     /// `[http] listen`; `None` if empty.
     pub http_listen: Option<SocketAddr>,
+    /// `[http.board]`
+    pub board: BoardConfig,
     /// `[log]`
     pub log: LogConfig,
     /// `[refresh]`
@@ -84,6 +86,15 @@ pub struct SocketConfig {
     pub mode: u32,
     /// Its group, by number; `None` leaves the worker's own.
     pub group: Option<u32>,
+}
+
+/// `[http.board]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BoardConfig {
+    /// Whether the page for people is served on `http.listen`.
+    pub enabled: bool,
+    /// Holds what people log in with, one token a line. `None`: nobody has to log in, which is allowed on loopback only.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[log]`

@@ -166,7 +166,8 @@ impl<'a> Problems<'a> {
 /// Whether a key's name says that its value could be a secret.
 pub(super) fn names_a_secret(key: &str) -> bool {
     let key = key.to_lowercase().replace('-', "_");
-    SECRET_KEYS.iter().any(|part| key.contains(part)) || matches!(&*key, "access_token" | "refresh_token" | "token")
+    SECRET_KEYS.iter().any(|part| key.contains(part))
+        || matches!(&*key, "access_token" | "refresh_token" | "token" | "token_file")
 }
 
 /// Text in quotes, with control characters escaped, cut where it is long.

@@ -62,6 +62,14 @@ pub(super) struct RawAccess {
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawHttp {
     pub(super) listen: Option<String>,
+    pub(super) board: RawBoard,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawBoard {
+    pub(super) enabled: Option<Flag>,
+    pub(super) token_file: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -54,7 +54,5 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
 
 /// What a configuration may say already and no room acts on yet; a default says nothing.
 fn not_yet(config: &Config) -> impl Iterator<Item = &'static str> {
-    [("[[webhook]]", !config.webhooks.is_empty()), ("consent.listen", config.consent.listen.is_some())]
-        .into_iter()
-        .filter_map(|(key, said)| said.then_some(key))
+    [("consent.listen", config.consent.listen.is_some())].into_iter().filter_map(|(key, said)| said.then_some(key))
 }

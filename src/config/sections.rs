@@ -4,11 +4,14 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
-    AccessRule, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig, ScheduleConfig,
-    SocketConfig, VaultConfig, WebhookConfig,
+    AccessRule, BoardConfig, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig,
+    ScheduleConfig, SocketConfig, VaultConfig, WebhookConfig,
     problem::{Problems, Unfit, shown},
     provider,
-    raw::{List, Raw, RawAccess, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook, Scalar},
+    raw::{
+        List, Raw, RawAccess, RawBoard, RawConsent, RawLog, RawRefresh, RawSchedule, RawSocket, RawVault, RawWebhook,
+        Scalar,
+    },
     tree::Step,
     values::{self, Bounds},
 };
@@ -128,6 +131,7 @@ pub(super) fn read(raw: Raw, problems: &Problems<'_>) -> Config {
             Some(text) => http.optional("listen", Some(text), values::listen),
             None => http_default,
         },
+        board: board(raw.http.board, &Section::new(problems, ["http", "board"].map(|key| Step::Key(key.to_owned())))),
         log: log(raw.log, &Section::named(problems, "log")),
         refresh: refresh(raw.refresh, &Section::named(problems, "refresh")),
         consent: consent(raw.consent, &Section::named(problems, "consent")),
@@ -236,6 +240,13 @@ fn globs(list: &List) -> Result<Globs, Unfit> {
     })
 }
 
+fn board(raw: RawBoard, section: &Section<'_>) -> BoardConfig {
+    BoardConfig {
+        enabled: raw.enabled.is_some_and(|flag| flag.0),
+        token_file: section.optional("token_file", raw.token_file, values::path),
+    }
+}
+
 fn log(raw: RawLog, section: &Section<'_>) -> LogConfig {
     LogConfig {
         format: raw.format.unwrap_or(LogFormat::Text),
@@ -305,6 +316,13 @@ fn schedule(raw: RawSchedule, section: &Section<'_>) -> ScheduleConfig {
 /// What no single key can say: that they make sense together.
 fn agree(config: &Config, problems: &Problems<'_>) {
     let because = |message: &str| Unfit::Because(message.to_owned());
+    for (index, webhook) in config.webhooks.iter().enumerate() {
+        // What is still to be delivered is kept by URL.
+        if let Some(first) = config.webhooks[..index].iter().position(|other| other.url == webhook.url) {
+            let message = format!("is that of webhook[{first}] too; give that one the events of both");
+            Section::item(problems, "webhook", index).unfit("url", Unfit::Because(message));
+        }
+    }
     if config.consent.listen.is_some() && config.consent.public_url.is_none() {
         Section::named(problems, "consent")
             .missing("public_url", "consent.listen is set, and links need the address by which the world reaches it");
@@ -315,6 +333,19 @@ fn agree(config: &Config, problems: &Problems<'_>) {
     {
         let message = "is http.listen too; metrics and the public consent pages need a listener each";
         Section::named(problems, "consent").unfit("listen", because(message));
+    }
+    let board = Section::new(problems, ["http", "board"].map(|key| Step::Key(key.to_owned())));
+    match config.http_listen {
+        _ if !config.board.enabled => {}
+        None => board.unfit("enabled", because("needs http.listen, the address at which the board is served")),
+        Some(listen) if !listen.ip().is_loopback() && config.board.token_file.is_none() => board.missing(
+            "token_file",
+            &format!(
+                "the board shows every organization, and http.listen {listen} can be reached from other machines: \
+                 give a file with a token of at least 16 characters (`openssl rand -hex 32`), or listen on 127.0.0.1"
+            ),
+        ),
+        Some(_) => {}
     }
     if !config.schedule.backup.is_empty() && config.vault.backup_dir.is_none() {
         let message = "needs vault.backup_dir, the folder that backups go to";

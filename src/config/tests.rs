@@ -259,6 +259,15 @@ fn a_full_configuration_is_understood() {
     "[consent]\nlisten = \"127.0.0.1:9464\"\npublic_url = \"https://a.example\"",
     "2: consent.listen: is http.listen too; metrics and the public consent pages need a listener each"
 )]
+#[case::board_for_the_world(
+    "[http]\nlisten = \"0.0.0.0:9464\"\n[http.board]\nenabled = true",
+    "3: http.board.token_file: missing; the board shows every organization, and http.listen 0.0.0.0:9464 can be reached from \
+     other machines: give a file with a token of at least 16 characters (`openssl rand -hex 32`), or listen on 127.0.0.1"
+)]
+#[case::board_for_nobody(
+    "[http]\nlisten = \"\"\n[http.board]\nenabled = true",
+    "4: http.board.enabled: needs http.listen, the address at which the board is served"
+)]
 #[case::plain_http(
     "[consent]\npublic_url = \"http://a.example/x\"",
     "2: consent.public_url: given http://a.example…; expected an https URL (http for a loopback address only)"
@@ -270,6 +279,10 @@ fn a_full_configuration_is_understood() {
 #[case::event(
     "[[webhook]]\nurl = \"https://a.example\"\nsecret_file = \"k\"\nevents = [\"consent.lots\"]",
     "4: webhook[0].events: no event is called \"consent.lots\"; did you mean \"consent.lost\"?"
+)]
+#[case::a_receiver_twice(
+    "[[webhook]]\nurl = \"https://a.example/x\"\nsecret_file = \"k\"\n[[webhook]]\nurl = \"https://a.example/x\"\nsecret_file = \"l\"",
+    "5: webhook[1].url: is that of webhook[0] too; give that one the events of both"
 )]
 #[case::timezone(
     "[schedule]\ntimezone = \"Europe/Kobenhavn\"",

@@ -17,6 +17,7 @@ use super::{
     raw::{List, Real, Scalar, Whole},
     suggest::nearest,
 };
+use crate::model::EventKind;
 
 /// The longest path, in bytes (`PATH_MAX` of Linux, with its closing NUL).
 const MAX_PATH: usize = 4095;
@@ -29,20 +30,6 @@ const MAX_URL: usize = 2048;
 const MAX_CRON: usize = 128;
 /// The longest user or group name, in bytes.
 const MAX_ACCOUNT_NAME: usize = 256;
-/// The events that a webhook can ask for: the durable ones.
-const EVENTS: [&str; 10] = [
-    "consent.expiring",
-    "consent.expired",
-    "consent.refused",
-    "consent.lost",
-    "consent.in_doubt",
-    "consent.renewed",
-    "consent.recovered",
-    "consents.digest",
-    "provider.failing",
-    "provider.recovered",
-];
-
 /// The least and the most that a duration may be, and how that is said.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -265,17 +252,19 @@ pub(super) fn cron(text: &str) -> Result<String, Unfit> {
     ))
 }
 
-/// Event types, or their beginnings with a `*`.
+/// Kinds of events, or their beginnings with a `*`; of the live ones no webhook is told.
 pub(super) fn events(list: &List) -> Result<Vec<String>, Unfit> {
+    let kinds = EventKind::ALL.into_iter().filter(|kind| !kind.is_live_only());
+    let events: Vec<&str> = kinds.map(EventKind::word).collect();
     for event in &list.0 {
         let known = match event.strip_suffix('*') {
-            Some(beginning) => EVENTS.iter().any(|known| known.starts_with(beginning)),
-            None => EVENTS.contains(&event.as_str()),
+            Some(beginning) => events.iter().any(|known| known.starts_with(beginning)),
+            None => events.contains(&event.as_str()),
         };
         if !known {
-            let advice = match nearest(event, &EVENTS) {
+            let advice = match nearest(event, &events) {
                 Some(meant) => format!("did you mean {meant:?}?"),
-                None => format!("known: {}, and beginnings of them with * at the end", EVENTS.join(", ")),
+                None => format!("known: {}, and beginnings of them with * at the end", events.join(", ")),
             };
             return Err(Unfit::Because(format!("no event is called {}; {advice}", shown(event))));
         }

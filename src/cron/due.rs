@@ -73,6 +73,34 @@ mod tests {
         assert_eq!(last_due(pattern, "Europe/Copenhagen", now), expected);
     }
 
+    /// Where clocks go forward and back in another season, by half an hour, at midnight, and never.
+    #[rstest]
+    #[case("Europe/Copenhagen")]
+    #[case("America/New_York")]
+    #[case("Australia/Lord_Howe")]
+    #[case("America/Santiago")]
+    #[case("Asia/Tokyo")]
+    fn through_the_years_every_day_has_one_moment_and_no_day_two(#[case] timezone: &str) {
+        const LOOKS_A_DAY: u64 = 3;
+        let zone = TimeZone::get(timezone).expect("known");
+        let date_of = |moment: Timestamp| {
+            jiff::Timestamp::from_millisecond(moment.as_millis()).expect("in range").to_zoned(zone.clone()).date()
+        };
+        for pattern in ["0 0 8 * * *", "0 30 2 * * *", "0 30 0 * * *"] {
+            let start: Timestamp = "2026-01-01T12:00:00Z".parse().expect("a time");
+            let mut moments = std::collections::BTreeSet::new();
+            for looks in 0..3 * 365 * LOOKS_A_DAY {
+                let now = start + std::time::Duration::from_hours(looks * 24 / LOOKS_A_DAY);
+                moments.extend(last_due(pattern, timezone, now));
+            }
+            let dates: Vec<_> = moments.iter().map(|moment| date_of(*moment)).collect();
+            for pair in dates.windows(2) {
+                assert_eq!(pair[0].tomorrow().expect("in range"), pair[1], "{pattern} in {timezone}");
+            }
+            assert!(dates.len() >= 3 * 365 - 1, "{} days of {pattern} in {timezone}", dates.len());
+        }
+    }
+
     #[test]
     fn an_unknown_zone_has_no_times() {
         assert_eq!(last_due(NIGHTLY, "Europe/Atlantis", Timestamp::default()), None);

@@ -2,9 +2,11 @@
 //! tick is caught up and a double one does nothing.
 
 mod backup;
+mod digest;
 mod due;
 
 pub use backup::BackupSchedule;
+pub use digest::{Count, DigestSchedule};
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 /// Wakes that go on until it is stopped.

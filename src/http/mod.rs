@@ -1,5 +1,7 @@
-//! The inside HTTP listener: metrics and health, and nothing else. It has no access rules, so that nothing here may
-//! change anything, or tell more than counts and the ids of organizations that want attention.
+//! The inside HTTP listener: metrics and health, which ask nobody who they are, so that they may tell no more than counts and
+//! the ids of organizations that want attention; and, where it is configured, the board, which has a door of its own.
+
+pub mod board;
 
 use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc};
 
@@ -15,6 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use self::board::Board;
 use crate::{
     keeper::Current,
     metrics::Metrics,
@@ -68,8 +71,12 @@ impl Bound {
             let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
             serve::serve(self.listener, limits, shutdown, move |stream| {
                 let routes = routes.clone();
-                let caller = serve::Caller::Address(stream.peer_addr().ok()?.ip());
-                Some((caller, move |request| answer(routes.clone(), request)))
+                let address = stream.peer_addr().ok()?.ip();
+                let answer = move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(board::Visitor(address));
+                    answer(routes.clone(), request)
+                };
+                Some((serve::Caller::Address(address), answer))
             })
             .await;
         }
@@ -99,6 +106,8 @@ pub struct Inside {
     pub metrics: Metrics,
     /// The vault's figures.
     pub vault: AskVault,
+    /// The page for people, where it is configured.
+    pub board: Option<Board>,
 }
 
 impl fmt::Debug for Inside {
@@ -110,11 +119,13 @@ impl fmt::Debug for Inside {
 type Routes = TowerToHyperService<Router>;
 
 fn routes(inside: Inside) -> Routes {
+    let board = inside.board.clone().map_or_else(Router::new, Board::routes);
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route(HEALTHZ, get(healthz))
         .route(READYZ, get(readyz))
         .layer(Extension(Arc::new(Semaphore::new(SCRAPES_AT_ONCE))))
+        .merge(board)
         .with_state(inside);
     TowerToHyperService::new(router)
 }
@@ -201,6 +212,7 @@ mod tests {
             keeper: Current::default(),
             metrics: Metrics::new(&[]),
             vault: Arc::new(|| Some(VaultFigures { bytes: 7, records: 2, strays: 1 })),
+            board: None,
         };
         let shutdown = CancellationToken::new();
         let served = tokio::spawn(bound.serve(inside, shutdown.clone()));
@@ -212,6 +224,7 @@ mod tests {
         assert!(get(addr, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 503"));
         assert!(get(addr, "/v1/status").await.starts_with("HTTP/1.1 404"));
+        assert!(get(addr, "/board").await.starts_with("HTTP/1.1 404"));
 
         shutdown.cancel();
         served.await.expect("no panic");

@@ -32,18 +32,10 @@ impl Keeper {
     pub async fn token(&self, organization: &OrganizationId, min_ttl: Duration) -> Result<Served, KeeperError> {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
-        entry.fetched(shared.now().wall);
-        let seen = entry.slot.brief().outcome();
-        match shared.decide(&entry.slot, min_ttl) {
-            ServeVerdict::Serve { degraded } => {
-                shared.refresh_behind(&entry.slot);
-                shared.serve(&entry, degraded)
-            }
-            ServeVerdict::Refresh => {
-                let exchanged = shared.exchange_for_caller(&entry.slot, seen).await;
-                shared.after_exchange(&entry, min_ttl, exchanged)
-            }
-            verdict => Err(shared.refusal(&entry.slot, verdict)),
+        let served = shared.token_of(&entry, min_ttl).await;
+        match shared.successor(&entry, &served) {
+            Some(entry) => shared.token_of(&entry, min_ttl).await,
+            None => served,
         }
     }
 
@@ -51,25 +43,11 @@ impl Keeper {
     pub async fn refresh(&self, organization: &OrganizationId, rejected: Option<&str>) -> Result<Served, KeeperError> {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
-        let slot = &entry.slot;
-        entry.fetched(shared.now().wall);
-        let seen = slot.brief().outcome();
-        let verdict = shared.decide(slot, Duration::ZERO);
-        if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
-            let served = shared.serve(&entry, degraded)?;
-            if served.etag != rejected {
-                return Ok(served);
-            }
-        }
-        match verdict {
-            ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
-            refusal => return Err(shared.refusal(slot, refusal)),
-        }
-        shared.may_force(slot)?;
-        shared.exchange_for_caller(slot, seen).await?;
-        match shared.decide(slot, Duration::ZERO) {
-            ServeVerdict::Serve { degraded } => shared.serve(&entry, degraded),
-            verdict => Err(shared.refusal(slot, verdict)),
+        let served = shared.refreshed_token_of(&entry, rejected).await;
+        match shared.successor(&entry, &served) {
+            // What its new grant has is newer than anything that was refused.
+            Some(entry) => shared.token_of(&entry, Duration::ZERO).await,
+            None => served,
         }
     }
 }
@@ -84,6 +62,53 @@ impl Shared {
             return Err(KeeperError::UnknownOrganization);
         }
         self.load_one(organization).await
+    }
+
+    async fn token_of(&self, entry: &Entry, min_ttl: Duration) -> Result<Served, KeeperError> {
+        entry.fetched(self.now().wall);
+        let seen = entry.slot.brief().outcome();
+        match self.decide(&entry.slot, min_ttl) {
+            ServeVerdict::Serve { degraded } => {
+                self.refresh_behind(&entry.slot);
+                self.serve(entry, degraded)
+            }
+            ServeVerdict::Refresh => {
+                let exchanged = self.exchange_for_caller(&entry.slot, seen).await;
+                self.after_exchange(entry, min_ttl, exchanged)
+            }
+            verdict => Err(self.refusal(&entry.slot, verdict)),
+        }
+    }
+
+    async fn refreshed_token_of(&self, entry: &Entry, rejected: Option<&str>) -> Result<Served, KeeperError> {
+        let slot = &entry.slot;
+        entry.fetched(self.now().wall);
+        let seen = slot.brief().outcome();
+        let verdict = self.decide(slot, Duration::ZERO);
+        if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
+            let served = self.serve(entry, degraded)?;
+            if served.etag != rejected {
+                return Ok(served);
+            }
+        }
+        match verdict {
+            ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
+            refusal => return Err(self.refusal(slot, refusal)),
+        }
+        self.may_force(slot)?;
+        self.exchange_for_caller(slot, seen).await?;
+        match self.decide(slot, Duration::ZERO) {
+            ServeVerdict::Serve { degraded } => self.serve(entry, degraded),
+            verdict => Err(self.refusal(slot, verdict)),
+        }
+    }
+
+    /// The organization as it is now, where it was given another grant while somebody was refused its old one's token:
+    /// who fetches must not notice that a consent is renewed.
+    fn successor(&self, entry: &Entry, served: &Result<Served, KeeperError>) -> Option<Arc<Entry>> {
+        let refused = served.is_err();
+        let now = self.index.find(&entry.id).filter(|_| refused)?;
+        (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)
     }
 
     fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
@@ -188,7 +213,7 @@ impl Shared {
             KeeperError::Refused(_) => {
                 KeeperError::ProviderUnavailable { reason: "refused", retry_after: REFUSED_INTERVAL }
             }
-            // The grant went while it was waited for: the organization may have another by now, or be gone as well.
+            // The grant went while it was waited for, and the organization most likely with it.
             KeeperError::UnknownOrganization => {
                 KeeperError::ProviderUnavailable { reason: "provider_unavailable", retry_after: Duration::from_secs(1) }
             }

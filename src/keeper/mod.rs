@@ -6,7 +6,8 @@
 //! every other exchange of the grant away meanwhile.
 //!
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
-//! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
+//! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
+//! an await.
 
 mod backup;
 mod blocking;
@@ -18,6 +19,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod forecast;
 mod index;
 mod keys;
 mod lane;
@@ -25,14 +27,18 @@ mod leavings;
 mod load;
 mod operate;
 mod publish;
+mod renew;
 mod resolve;
 mod run;
+mod search;
 mod slot;
 mod store;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod view;
+mod warnings;
 
 use std::{
     collections::BTreeMap,
@@ -47,6 +53,8 @@ use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
 pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
+pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
+pub use search::{Found, InvalidMark, Mark, Order, Search};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -57,8 +65,10 @@ use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
+    links::Links,
     metrics::{Census, Metrics},
     model::{Grant, ProviderName},
+    outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
 };
@@ -68,11 +78,15 @@ use crate::{
 pub struct Parts {
     /// Where grants are stored.
     pub vault: Vault,
+    /// Makes and opens consent links; `None` where `consent.public_url` is not set, and then there are none.
+    pub links: Option<Links>,
+    /// The vault's outbox, where what happens to them is told.
+    pub outbox: Outbox,
     /// Every configured provider with its endpoint.
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
-    /// Times before a consent's end that are counted.
+    /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
     pub organization_series: usize,
@@ -115,6 +129,9 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
+    links: Option<Links>,
+    outbox: Outbox,
     lanes: Vec<Lane>,
     /// Which lane serves a provider, by name.
     lane_of: BTreeMap<ProviderName, u16>,
@@ -133,6 +150,8 @@ struct Shared {
     /// Held while a slot is made whose grant must be written first.
     making: tokio::sync::Mutex<()>,
     enrolling: Vec<tokio::sync::Mutex<()>>,
+    /// Held by the one pass that looks whom to warn.
+    warning: tokio::sync::Mutex<()>,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -144,7 +163,8 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, providers, refresh, warn_before, organization_series, clock, metrics, seed } = parts;
+        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
+            parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -162,6 +182,8 @@ impl Keeper {
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
             vault,
+            links,
+            outbox,
             lanes,
             lane_of,
             cache: TokenCache::new(refresh.token_cache_bytes),
@@ -178,10 +200,12 @@ impl Keeper {
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),
             stopping,
             tasks,
         });
+        shared.remember_failing();
         run::start(&shared);
         Self { shared }
     }
@@ -191,6 +215,16 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
+    }
+
+    /// Where what happens is told.
+    pub fn outbox(&self) -> Outbox {
+        self.shared.outbox.clone()
     }
 
     /// Whether the index is complete and the vault takes records.
@@ -250,9 +284,11 @@ impl Shared {
         Ok(stored)
     }
 
-    #[expect(clippy::unused_self, reason = "reads as the keeper's word at its many calls")]
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
         tracing::error!(error = %error, "the vault failed");
+        if let Some(reason) = self.vault.poisoned() {
+            self.outbox.vault_failing(&reason);
+        }
         KeeperError::VaultUnavailable(error.to_string())
     }
 }

@@ -34,6 +34,8 @@ pub struct Filter {
     pub provider: Option<ProviderName>,
     /// The consent ends within this time, or has ended.
     pub expires_within: Option<Duration>,
+    /// No token of it was fetched for this long, or never.
+    pub unused_for: Option<Duration>,
     /// Labels it carries.
     pub labels: Labels,
     /// How many at most: 1 to 1000.
@@ -148,8 +150,13 @@ impl Keeper {
                 shared.reconsider_doubts().await;
                 shared.clear_unfinished().await;
                 shared.clear_graves().await;
+                shared.warn().await;
+                shared.outbox.prune().await;
                 drop(token);
             });
+        }
+        if let Some(reason) = self.shared.vault.poisoned() {
+            self.shared.outbox.vault_failing(&reason);
         }
         let caught = self.shared.sweep();
         if caught > 0 {
@@ -167,6 +174,9 @@ impl Shared {
         filter.state.as_deref().is_none_or(|wanted| wanted == state)
             && filter.provider.as_ref().is_none_or(|wanted| *wanted == self.lane(&entry.slot).name)
             && filter.expires_within.is_none_or(|within| brief.consent_ends.is_some_and(|end| end <= wall + within))
+            && filter
+                .unused_for
+                .is_none_or(|unused| entry.last_fetched().is_none_or(|fetched| fetched + unused <= wall))
     }
 
     /// Revokes a consent that nothing else needs.

@@ -4,6 +4,7 @@ mod doubts;
 mod epoch;
 mod faults;
 mod outages;
+mod telling;
 mod time;
 
 use std::{
@@ -26,7 +27,7 @@ use crate::{
         Answer, ClientCredentials, Credential, ExchangeOutcome, Labels, NoAnswer, OrganizationId, Secret, Timestamp,
         Usage,
     },
-    provider::{BoxFuture, Exchange, ProviderError},
+    provider::{BoxFuture, Exchange, ProviderError, Redemption},
     vault::Identity,
     wire::{self, Code, Enrolment},
 };
@@ -160,6 +161,11 @@ impl TokenEndpoint for Issuer {
         })
     }
 
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        let _ = redemption;
+        Box::pin(async { ExchangeOutcome::Refused { detail: "invalid_grant".into() } })
+    }
+
     fn organizations<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
         Box::pin(async { Ok(self.reach.lock().expect("whole").clone()) })
     }
@@ -284,6 +290,8 @@ fn keeper(
     let endpoint = |config: &ProviderConfig| (config.clone(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
+        links: None,
+        outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])),
         providers: providers.iter().map(endpoint).collect(),
         refresh: RefreshConfig {
             at: 0.75,
@@ -637,6 +645,12 @@ async fn lists_are_paged_filtered_and_scoped() {
     world.keeper.set_paused(&org("c"), true).await.expect("paused");
     let paused = Filter { limit: 9, state: Some("paused".into()), ..Filter::default() };
     assert_eq!(ids(&list(paused, "").await), "c");
+    world.keeper.token(&org("b"), Duration::ZERO).await.expect("served");
+    world.clock.advance(Duration::from_mins(30));
+    world.keeper.token(&org("a"), Duration::ZERO).await.expect("served");
+    let unused = |time| Filter { limit: 9, unused_for: Some(time), ..Filter::default() };
+    assert_eq!(ids(&list(unused(Duration::from_mins(29)), "").await), "b,c,d", "the never fetched are unused");
+    assert_eq!(ids(&list(unused(Duration::from_mins(31)), "").await), "c,d");
     let status = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() < "c"));
     assert_eq!((status.organizations["active"], status.organizations["paused"]), (2, 0));
 }

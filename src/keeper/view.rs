@@ -4,13 +4,11 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
 use crate::{
-    model::{OrganizationId, Timestamp, Usage},
+    model::{OrganizationId, Usage, in_largest_unit},
     vault::Rekeying,
     wire,
 };
 
-/// Weeks that a forecast reaches.
-const FORECAST_WEEKS: usize = 60;
 /// Strays that are named at most; their number is told in any case.
 const MAX_STRAYS: usize = 100;
 
@@ -22,6 +20,7 @@ impl Keeper {
             None => self.census(),
             Some(_) => Arc::new(shared.count(scope)),
         };
+        let forecast = shared.forecast(scope);
         let stats = shared.vault.stats();
         let rekeying = shared.vault.rekeying();
         let mut organizations = BTreeMap::new();
@@ -43,8 +42,11 @@ impl Keeper {
             uptime_seconds: shared.now().boot.saturating_sub(shared.started.boot).as_secs(),
             organizations,
             providers: providers.collect(),
-            forecast: shared.forecast(scope),
+            forecast: forecast.weeks.into_iter().map(Into::into).collect(),
+            later: forecast.later,
             expired: census.providers.values().map(|counts| counts.expired).sum(),
+            end_assumed: census.providers.values().map(|counts| counts.end_assumed).sum(),
+            invitations_per_week: forecast.invitations_per_week,
             webhooks: wire::WebhookStatus { pending: 0 },
             strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {
@@ -85,7 +87,7 @@ impl Shared {
             assumed: consent.assumed,
             usage: shown.unwrap_or(Usage::OneTime),
             grace_seconds: consent.grace.as_secs(),
-            warned: consent.warned.iter().map(|before| humantime::format_duration(*before).to_string()).collect(),
+            warned: consent.warned.iter().copied().map(in_largest_unit).collect(),
         });
         Ok(Some(wire::Organization {
             organization: entry.id.clone(),
@@ -160,26 +162,6 @@ impl Shared {
         });
         named.filter(|stray| is_in_scope(stray.organization.as_ref(), scope)).collect()
     }
-
-    /// Consents that end, by week and provider, soonest first.
-    fn forecast(&self, scope: Option<Scope<'_>>) -> Vec<wire::ForecastWeek> {
-        let now = self.now().wall;
-        let mut weeks: BTreeMap<(String, u16), u64> = BTreeMap::new();
-        self.for_each_grant_once(scope, &mut |_, slot| {
-            let brief = slot.brief();
-            if let Some(end) = brief.consent_ends.filter(|end| *end > now) {
-                *weeks.entry((monday_of(end), slot.provider)).or_default() += 1;
-            }
-        });
-        let named = weeks.into_iter().take(FORECAST_WEEKS * self.lanes.len().max(1));
-        named
-            .map(|((week, provider), consents)| wire::ForecastWeek {
-                week,
-                provider: self.lanes[usize::from(provider)].name.clone(),
-                consents,
-            })
-            .collect()
-    }
 }
 
 /// A stray whose organization is gone is for those alone who may see everything.
@@ -188,30 +170,5 @@ fn is_in_scope(organization: Option<&OrganizationId>, scope: Option<Scope<'_>>) 
         (None, _) => true,
         (Some(scope), Some(organization)) => scope(organization),
         (Some(_), None) => false,
-    }
-}
-
-/// The Monday of the week in UTC that holds `time`, as a date.
-fn monday_of(time: Timestamp) -> String {
-    let date =
-        jiff::Timestamp::from_second(time.as_seconds()).map(|time| time.to_zoned(jiff::tz::TimeZone::UTC).date());
-    let Ok(date) = date else { return "9999-12-27".into() };
-    let back = jiff::Span::new().days(date.weekday().to_monday_zero_offset());
-    date.checked_sub(back).unwrap_or(date).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_week_begins_on_monday() {
-        for (time, monday) in [
-            ("2026-11-22T23:59:59Z", "2026-11-16"),
-            ("2026-11-23T00:00:00Z", "2026-11-23"),
-            ("2027-01-01T12:00:00Z", "2026-12-28"),
-        ] {
-            assert_eq!(monday_of(time.parse().expect("valid")), monday, "{time}");
-        }
     }
 }

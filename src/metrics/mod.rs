@@ -71,7 +71,7 @@ impl Metrics {
         let recorder = recorder();
         describe_all(&recorder);
         FAMILIES.build_info.gauge(&recorder, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
-        for result in ["ok", "error"] {
+        for result in ["ok", "error", "given_up"] {
             FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]).increment(0);
         }
         let outcome = |word| FAMILIES.fetch_requests.counter(&recorder, &[("outcome", word)]);
@@ -113,6 +113,13 @@ impl Metrics {
     /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one.
     pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Duration) {
         self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
+    }
+
+    /// A consent was told of that ends within `before`.
+    pub fn warned(&self, provider: &ProviderName, before: Duration) {
+        let within = within(before);
+        let labels = [("provider", provider.as_str()), ("within", within.as_str())];
+        FAMILIES.consent_warnings.counter(&self.0.recorder, &labels).increment(1);
     }
 
     /// A fetch or forced refresh was answered with a living token, marked `degraded` or not.
@@ -161,6 +168,17 @@ impl Metrics {
     /// A backup that was begun at that time is complete.
     pub fn backed_up(&self, begun_at: Timestamp) {
         self.0.backup_last_success.set(float(u64::try_from(begun_at.as_seconds()).unwrap_or(0)));
+    }
+
+    /// A delivery to a webhook was tried.
+    pub fn webhook_attempted(&self, delivered: bool) {
+        let result = if delivered { "ok" } else { "error" };
+        FAMILIES.webhook_deliveries.counter(&self.0.recorder, &[("result", result)]).increment(1);
+    }
+
+    /// So many deliveries to webhooks are not tried any more.
+    pub fn webhooks_given_up(&self, deliveries: u64) {
+        FAMILIES.webhook_deliveries.counter(&self.0.recorder, &[("result", "given_up")]).increment(deliveries);
     }
 
     /// Sets how many deliveries to webhooks are still to be made.
@@ -217,14 +235,8 @@ const fn float(count: u64) -> f64 {
     count as f64
 }
 
-/// A duration as the `within` label has it: a whole number of the largest unit that fits, such as `30d` or `36h`.
-pub fn within(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')]
-        .into_iter()
-        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit))
-        .map_or_else(|| format!("{seconds}s"), |(unit, letter)| format!("{}{letter}", seconds / unit))
-}
+/// A duration as the `within` label has it.
+pub use crate::model::in_largest_unit as within;
 
 #[cfg(test)]
 mod tests;

@@ -54,6 +54,15 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A duration as people write it: a whole number of the largest unit that fits, such as `30d` or `36h`; whole seconds.
+pub fn in_largest_unit(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')]
+        .into_iter()
+        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit))
+        .map_or_else(|| format!("{seconds}s"), |(unit, letter)| format!("{}{letter}", seconds / unit))
+}
+
 /// Text that is not an RFC 3339 timestamp.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a time; write it as in 2026-01-31T12:00:00Z (RFC 3339)")]

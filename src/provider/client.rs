@@ -6,7 +6,7 @@ use reqwest::{Method, header::HeaderValue};
 use url::Url;
 
 use super::{
-    BoxFuture, Exchange, ProviderError, SetupError, TokenEndpoint,
+    BoxFuture, Exchange, ProviderError, Redemption, SetupError, TokenEndpoint,
     client_secrets::{Candidates, ClientSecrets},
     detail::Cleaner,
     discovery::{Discovery, Document},
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::SharedClock,
     config::{ClientAuth, Kind, ProviderConfig},
-    model::{ClientCredentials, ExchangeOutcome, Secret},
+    model::{ClientCredentials, Credential, ExchangeOutcome, Secret},
 };
 
 /// One configured OAuth client registration at one authorization server, reached by HTTPS.
@@ -138,7 +138,7 @@ impl Provider {
         loop {
             let Attempt { client, timeout } = attempts.current();
             let form = Form::exchange(exchange.credential, &scope).authenticated(&client, self.config.client_auth);
-            let cleaner = form.cleaner(exchange.credential.secret(), &client);
+            let cleaner = form.cleaner([exchange.credential.secret()], &client);
             if exchange.not_after.is_some_and(|moment| self.clock.now().boot >= moment) {
                 let detail = "the grace for its token was over before the request could leave";
                 return ExchangeOutcome::NotSent { detail: detail.to_owned() };
@@ -148,6 +148,34 @@ impl Provider {
             let Verdict { outcome, is_wrong_secret } =
                 verdict::of(reply, exchange.credential, &cleaner, now, self.config.name.as_str());
             // Whoever hears of the credential has authenticated the client first.
+            if matches!(outcome, ExchangeOutcome::Granted(_) | ExchangeOutcome::Refused { .. }) {
+                attempts.accepted();
+            }
+            if !is_wrong_secret || !attempts.next() {
+                return outcome;
+            }
+        }
+    }
+
+    async fn call_redeem(&self, redemption: Redemption<'_>) -> ExchangeOutcome {
+        let Some(url) = self.token_endpoint().await else {
+            let detail = "no token endpoint is known: set token_url, or see why the issuer's discovery does not answer";
+            return ExchangeOutcome::NotSent { detail: detail.to_owned() };
+        };
+        let mut attempts = match self.attempts(None).await {
+            Ok(attempts) => attempts,
+            Err(detail) => return ExchangeOutcome::NotSent { detail },
+        };
+        // Its answers are read as strictly as those to a refresh token: a code, too, is spent by being sent.
+        let code = Credential::RefreshToken(redemption.code.clone());
+        loop {
+            let Attempt { client, timeout } = attempts.current();
+            let form = Form::redemption(&redemption).authenticated(&client, self.config.client_auth);
+            let cleaner = form.cleaner([redemption.code].into_iter().chain(redemption.verifier), &client);
+            let reply = self.post(url.clone(), form, true, timeout).await;
+            let now = self.clock.now().wall;
+            let Verdict { outcome, is_wrong_secret } =
+                verdict::of(reply, &code, &cleaner, now, self.config.name.as_str());
             if matches!(outcome, ExchangeOutcome::Granted(_) | ExchangeOutcome::Refused { .. }) {
                 attempts.accepted();
             }
@@ -217,7 +245,7 @@ impl Provider {
         loop {
             let Attempt { client, timeout } = attempts.current();
             let form = Form::revocation(token).authenticated(&client, method);
-            let cleaner = form.cleaner(token, &client);
+            let cleaner = form.cleaner([token], &client);
             let reply = self.post(url.clone(), form, true, timeout).await;
             match self.revocation(reply, &cleaner) {
                 Revocation::Done => {
@@ -361,6 +389,10 @@ pub(super) fn configured_urls(config: &ProviderConfig) -> impl Iterator<Item = (
 impl TokenEndpoint for Provider {
     fn exchange<'a>(&'a self, exchange: Exchange<'a>) -> BoxFuture<'a, ExchangeOutcome> {
         Box::pin(self.call_exchange(exchange))
+    }
+
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        Box::pin(self.call_redeem(redemption))
     }
 
     fn organizations<'a>(

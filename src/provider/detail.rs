@@ -71,7 +71,7 @@ impl Cleaner {
 }
 
 /// The text of an error and of all that caused it, cleaned; for errors that hold nothing of a request's secrets.
-pub(super) fn of_error(error: &dyn std::error::Error) -> String {
+pub fn of_error(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

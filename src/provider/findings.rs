@@ -16,6 +16,7 @@ use super::{
 use crate::{
     config::{ClientAuth, Kind, ProviderConfig},
     model::{Credential, ExchangeOutcome, Secret},
+    secret_file,
 };
 
 /// What every client id of Visma Connect begins with.
@@ -164,7 +165,7 @@ fn check_secret_file(config: &ProviderConfig, findings: &mut Vec<Finding>) {
         return;
     };
     let shown = path.display();
-    match client_secrets::check(path) {
+    match secret_file::check(path, &client_secrets::RULES) {
         Err(problem) => findings.push(Finding::error(
             format!("client_secret_file {shown}: {problem}"),
             "no exchange can be made before this file can be used",

@@ -24,11 +24,15 @@ mod verdict;
 use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
 pub use client::Provider;
-pub use client_secrets::SecretFileProblem;
+pub use detail::of_error as error_detail;
 pub use findings::{Finding, Severity};
-pub use transport::{install_tls_provider, is_safe_endpoint};
+pub use transport::{https_client, install_tls_provider, is_safe_endpoint};
+pub use verdict::retry_after;
 
-use crate::model::{ClientCredentials, Credential, ExchangeOutcome, Secret};
+use crate::{
+    model::{ClientCredentials, Credential, ExchangeOutcome, Secret},
+    secret_file::SecretFileProblem,
+};
 
 /// A future that is boxed so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -47,11 +51,27 @@ pub struct Exchange<'a> {
     pub not_after: Option<Duration>,
 }
 
+/// An authorization code with all that goes with it (RFC 6749 section 4.1.3).
+#[derive(Debug)]
+pub struct Redemption<'a> {
+    /// The code, which is good for one request.
+    pub code: &'a Secret,
+    /// The verifier of its PKCE challenge (RFC 7636 section 4.5); `None` where none was made.
+    pub verifier: Option<&'a Secret>,
+    /// The redirect URI exactly as the authorization request had it.
+    pub redirect_uri: &'a str,
+}
+
 /// One provider as the keeper needs it; the seam at which a simulation takes the network's place.
 pub trait TokenEndpoint: Send + Sync {
     /// Calls the token endpoint once (twice where the first of two client secrets is refused as such), within the
     /// configured time limit. Never panics, never retries by itself.
     fn exchange<'a>(&'a self, exchange: Exchange<'a>) -> BoxFuture<'a, ExchangeOutcome>;
+
+    /// Exchanges an authorization code for the tokens of a new consent, once (twice where the first of two client secrets
+    /// is refused as such). A code is good for one request: after [`ExchangeOutcome::Unknown`] nobody knows whether it was
+    /// taken, and trying again could end what it has given. `Refused` is about the code, its verifier or its redirect URI.
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome>;
 
     /// The ids of the organizations that an access token reaches; `Ok(None)` where the provider cannot list them.
     fn organizations<'a>(

@@ -6,7 +6,7 @@ use reqwest::header::{HeaderValue, InvalidHeaderValue};
 use url::form_urlencoded::byte_serialize;
 use zeroize::Zeroizing;
 
-use super::detail::Cleaner;
+use super::{Redemption, detail::Cleaner};
 use crate::{
     config::ClientAuth,
     model::{Credential, Secret},
@@ -53,6 +53,18 @@ impl Form {
         form
     }
 
+    /// The exchange of an authorization code (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
+    pub(super) fn redemption(redemption: &Redemption<'_>) -> Self {
+        let mut form = Self::new();
+        form.push("grant_type", "authorization_code");
+        form.push("code", redemption.code.expose());
+        form.push("redirect_uri", redemption.redirect_uri);
+        if let Some(verifier) = redemption.verifier {
+            form.push("code_verifier", verifier.expose());
+        }
+        form
+    }
+
     /// The revocation of a refresh token (RFC 7009 section 2.1).
     pub(super) fn revocation(refresh_token: &Secret) -> Self {
         let mut form = Self::new();
@@ -86,11 +98,11 @@ impl Form {
         self
     }
 
-    /// A cleaner for the answer: it hides `credential` and the client's secret however they are sent.
-    pub(super) fn cleaner(&self, credential: &Secret, client: &Client) -> Cleaner {
+    /// A cleaner for the answer: it hides `sent` and the client's secret however they are sent.
+    pub(super) fn cleaner<'a>(&self, sent: impl IntoIterator<Item = &'a Secret>, client: &'a Client) -> Cleaner {
         let header = self.authorization.as_ref().and_then(|header| header.to_str().ok());
         let basic = header.and_then(|text| text.strip_prefix("Basic ")).map(|text| text.trim_end_matches('='));
-        Cleaner::of([credential].into_iter().chain(&client.secret)).hiding(basic)
+        Cleaner::of(sent.into_iter().chain(&client.secret)).hiding(basic)
     }
 
     /// The body, which is wiped when the last reference to it goes, and the header.
@@ -194,6 +206,21 @@ mod tests {
         let public = Client { id: "app".into(), secret: None };
         let form = Form::revocation(&Secret::new("t")).authenticated(&public, ClientAuth::Basic);
         assert_eq!(parts(form), ("token=t&token_type_hint=refresh_token&client_id=app".to_owned(), None));
+    }
+
+    #[test]
+    fn a_code_goes_with_its_verifier_and_the_redirect_uri_as_it_was() {
+        let (code, verifier) = (Secret::new("c/1"), Secret::new("v~1"));
+        let mut redemption = Redemption {
+            code: &code,
+            verifier: Some(&verifier),
+            redirect_uri: "https://connect.example.com/a/callback/visma-connect",
+        };
+        let expected = "grant_type=authorization_code&code=c%2F1&redirect_uri=https%3A%2F%2Fconnect.example.com%2Fa%2Fcallback%2Fvisma-connect";
+        let with_verifier = parts(Form::redemption(&redemption)).0;
+        assert_eq!(with_verifier, format!("{expected}&code_verifier=v%7E1"));
+        redemption.verifier = None;
+        assert_eq!(parts(Form::redemption(&redemption)).0, expected);
     }
 
     #[test]

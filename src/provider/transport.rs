@@ -82,32 +82,8 @@ impl Failure {
 
 impl Transport {
     /// Clients whose requests take at most `timeout`.
-    ///
-    /// The limits are nested so that what runs out first tells where it hung: connecting takes at most a third of
-    /// the whole, and a request that ends there was never sent. Unacknowledged bytes give up at three quarters, a
-    /// silent peer at nine tenths.
     pub(super) fn new(timeout: Duration) -> Result<Self, String> {
-        install_tls_provider();
-        let tls = tls_config()?;
-        let client = |idle_connections: usize| {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .http1_only()
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .no_proxy()
-                .referer(false)
-                .user_agent(USER_AGENT)
-                .timeout(timeout)
-                .connect_timeout(MAX_CONNECT.min(timeout / 3))
-                .read_timeout(timeout / 10 * 9)
-                .tcp_user_timeout(timeout / 4 * 3)
-                .pool_idle_timeout(POOL_IDLE)
-                .pool_max_idle_per_host(idle_connections)
-                .build()
-                .map_err(|error| detail::of_error(&error.without_url()))
-        };
-        Ok(Self { pooled: client(POOL_SIZE)?, fresh: client(0)?, timeout })
+        Ok(Self { pooled: https_client(timeout, POOL_SIZE)?, fresh: https_client(timeout, 0)?, timeout })
     }
 
     /// The whole time that a request may take.
@@ -146,6 +122,32 @@ impl Transport {
         }
         request
     }
+}
+
+/// A client without surprises, as the head of this file says, whose requests take at most `timeout` and which keeps up to
+/// `idle_connections` for each host. The error says why none can be made.
+///
+/// The limits are nested so that what runs out first tells where it hung: connecting takes at most a third of the whole,
+/// and a request that ends there was never sent. Unacknowledged bytes give up at three quarters, a silent peer at nine
+/// tenths.
+pub fn https_client(timeout: Duration, idle_connections: usize) -> Result<reqwest::Client, String> {
+    install_tls_provider();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls_config()?)
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .user_agent(USER_AGENT)
+        .timeout(timeout)
+        .connect_timeout(MAX_CONNECT.min(timeout / 3))
+        .read_timeout(timeout / 10 * 9)
+        .tcp_user_timeout(timeout / 4 * 3)
+        .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(idle_connections)
+        .build()
+        .map_err(|error| detail::of_error(&error.without_url()))
 }
 
 /// Makes rustls with ring the process's provider of ciphers, unless it has one. Idempotent.

@@ -7,7 +7,7 @@ use super::{judge::Judge, machine::Machine};
 use crate::{
     model::{ClientCredentials, Credential, ExchangeOutcome, Secret, Timestamp},
     provider::{
-        BoxFuture, Exchange, ProviderError, TokenEndpoint,
+        BoxFuture, Exchange, ProviderError, Redemption, TokenEndpoint,
         played::{self, Played},
     },
     sandbox::{Denied, Fault, FaultKind, Granted, Issuer, Request},
@@ -294,6 +294,11 @@ impl TokenEndpoint for Network {
             let _under_way = UnderWay(self, secret.clone());
             self.call(exchange.credential).await
         })
+    }
+
+    fn redeem<'a>(&'a self, _: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        // Nobody gives consent anew in a simulated year.
+        Box::pin(async { ExchangeOutcome::NotSent { detail: "nobody is there".into() } })
     }
 
     fn organizations<'a>(

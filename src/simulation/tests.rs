@@ -12,7 +12,7 @@ use super::{
 };
 
 /// How many seeds are run where nobody says otherwise.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 20;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

@@ -9,7 +9,7 @@ use tracing_subscriber::{Layer, layer::SubscriberExt as _};
 
 use super::{
     fleet::{CONSENTS, Customer, Enrolled, KEYS, NAMES, WITH_GRACE, customers, provider},
-    judge::{Counts, Judge, PER_MINUTE},
+    judge::{Counts, Judge, PER_MINUTE, WARN_BEFORE},
     life::{End, Plan, live},
     machine::Machine,
     network::{Network, TIMEOUT, Weather},
@@ -19,6 +19,7 @@ use crate::{
     keeper::Parts,
     metrics::Metrics,
     model::{ClientCredentials, Secret, Usage},
+    outbox::Outbox,
     provider::TokenEndpoint,
     sandbox::{Issuer, SandboxConfig},
     vault::{Disk, Snapshot, Vault},
@@ -150,10 +151,12 @@ impl World {
     pub(super) fn parts(&self, vault: Vault, seed: u64) -> Parts {
         let endpoints = self.networks.iter().map(|network| Arc::clone(network) as Arc<dyn TokenEndpoint>);
         Parts {
+            outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
             vault,
+            links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
             refresh: self.refresh.clone(),
-            warn_before: vec![DAY * 30, DAY],
+            warn_before: WARN_BEFORE.to_vec(),
             organization_series: 1000,
             clock: self.machine.clone(),
             metrics: Metrics::new(&[]),

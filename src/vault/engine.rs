@@ -51,8 +51,9 @@ pub(super) fn tag(sealed: &[u8]) -> u128 {
 /// What an engine holds, written with every batch. A damaged database can come back with a record missing or, unseen by
 /// the cipher, in an older version: counts and sum tell.
 ///
-/// At rest, little endian: version (one byte, 1), the last sequence number applied (8 bytes), how many records there are
-/// of each kind in the order of [`Kind::ALL`] (8 bytes each), the sum of all records' tags modulo 2^128 (16 bytes).
+/// At rest, little endian: version (one byte, 2), the last sequence number applied (8 bytes), how many records there are
+/// of each kind in the order of [`Kind::ALL`] (8 bytes each), the sum of all records' tags modulo 2^128 (16 bytes). Version 1
+/// knew the first five kinds and is read as well: there was nothing of the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Mark {
     /// The last commit in it.
@@ -64,8 +65,14 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    const VERSION: u8 = 1;
-    const BYTES: usize = 1 + 8 * (1 + Kind::COUNT) + 16;
+    const VERSION: u8 = 2;
+    const BYTES: usize = Self::bytes(Kind::COUNT);
+    /// How many kinds version 1 knew.
+    const KINDS_1: usize = 5;
+
+    const fn bytes(kinds: usize) -> usize {
+        1 + 8 * (1 + kinds) + 16
+    }
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -79,14 +86,20 @@ impl Mark {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != Self::BYTES || bytes[0] != Self::VERSION {
+        let (&version, rest) = bytes.split_first()?;
+        let kinds = match version {
+            1 => Self::KINDS_1,
+            Self::VERSION => Kind::COUNT,
+            _ => return None,
+        };
+        if bytes.len() != Self::bytes(kinds) {
             return None;
         }
-        let (numbers, sum) = bytes[1..].split_last_chunk()?;
+        let (numbers, sum) = rest.split_last_chunk()?;
         let mut numbers =
             numbers.chunks_exact(8).map(|number| u64::from_le_bytes(number.try_into().expect("eight bytes")));
         let mut mark = Self { applied: numbers.next()?, sum: u128::from_le_bytes(*sum), ..Self::default() };
-        for count in &mut mark.counts {
+        for count in mark.counts.iter_mut().take(kinds) {
             *count = numbers.next()?;
         }
         Some(mark)
@@ -192,11 +205,23 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_and_nothing_else_does() {
-        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5], sum: u128::MAX - 7 };
+        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5, 6], sum: u128::MAX - 7 };
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
-        assert_eq!(mark.records(), 10);
+        assert_eq!(mark.records(), 16);
         assert_eq!(Mark::decode(&mark.encode()[1..]), None);
         assert_eq!(Mark::decode(&[9; Mark::BYTES]), None);
+        assert_eq!(Mark::decode(&[2; Mark::bytes(Mark::KINDS_1)]), None);
+        assert_eq!(Mark::decode(&[]), None);
+    }
+
+    #[test]
+    fn a_mark_of_before_there_were_events_is_read() {
+        let mut old = vec![1];
+        for number in [9_u64, 1, 2, 3, 4, 5] {
+            old.extend(number.to_le_bytes());
+        }
+        old.extend(77_u128.to_le_bytes());
+        assert_eq!(Mark::decode(&old), Some(Mark { applied: 9, counts: [1, 2, 3, 4, 5, 0], sum: 77 }));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::{
     Change, Stored, Stray, VaultError,
@@ -31,7 +32,10 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    model::{DoubtReason, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp},
+    model::{
+        DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, Secret,
+        Timestamp,
+    },
 };
 
 /// How many commits may be under way or wait; more wait for a place.
@@ -121,6 +125,14 @@ impl Vault {
         self.0.shared.for_each(f)
     }
 
+    /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_row(
+        &self,
+        f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
     /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
     /// read sees them. Commits take effect in the order in which they were given a place in the queue.
     ///
@@ -146,6 +158,24 @@ impl Vault {
     pub fn entity_tag(&self, secret: &Secret) -> String {
         let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
         BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+    }
+
+    /// The key of consent links. It is the same for the vault's whole life, backups included, so that a link that was sent
+    /// holds across restarts, new data keys and a restore.
+    pub fn link_key(&self) -> Zeroizing<[u8; 32]> {
+        self.0.shared.link_key.clone()
+    }
+
+    /// The id of the happening that `parts` tell apart from every other: a keyed hash of them, HMAC-SHA256 cut to 128 bits. It
+    /// is the same for the vault's whole life, backups included.
+    pub fn event_id(&self, parts: &[&[u8]]) -> EventId {
+        let mut context = hmac::Context::with_key(&self.0.shared.events);
+        for part in parts {
+            // The length first, so that no two lists of parts read the same.
+            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            context.update(part);
+        }
+        EventId::from_bytes(context.sign().as_ref().first_chunk().copied().unwrap_or_default())
     }
 
     /// How often the vault's contents went back to an earlier state, plus one.
@@ -303,6 +333,8 @@ pub(super) struct Shared {
     journal_bytes: u64,
     fingerprints: hmac::Key,
     entity_tags: hmac::Key,
+    link_key: Zeroizing<[u8; 32]>,
+    events: hmac::Key,
 }
 
 /// Sealed records by name; `None` stands for one that was removed.
@@ -334,14 +366,19 @@ impl Shared {
         journal_bytes: u64,
         metrics: Metrics,
     ) -> Self {
-        let derive = |label: &[u8]| {
-            let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
-            hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"))
-        };
+        let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
+        let derive =
+            |label: &[u8]| hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"));
+        let mut link_key = Zeroizing::new([0; 32]);
+        let derived =
+            key.expand(&[b"consentry/v1/links"], HKDF_SHA256).and_then(|okm| okm.fill(link_key.as_mut_slice()));
+        derived.expect("one hash is not too long");
         let shared = Self {
             opened: ArcSwapOption::from_pointee(opened),
             fingerprints: derive(b"consentry/v1/fingerprint"),
             entity_tags: derive(b"consentry/v1/entity-tag"),
+            link_key,
+            events: derive(b"consentry/v1/event"),
             namer: Namer::new(&keyring.name_key),
             cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,

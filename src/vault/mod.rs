@@ -59,7 +59,7 @@ pub use restore::{Accepted, Gap, Restored};
 #[cfg(test)]
 pub(crate) use simulated::{Disk, DiskFault, Fate, Snapshot};
 
-use crate::model::{Grant, GrantId, Intent, Organization, OrganizationId, Secret, Timestamp};
+use crate::model::{EventId, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, Secret, Timestamp};
 
 /// The longest plaintext of one record, in bytes. The engine keeps larger values in files of their own, which is slow;
 /// a record of a grant with long tokens and a hundred organizations is a fifth of this.
@@ -82,6 +82,10 @@ pub enum Change {
     DeleteIntent(GrantId),
     /// Keeps an answer that could not be stored as its grant's newest: reported, never served.
     PutStray(Box<Stray>),
+    /// Writes an event of the outbox, with who is still to be told of it, over whatever was there.
+    PutRow(OutboxRow),
+    /// Forgets an event of the outbox.
+    DeleteRow(EventId),
 }
 
 /// An answer that must not be lost and must not be served (rule 7 of the design).

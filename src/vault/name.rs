@@ -27,14 +27,16 @@ pub(super) enum Kind {
     Stray = 4,
     /// What the vault keeps about itself, named by a word.
     Meta = 5,
+    /// A row of the outbox, named by its event's id.
+    Event = 6,
 }
 
 impl Kind {
     /// How many kinds there are.
-    pub(super) const COUNT: usize = 5;
+    pub(super) const COUNT: usize = 6;
     /// All of them, in the order of their numbers.
     pub(super) const ALL: [Self; Self::COUNT] =
-        [Self::Grant, Self::Organization, Self::Intent, Self::Stray, Self::Meta];
+        [Self::Grant, Self::Organization, Self::Intent, Self::Stray, Self::Meta, Self::Event];
 
     /// Its number in the format.
     pub(super) const fn byte(self) -> u8 {
@@ -54,6 +56,7 @@ impl Kind {
             Self::Intent => "an intent's record",
             Self::Stray => "a stray's record",
             Self::Meta => "the vault's own record",
+            Self::Event => "an event's record",
         }
     }
 }
@@ -124,7 +127,7 @@ mod tests {
             assert_eq!(name.kind(), kind);
         }
         assert_eq!(Name::parse(&[0; NAME_BYTES]), None);
-        assert_eq!(Name::parse(&[Kind::Meta.byte() + 1; NAME_BYTES]), None);
+        assert_eq!(Name::parse(&[Kind::Event.byte() + 1; NAME_BYTES]), None);
         assert_eq!(Name::parse(&[1; NAME_BYTES - 1]), None);
     }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::VaultConfig,
     metrics::Metrics,
-    model::{Grant, Intent, Organization},
+    model::{Grant, Intent, Organization, OutboxRow},
     vault::Stray,
 };
 
@@ -310,6 +310,7 @@ pub(super) fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Res
         Kind::Intent => Intent::read(&bytes).map(drop),
         Kind::Stray => Stray::read(&bytes).map(drop),
         Kind::Meta => Meta::read(&bytes).map(drop),
+        Kind::Event => OutboxRow::read(&bytes).map(drop),
     }
 }
 

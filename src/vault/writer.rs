@@ -307,9 +307,11 @@ impl Writer {
                     .map_err(|_| VaultError::Engine { detail: "the system has no randomness".to_owned() })?;
                 self.put(&id, &*stray, sequence)
             }
+            Change::PutRow(row) => self.put(row.event.id.as_bytes(), &row, sequence),
             Change::DeleteGrant(id) => Ok(self.delete(Kind::Grant, id.as_bytes())),
             Change::DeleteOrganization(id) => Ok(self.delete(Kind::Organization, id.as_str().as_bytes())),
             Change::DeleteIntent(id) => Ok(self.delete(Kind::Intent, id.as_bytes())),
+            Change::DeleteRow(id) => Ok(self.delete(Kind::Event, id.as_bytes())),
         });
         Ok(Batch { sequence, entries: entries.collect::<Result<_, _>>()? })
     }

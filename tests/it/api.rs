@@ -375,6 +375,8 @@ fn a_list_is_filtered_and_paged_in_the_order_of_ids() {
     assert_eq!(list("label=tier%3Dgold&label=team%3Dx&limit=1"), ["1", "10", "3"]);
     assert_eq!(list("label=tier%3Dlead"), [""; 0]);
     assert_eq!(list("expires_within=36500d"), ["481001"]);
+    worker.fetch("2");
+    assert_eq!(list("unused_for=36500d&limit=2"), ["1", "10", "3", "481001"], "the never fetched");
     assert_eq!(list("provider=no-such-one"), [""; 0]);
 }
 
@@ -398,6 +400,7 @@ fn a_request_that_makes_no_sense_is_told_so() {
                 ("GET", "/v1/organizations?limit=0"),
                 ("GET", "/v1/organizations?limit=1001"),
                 ("GET", "/v1/organizations?expires_within=soon"),
+                ("GET", "/v1/organizations?unused_for=soon"),
                 ("GET", "/v1/organizations?label=x"),
                 ("GET", "/v1/organizations?cursor=%FF"),
                 ("GET", "/v1/organizations?limit=1&limit=2"),

@@ -246,6 +246,8 @@ fn check_looks_where_the_socket_will_be() {
 #[case(&["org", "resume", "1"])]
 #[case(&["org", "resolve", "1", "--abandon"])]
 #[case(&["import", "/dev/null"])]
+#[case(&["connect", "1"])]
+#[case(&["connect", "--all-expiring", "30d", "--csv"])]
 #[case(&["token", "1"])]
 #[case(&["refresh", "1"])]
 #[case(&["exec", "1", "--", "true"])]

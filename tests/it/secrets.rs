@@ -101,7 +101,9 @@ fn search_everywhere(format: &str) {
     for path in ["/v1/organizations?limit=1000", "/v1/status", &format!("/v1/organizations/{CONSENTED}")] {
         out.answer(path, &worker.get(path));
     }
-    out.answer("/metrics", &worker.inside("/metrics"));
+    for path in ["/metrics", "/board", "/board?sort=id&q=marked", "/board/results?state=lost"] {
+        out.answer(path, &worker.inside(path));
+    }
 
     let (access, rotated) = (tap.tokens("access_token"), tap.tokens("refresh_token"));
     assert!(access.len() >= 5 && rotated.len() >= 4, "{} and {}", access.len(), rotated.len());
@@ -152,7 +154,9 @@ fn set_up(stand: &Stand, format: &str) -> Worker {
             setup = setup.provider(&format!("{manner}-{auth}"), ECHOED_CLIENT_SECRET, &lines);
         }
     }
-    setup.start()
+    let worker = setup.prepare();
+    worker.reconfigure(|text| text + "\n[http.board]\nenabled = true\n");
+    worker.restart()
 }
 
 /// Enrols one organization of each kind and fetches; gives the secrets.

@@ -51,7 +51,7 @@ fn a_path_names_a_valid_organization_or_none() {
 #[test]
 fn a_query_is_within_its_bounds_or_refused() {
     const QUERY: &[u8] =
-        b"/?state=in_doubt&provider=p&expires_within=30d&label=a%3Db&label=c=d&limit=7&cursor=NDE&min_ttl=60&revoke=true";
+        b"/?state=in_doubt&provider=p&expires_within=30d&unused_for=7d&label=a%3Db&label=c=d&limit=7&cursor=NDE&min_ttl=60&revoke=true";
     check!().with_type::<(Vec<Edit>, u16)>().for_each(|(edits, from)| {
         // One key alone is right more often than all of them.
         let pairs: Vec<&[u8]> = QUERY[2..].split(|byte| *byte == b'&').collect();

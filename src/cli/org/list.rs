@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The width from which on labels are shown in the table.
-const WIDTH: usize = 100;
+const WIDTH: usize = 110;
 
 /// Columns of the CSV, in order.
 const CSV_HEADER: &str = "organization,provider,kind,state,reason,since,paused,subject,access_token_expires_at,\
@@ -24,7 +24,8 @@ const CSV_HEADER: &str = "organization,provider,kind,state,reason,since,paused,s
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  consentry org list --expires-within 30d --csv > renew.csv\n  \
-    consentry org list --state failing --provider visma-connect --label plan=gold")]
+    consentry org list --state failing --provider visma-connect --label plan=gold\n  \
+    consentry org list --unused-for 60d")]
 pub(in crate::cli) struct ListArgs {
     /// Only those in this state
     #[arg(long, value_name = "STATE", value_parser = ["active", "failing", "in_doubt", "lost", "paused"])]
@@ -32,6 +33,9 @@ pub(in crate::cli) struct ListArgs {
     /// Only those whose consent ends within this time, or has ended
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     expires_within: Option<Duration>,
+    /// Only those of which no token was fetched for this long, or never
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    unused_for: Option<Duration>,
     /// Only those of this provider
     #[arg(long, value_name = "NAME")]
     provider: Option<ProviderName>,
@@ -50,6 +54,7 @@ pub(super) async fn list(global: &Global, args: ListArgs, out: &mut Out) -> Resu
         state: args.state,
         provider: args.provider,
         expires_within: args.expires_within,
+        unused_for: args.unused_for,
         labels: parse::labels(args.labels)?,
         page: None,
     };
@@ -98,7 +103,8 @@ impl Form {
                 }
             }
             Self::Table { now } => {
-                let header = ["organization", "provider", "state", "token ends", "consent ends", "labels"];
+                let header =
+                    ["organization", "provider", "state", "token ends", "consent ends", "last fetch", "labels"];
                 // What does not fit beside the rest is left to `org show`.
                 let narrow = out.size().is_some_and(|(columns, _)| columns < WIDTH);
                 let columns = if narrow { header.len() - 1 } else { header.len() };
@@ -107,7 +113,7 @@ impl Form {
                     table.add_row(row(organization, *now, out).into_iter().take(columns));
                 }
                 // State and labels are words, and may be broken between them.
-                print::keep_whole(&mut table, &[2, 5]);
+                print::keep_whole(&mut table, &[2, 6]);
                 out.show(&table)?;
             }
         }
@@ -148,6 +154,7 @@ fn row(organization: &Organization, now: Timestamp, out: &Out) -> Vec<Cell> {
         style.cell(print::tone_of_state(shown_state(organization)), state_in_full(organization)),
         Cell::new(print::relative(organization.access_token_expires_at, now)),
         ends,
+        style.cell(Tone::Quiet, print::relative(organization.last_fetched_at, now)),
         style.cell(Tone::Quiet, print::plain(&labels(organization))),
     ]
 }

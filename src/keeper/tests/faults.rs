@@ -428,3 +428,24 @@ async fn what_callers_force_gets_a_fifth_of_the_budget() {
     world.keeper.refresh(&org("a"), None).await.expect("the first");
     assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::TooManyRequests);
 }
+
+#[tokio::test]
+async fn who_waits_for_a_grant_that_is_replaced_meanwhile_gets_the_new_ones_token() {
+    let world = World::with(IDLE).await;
+    world.enrol("a", "reuse-a").await.expect("enrolled");
+    let old = world.fetch("a").await.expect("served").etag;
+    world.clock.advance(HOUR * 2);
+    let gate = world.issuer.closes();
+    let (fetching, refreshing) = (world.keeper.clone(), world.keeper.clone());
+    let fetched = tokio::spawn(async move { fetching.token(&org("a"), Duration::ZERO).await });
+    let refreshed = tokio::spawn(async move { refreshing.refresh(&org("a"), Some(&old)).await });
+    world.until(|world| world.issuer.at_once.load(Ordering::SeqCst) == 1).await;
+    // The old grant's exchange is given its whole time limit to end.
+    world.keeper.enrol(org("a"), unverified("reuse-b")).await.expect("stored");
+    gate.add_permits(10);
+    for waiting in [fetched, refreshed] {
+        let served = waiting.await.expect("no panic").expect("the new grant's token");
+        assert_eq!(served.etag, world.fetch("a").await.expect("served").etag);
+    }
+    assert_eq!(world.sent("reuse-b"), 1);
+}

@@ -8,13 +8,15 @@
 //! older records are read and upgraded when they are next written.
 
 mod forms;
+mod row;
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use self::forms::{GrantForm, IntentForm, MetaForm, MetaForm1, OrganizationForm, StrayForm};
+use self::row::RowForm;
 use super::{MAX_RECORD_BYTES, Stray, error::VaultError, name::Kind};
-use crate::model::{DoubtReason, Grant, Intent, Organization};
+use crate::model::{DoubtReason, Grant, Intent, Organization, OutboxRow};
 
 /// The version this program writes, of every kind but grants and the vault's own record.
 const VERSION: u8 = 1;
@@ -102,6 +104,7 @@ macro_rules! record {
 record!(Organization, Organization, OrganizationForm<'_>);
 record!(Intent, Intent, IntentForm);
 record!(Stray, Stray, StrayForm<'_>);
+record!(OutboxRow, Event, RowForm<'_>);
 
 impl Record for Grant {
     const KIND: Kind = Kind::Grant;

@@ -34,6 +34,12 @@ impl Response {
         self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The events of a `text/event-stream`, in order.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error} in {data}"))).collect()
+    }
+
     /// The body as JSON; null where it is empty.
     pub(crate) fn json(&self) -> Value {
         if self.body.is_empty() {
@@ -51,6 +57,20 @@ pub(crate) fn over_tcp(address: &str, method: &str, path: &str, headers: Headers
     let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
     stream.set_read_timeout(Some(PATIENCE)).expect("a time limit that is not zero");
     converse(stream, address, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
+/// As [`over_tcp`], asking for `host`, as a browser does that was led to `address` by a name.
+pub(crate) fn over_tcp_for(
+    host: &str,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> Response {
+    let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit that is not zero");
+    converse(stream, host, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
 /// Sends a request to the Unix socket at `socket` and reads the answer; an error where nobody listens.

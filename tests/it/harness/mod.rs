@@ -7,6 +7,7 @@ pub(crate) mod chance;
 mod description;
 pub(crate) mod disk;
 pub(crate) mod echo;
+pub(crate) mod hooks;
 pub(crate) mod http;
 pub(crate) mod oidc;
 pub(crate) mod sandbox;

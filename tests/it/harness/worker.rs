@@ -40,6 +40,7 @@ pub(crate) struct Setup {
     vault: Option<PathBuf>,
     journal: Option<u64>,
     providers: Vec<(String, String, String)>,
+    webhooks: Vec<(String, String, String)>,
 }
 
 impl Setup {
@@ -83,6 +84,12 @@ impl Setup {
     /// Adds `[providers.NAME]` with these lines and a file that holds its client secret.
     pub(crate) fn provider(mut self, name: &str, client_secret: &str, lines: &str) -> Self {
         self.providers.push((name.to_owned(), client_secret.to_owned(), lines.to_owned()));
+        self
+    }
+
+    /// Adds a `[[webhook]]` at `url` whose file holds these signing secrets, with further lines.
+    pub(crate) fn webhook(mut self, url: &str, secrets: &str, lines: &str) -> Self {
+        self.webhooks.push((url.to_owned(), secrets.to_owned(), lines.to_owned()));
         self
     }
 
@@ -139,6 +146,9 @@ impl Setup {
             fs::write(worker.secret_file(name), secret).expect("the folder is ours");
             worker.plant(secret);
         }
+        for (index, (_, secrets, _)) in self.webhooks.iter().enumerate() {
+            worker.set_signing_secrets(index, secrets);
+        }
         fs::write(&worker.config, self.text(&worker)).expect("the folder is ours");
 
         if self.for_all {
@@ -172,6 +182,10 @@ impl Setup {
         for (name, _, lines) in &self.providers {
             let file = worker.secret_file(name).display().to_string();
             text.extend(["[providers.", name, "]\nclient_secret_file = \"", &file, "\"\n", lines, "\n"]);
+        }
+        for (index, (url, _, lines)) in self.webhooks.iter().enumerate() {
+            let file = worker.signing_file(index).display().to_string();
+            text.extend(["[[webhook]]\nurl = \"", url, "\"\nsecret_file = \"", &file, "\"\n", lines, "\n"]);
         }
         text
     }
@@ -385,7 +399,7 @@ impl Worker {
         self.started()
     }
 
-    fn started(mut self) -> Self {
+    pub(crate) fn started(mut self) -> Self {
         self.launch();
         if let Some(status) = self.ready() {
             panic!("the worker ended with {status} before it was ready");
@@ -449,6 +463,19 @@ impl Worker {
         let mut command = consentry(&self.config);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().expect("the binary starts")
+    }
+
+    /// Writes the file with the signing secrets of the webhook of that number, one a line; each is planted.
+    pub(crate) fn set_signing_secrets(&self, index: usize, secrets: &str) {
+        secrets.lines().for_each(|secret| self.plant(secret));
+        let file = self.signing_file(index);
+        fs::write(&file, secrets).expect("the folder is ours");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    }
+
+    /// The file with the signing secrets of the webhook of that number.
+    pub(crate) fn signing_file(&self, index: usize) -> PathBuf {
+        self.folder.path().join(format!("webhook-{index}.key"))
     }
 
     fn secret_file(&self, provider: &str) -> PathBuf {

@@ -121,7 +121,8 @@ impl Killer {
             }
             _ => self.kill_at_import(worker, load, rng),
         }
-        if self.kills.is_multiple_of(LOOK_EVERY) {
+        // What was cut off in an import has started it again already.
+        if self.kills.is_multiple_of(LOOK_EVERY) && !worker.runs() {
             check_at_rest(worker);
         }
         start(worker);

@@ -1,0 +1,159 @@
+//! Webhooks: what the outbox has for each receiver is posted to it, signed as Standard Webhooks
+//! (<https://www.standardwebhooks.com>) describes, until the receiver has taken it or has failed for days.
+//!
+//! `receiver` says who they are, `post` makes one attempt with `signature`, `schedule` says when the next one follows, and
+//! `lane` keeps the receivers apart. The outbox knows what is still to be delivered, across restarts; here is only what
+//! is due now. A delivery is made at least once: a process that dies between an answer and its note makes it again, with the
+//! same id.
+
+mod lane;
+mod post;
+mod receiver;
+mod schedule;
+mod signature;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+pub use post::connect;
+pub use receiver::{ReceiverProblem, Receivers, check_secret_file, name};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    lane::{LONGEST_SLEEP, Lane, Queue},
+    receiver::Receiver,
+};
+use crate::{clock::SharedClock, metrics::Metrics, model::ReceiverId, outbox::Outbox};
+
+/// How many due deliveries are taken out of the outbox at once.
+const TAKEN_AT_ONCE: usize = 256;
+/// What is due a moment from now is not asked for in a tight loop.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
+
+/// What delivering needs besides receivers.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// What is to be delivered.
+    pub outbox: Outbox,
+    /// When.
+    pub clock: SharedClock,
+    /// Where attempts are counted.
+    pub metrics: Metrics,
+}
+
+/// Deliveries to every receiver, from [`start`](Self::start) to [`stop`](Self::stop).
+#[derive(Debug)]
+pub struct Notice {
+    parts: Parts,
+    /// What is at work; `None` once it was stopped.
+    working: Mutex<Option<Working>>,
+}
+
+#[derive(Debug)]
+struct Working {
+    stopping: CancellationToken,
+    dispatcher: JoinHandle<()>,
+    lanes: HashMap<ReceiverId, JoinHandle<Queue>>,
+}
+
+impl Notice {
+    /// Tells the outbox who the receivers are, and delivers to them from now on. Needs a Tokio runtime. To be called before
+    /// anything is posted to the outbox: an event is meant for those who are known when it happens.
+    pub fn start(receivers: Receivers, parts: Parts) -> Self {
+        let notice = Self { parts, working: Mutex::default() };
+        notice.work(receivers, HashMap::new());
+        notice
+    }
+
+    /// Delivers to other receivers from now on. Attempts under way finish first, within their time limit; a receiver that was
+    /// there before keeps its place in its queue. What was due to one that is no more is forgotten.
+    pub async fn replace(&self, receivers: Receivers) {
+        let queues = self.halt().await;
+        self.work(receivers, queues);
+    }
+
+    /// Stops softly: attempts under way finish within their time limit, and nothing more is begun. What is still to be
+    /// delivered is in the outbox.
+    pub async fn stop(&self) {
+        self.halt().await;
+    }
+
+    fn work(&self, receivers: Receivers, mut queues: HashMap<ReceiverId, Queue>) {
+        self.parts.outbox.set_receivers(receivers.all.iter().map(Receiver::of_outbox).collect());
+        let stopping = CancellationToken::new();
+        let (mut lanes, mut running) = (HashMap::new(), HashMap::new());
+        for receiver in receivers.all {
+            let id = receiver.id;
+            let queue = queues.remove(&id).unwrap_or_default();
+            let lane = Lane::new(receiver, receivers.client.clone(), self.parts.clone(), queue);
+            running.insert(id, tokio::spawn(Arc::clone(&lane).run(stopping.clone())));
+            lanes.insert(id, lane);
+        }
+        let dispatcher = tokio::spawn(dispatch(self.parts.clone(), lanes, stopping.clone()));
+        let working = Working { stopping, dispatcher, lanes: running };
+        *self.working.lock().unwrap_or_else(PoisonError::into_inner) = Some(working);
+    }
+
+    /// Ends everything that is at work, and gives what was due and not yet begun.
+    async fn halt(&self) -> HashMap<ReceiverId, Queue> {
+        let working = self.working.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Working { stopping, dispatcher, lanes }) = working else { return HashMap::new() };
+        stopping.cancel();
+        if dispatcher.await.is_err() {
+            tracing::error!("the task that hands out webhooks died; this is a fault of the worker");
+        }
+        let mut queues = HashMap::new();
+        for (id, lane) in lanes {
+            match lane.await {
+                Ok(queue) => drop(queues.insert(id, queue)),
+                // What it had is handed out again by the outbox after a while.
+                Err(_) => tracing::error!("the task that delivers webhooks died; this is a fault of the worker"),
+            }
+        }
+        queues
+    }
+}
+
+impl Receiver {
+    fn of_outbox(&self) -> crate::outbox::Receiver {
+        crate::outbox::Receiver { id: self.id, name: self.name.clone(), events: self.events.clone() }
+    }
+}
+
+/// Takes what is due out of the outbox and into its receiver's lane.
+async fn dispatch(parts: Parts, lanes: HashMap<ReceiverId, Arc<Lane>>, stopping: CancellationToken) {
+    if lanes.is_empty() {
+        return;
+    }
+    while !stopping.is_cancelled() {
+        // Before looking, so that nothing that comes after the look is missed.
+        let changed = parts.outbox.changed().notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        loop {
+            let due = parts.outbox.due(parts.clock.now().wall, TAKEN_AT_ONCE);
+            let taken = due.len();
+            for delivery in due {
+                if let Some(lane) = lanes.get(&delivery.receiver) {
+                    lane.add(delivery);
+                }
+            }
+            if taken < TAKEN_AT_ONCE {
+                break;
+            }
+        }
+        let wait = parts.outbox.next_due().map_or(LONGEST_SLEEP, |next| next.since(parts.clock.now().wall));
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => break,
+            () = changed => {}
+            () = tokio::time::sleep(wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)) => {}
+        }
+    }
+}
