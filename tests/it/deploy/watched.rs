@@ -148,7 +148,7 @@ pub(super) fn impatient_rules() -> String {
     let rules = text("deploy/prometheus/consentry.rules.yaml");
     let shortened = rules.lines().map(|line| {
         let Some((head, _)) = line.split_once("for: ") else {
-            return ["[5m]", "[10m]", "[15m]"]
+            return ["[5m]", "[10m]", "[15m]", "[1h]"]
                 .iter()
                 .fold(line.to_owned(), |line, window| line.replace(window, "[5s]"));
         };
