@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{documents, installed, path, run, text, tools};
 
 /// Each with the kind that it puts the worker into.
-pub(super) const OVERLAYS: [(&str, &str); 3] =
-    [("sidecar", "Deployment"), ("statefulset", "StatefulSet"), ("job", "Job")];
+pub(super) const OVERLAYS: [(&str, &str); 4] =
+    [("sidecar", "Deployment"), ("statefulset", "StatefulSet"), ("job", "Job"), ("pages", "Deployment")];
 /// The oldest Kubernetes in which a native sidecar is on by default, that the schemas are had for, and the newest.
 const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 
@@ -23,10 +23,11 @@ fn render(overlay: &str) -> String {
     run(Command::new("kubectl").arg("kustomize").arg(path("deploy/kubernetes/overlays").join(overlay)))
 }
 
-/// The one object of this kind and, where that is not enough, name.
+/// The object of this kind and name; a generated one has a hash at the end of its name.
 pub(super) fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let mut found = objects.iter().filter(|object| {
-        object["kind"] == kind && object["metadata"]["name"].as_str().is_some_and(|found| found.starts_with(name))
+        let found = object["metadata"]["name"].as_str().unwrap_or_default();
+        object["kind"] == kind && (found == name || kind == "ConfigMap" && found.starts_with(name))
     });
     found.next().unwrap_or_else(|| panic!("no {kind} {name}"))
 }
@@ -186,17 +187,35 @@ fn policies_and_monitors_find_the_pod_and_its_port() {
         let policy = &find(&objects, "NetworkPolicy", "consentry")["spec"];
         assert_eq!(policy["podSelector"]["matchLabels"], selector);
         assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
-        let port = &container(&template["spec"], "consentry")["ports"][0];
-        assert_eq!(
-            (&port["name"], &port["containerPort"]),
-            (&json!("metrics"), &policy["ingress"][0]["ports"][0]["port"])
-        );
+        let ports = container(&template["spec"], "consentry")["ports"].as_array().expect("ports");
+        let port = ports.iter().find(|port| port["name"] == "metrics").expect("it is named");
+        assert_eq!(port["containerPort"], policy["ingress"][0]["ports"][0]["port"]);
         assert_eq!(find(&objects, "PodMonitor", "consentry")["spec"]["podMetricsEndpoints"][0]["port"], "metrics");
         // The configuration that the pod mounts is the one that was generated.
         let generated = find(&objects, "ConfigMap", "consentry-config");
         let volumes = template["spec"]["volumes"].as_array().expect("volumes");
         assert!(volumes.iter().any(|volume| volume["configMap"]["name"] == generated["metadata"]["name"]), "{overlay}");
     }
+}
+
+#[test]
+fn the_consent_pages_are_reached_through_a_service_and_a_policy_of_their_own() {
+    let Some(objects) = rendered("pages") else { return };
+    let pod = &find(&objects, "Deployment", "application")["spec"]["template"]["spec"];
+    let sidecar = container(pod, "consentry");
+    let port = json!({ "name": "pages", "containerPort": 9465 });
+    assert!(sidecar["ports"].as_array().expect("ports").contains(&port), "{sidecar}");
+    let listen = json!({ "name": "CONSENTRY__CONSENT__LISTEN", "value": "0.0.0.0:9465" });
+    assert!(sidecar["env"].as_array().expect("variables").contains(&listen), "{sidecar}");
+    let service = &find(&objects, "Service", "consentry-pages")["spec"];
+    assert_eq!(service["ports"][0]["targetPort"], "pages");
+    let policy = &find(&objects, "NetworkPolicy", "consentry-pages")["spec"];
+    assert_eq!(policy["ingress"][0]["ports"], json!([{ "protocol": "TCP", "port": 9465 }]), "and not the metrics");
+    let without = rendered("sidecar").expect("kubectl was there");
+    assert!(
+        !without.iter().any(|object| object.to_string().contains("9465")),
+        "who has no pages opens no port for them"
+    );
 }
 
 #[test]

@@ -162,11 +162,13 @@ impl Pod {
         }
         let url = stand.url();
         let of = |key: &str, value: &str| (format!("CONSENTRY__{key}"), value.to_owned());
-        // What is different here: the issuer, and a port that is free on this machine.
+        // What is different here: the issuer, what it allows, and a port that is free on this machine.
         let environment = vec![
             of("HTTP__LISTEN", &format!("127.0.0.1:{}", free_port())),
             of("PROVIDERS__VISMA_CONNECT__CLIENT_ID", stand.client().0),
             of("PROVIDERS__VISMA_CONNECT__ISSUER", &url),
+            // A fifth of it is for what callers force, which is all that they do here.
+            of("PROVIDERS__VISMA_CONNECT__MAX_PER_MINUTE", "6000"),
             of("PROVIDERS__VISMA_CONNECT__ORGANIZATIONS_URL", &format!("{url}/v1/organizations")),
         ];
         let security = &container(spec, "application")["securityContext"];

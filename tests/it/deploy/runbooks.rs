@@ -33,10 +33,6 @@ fn every_command_of_the_runbooks_is_one_that_the_worker_understands() {
         let text = fs::read_to_string(&page).expect("a page");
         for line in blocks(&text, "sh").iter().flat_map(|block| block.lines()) {
             let Some(arguments) = line.strip_prefix("consentry ") else { continue };
-            // Consent links come with their own tests.
-            if arguments.starts_with("connect ") {
-                continue;
-            }
             let arguments = arguments
                 .replace("token.txt", token.to_str().expect("a path of ours"))
                 .replace("/tmp/consentry.age", copy.to_str().expect("a path of ours"));
