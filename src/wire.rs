@@ -153,27 +153,6 @@ pub enum Resolution {
     Abandon,
 }
 
-/// `POST /v1/organizations/{org}/consent-link`
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct ConsentLinkRequest {
-    /// Where the consent is given; needed for an organization not yet known, and for one that has an API key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider: Option<ProviderName>,
-    /// Further organizations of the same user that the same consent is to serve.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub also: Vec<OrganizationId>,
-}
-
-/// A link by which a person gives consent.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct ConsentLink {
-    /// What to open. Whoever has it can ask for consent in the organization's name.
-    pub url: String,
-    /// When it stops working.
-    pub expires_at: Timestamp,
-}
-
 /// What is known of a consent.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Consent {
@@ -231,6 +210,9 @@ pub struct Status {
     /// Answers that could not take their place, at most a hundred; those that the caller may see.
     #[serde(default)]
     pub strays: Vec<Stray>,
+    /// Consents that have not taken their place, the oldest first, at most a hundred; those that the caller may see.
+    #[serde(default)]
+    pub awaiting: Vec<Awaiting>,
 }
 
 /// An answer that is kept sealed and never served.
@@ -242,6 +224,61 @@ pub struct Stray {
     pub at: Timestamp,
     /// Why it could not take its place.
     pub why: String,
+}
+
+/// A consent that a person has given and that has not taken its place yet.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Awaiting {
+    /// The organization that it may be for; it need not be known yet.
+    pub organization: OrganizationId,
+    /// The provider.
+    pub provider: ProviderName,
+    /// The issuer's name for who gave it, where it told.
+    pub subject: Option<String>,
+    /// When it was given.
+    pub since: Timestamp,
+    /// `unfinished` (it goes on by itself); `first_connection`, `another_person` or `unknown_person`: an operator has to
+    /// confirm or decline it.
+    pub reason: Cow<'static, str>,
+}
+
+/// `POST /v1/organizations/{org}/confirm`
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {
+    /// What to do.
+    pub action: Confirmation,
+}
+
+/// What to do with a consent that waits for an operator.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirmation {
+    /// It is the organization's: it takes its place.
+    Accept,
+    /// It is not: it is forgotten.
+    Decline,
+}
+
+/// `POST /v1/organizations/{org}/consent-link`
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRequest {
+    /// The provider; needed for an organization that is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderName>,
+    /// Further organizations of the same user, which the same consent is to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<OrganizationId>,
+}
+
+/// A link by which a person gives consent.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ConsentLink {
+    /// What the person opens. Whoever has it may ask for consent in the organization's name.
+    pub url: String,
+    /// When it stops working.
+    pub expires_at: Timestamp,
 }
 
 /// One provider's health.
@@ -287,6 +324,9 @@ impl From<model::EndingWeek> for ForecastWeek {
 pub struct WebhookStatus {
     /// Not yet delivered.
     pub pending: u64,
+    /// Given up since the worker started.
+    #[serde(default)]
+    pub given_up: u64,
 }
 
 /// The vault's figures.
@@ -598,4 +638,7 @@ pub struct Problem {
     /// For `consent_lost` and `in_doubt`: since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// For `consent_lost` told to operators: where the customer renews the consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_url: Option<String>,
 }

@@ -6,10 +6,12 @@
 
 mod access;
 mod audit;
+mod confirm;
 #[cfg(test)]
 mod description;
 mod download;
 mod events;
+mod link;
 mod listener;
 mod peer;
 mod problems;
