@@ -6,9 +6,10 @@ NAME ?=
 N ?=
 # What the tests talk to and nobody here wrote, from npm: each a folder with a lock file.
 PEERS := tests/peers/oidc tests/peers/webhooks
+STATIC := $(shell uname -m)-unknown-linux-gnu
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz simulate kills damage peers bench lint fmt clippy deny doc
+.PHONY: help demo test fuzz simulate kills damage peers image bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
@@ -17,6 +18,7 @@ help:
 	@echo 'make simulate [SEEDS=1000]  simulate 400 days of every fault for each seed; docs/reliability.md'
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
+	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
 	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory and board against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
@@ -43,12 +45,19 @@ kills: peers
 damage:
 	$(if $(N),CONSENTRY_DAMAGES=$(N)) $(CARGO) test --locked --test it -- --nocapture damage::
 
+# The target is named so that build scripts and macros are not made static too.
+image:
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(STATIC) --bin consentry
+	buildah --storage-driver vfs bud --isolation chroot --file deploy/Dockerfile.scratch \
+	  --build-arg BINARY=target/$(STATIC)/release/consentry --tag consentry .
+
 # In release; each prints a table and writes target/bench/NAME.json.
 bench:
 	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
 
 # A certified authorization server; and a receiver of webhooks, which verifies with the specification's own library.
 peers: $(PEERS:%=%/node_modules/.package-lock.json)
+	tests/peers/deploy/need
 
 %/node_modules/.package-lock.json: %/package-lock.json %/package.json
 	tests/peers/need

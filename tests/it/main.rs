@@ -6,6 +6,7 @@ mod backup;
 mod board;
 mod cli;
 mod damage;
+mod deploy;
 mod disk;
 mod docs;
 mod events;
