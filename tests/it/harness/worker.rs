@@ -518,7 +518,7 @@ fn consentry(config: &Path) -> Command {
 }
 
 /// A port that nobody listens on. Another process could take it before the worker does; it then says so and ends.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback address");
     listener.local_addr().expect("it is bound").port()
 }
