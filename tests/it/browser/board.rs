@@ -1,6 +1,10 @@
 //! The board with as many organizations as a large customer has, by keyboard alone.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use consentry::{
     clock::{Clock as _, SystemClock},
@@ -10,12 +14,14 @@ use serde_json::{Value, json};
 
 use super::{
     chromium::{self, Chromium, key},
+    front::{Front, Route, To},
     pictures,
+    stage::CONNECT,
 };
 use crate::harness::{
     eventually,
     sandbox::{CONSENTS, Stand},
-    worker::{Setup, Worker},
+    worker::{Setup, Worker, free_port},
 };
 
 const ORGANIZATIONS: usize = 10_000;
@@ -35,11 +41,16 @@ fn the_board_shows_and_finds_ten_thousand_organizations_by_keyboard_in_light_and
     }
     let stand = Stand::start(3600);
     let worker = Setup::default().sandbox(&stand).provider("unreachable", "hush-unreachable", UNREACHABLE).prepare();
-    worker.reconfigure(|text| text + "\n[http.board]\nenabled = true\n");
+    let pages = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let sections = format!(
+        "\n[http.board]\nenabled = true\n\n[consent]\nlisten = \"{pages}\"\npublic_url = \"https://{CONNECT}\"\n"
+    );
+    worker.reconfigure(|text| text + &sections);
     let worker = worker.restart();
     fill(&worker, &stand);
 
-    let browser = Chromium::open("en", None);
+    let front = Front::start(&[Route { host: CONNECT, to: To::Listener(pages) }]);
+    let browser = Chromium::open("en", &front);
     browser.go(&format!("http://{}/board", worker.http()));
     browser.reads("10,000 organizations");
     pictures(&browser, "board");
@@ -53,6 +64,10 @@ fn the_board_shows_and_finds_ten_thousand_organizations_by_keyboard_in_light_and
     assert_eq!(rows(&browser), ["customer-04242"]);
     browser.screenshot("board-search");
     assert!(browser.url().ends_with("/board?q=04242"), "what is shown can be passed on: {}", browser.url());
+    let link = copied_link(&browser);
+    browser.go(&link);
+    browser.finds("main#invitation");
+    assert!(browser.text().contains("Bakery 4242"), "{}", browser.text());
 
     // By a label, which is in no index.
     browser.go(&format!("http://{}/board?q=Bakery+4242&sort=id", worker.http()));
@@ -118,6 +133,23 @@ fn rows(browser: &Chromium) -> Vec<String> {
     let ids =
         browser.script("return [...document.querySelectorAll('#results tbody .id')].map(cell => cell.textContent)");
     serde_json::from_value(ids).expect("a list of texts")
+}
+
+/// Goes on to the button that copies the organization's renewal link, presses it, and gives what was copied.
+fn copied_link(browser: &Chromium) -> String {
+    browser.allow_clipboard();
+    for _ in 0..MOST_TABS {
+        browser.press(key::TAB);
+        if browser.script("return document.activeElement.matches('form.link button')") == true {
+            break;
+        }
+    }
+    browser.press(key::ENTER);
+    browser.reads("Copied");
+    browser.reads("The renewal link for customer-04242 can be used until");
+    browser.screenshot("board-copied");
+    let copied = browser.script("return navigator.clipboard.readText()");
+    copied.as_str().expect("a link is text").to_owned()
 }
 
 /// Goes from one thing that can be used to the next, through the page's head and into the table, and looks whether a person

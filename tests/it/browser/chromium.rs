@@ -100,7 +100,7 @@ pub(super) type Failed = (String, String);
 
 impl Chromium {
     /// Opens a browser that prefers `languages` (`da,en`), and knows no names but those of `front`.
-    pub(super) fn open(languages: &str, front: Option<&Front>) -> Self {
+    pub(super) fn open(languages: &str, front: &Front) -> Self {
         let folder = tempfile::Builder::new().prefix("consentry-chromium-").tempdir().expect("a temporary folder");
         let driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -328,19 +328,17 @@ fn screenshots() -> PathBuf {
     target.join("screenshots")
 }
 
-fn capabilities(languages: &str, front: Option<&Front>, folder: &Path) -> Value {
+fn capabilities(languages: &str, front: &Front, folder: &Path) -> Value {
     let mut rules = String::new();
     let mut arguments: Vec<String> = FLAGS.iter().map(ToString::to_string).collect();
-    if let Some(front) = front {
-        for name in front.names() {
-            write!(rules, "MAP {name}:443 {}, ", front.address()).expect("text takes it");
-        }
-        arguments.push(format!("--ignore-certificate-errors-spki-list={}", front.spki()));
+    for name in front.names() {
+        write!(rules, "MAP {name}:443 {}, ", front.address()).expect("text takes it");
     }
     // No page of ours needs anybody else. What asks for one nevertheless fails at once, and shows in the log.
     rules.push_str("MAP * ~NOTFOUND, EXCLUDE 127.0.0.1");
     arguments.extend([
         format!("--host-resolver-rules={rules}"),
+        format!("--ignore-certificate-errors-spki-list={}", front.spki()),
         format!("--user-data-dir={}", folder.join("profile").display()),
         format!("--window-size={},{}", SIZE.0, SIZE.1),
     ]);

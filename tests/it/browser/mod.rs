@@ -38,7 +38,7 @@ fn a_person_logs_in_at_the_issuers_site_and_comes_back_to_another() {
         Route { host: CONNECT, to: To::Listener(address(NOWHERE)) },
         Route { host: LOGIN, to: To::Listener(address(peer.address())) },
     ]);
-    let browser = Chromium::open("da,en", Some(&front));
+    let browser = Chromium::open("da,en", &front);
     for response_mode in ["query", "form_post"] {
         browser.go(&authorize_url(&redirect_uri, response_mode));
         if browser.has("input[name=login]") {
