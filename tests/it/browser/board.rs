@@ -50,7 +50,7 @@ fn the_board_shows_and_finds_ten_thousand_organizations_by_keyboard_in_light_and
     fill(&worker, &stand);
 
     let front = Front::start(&[Route { host: CONNECT, to: To::Listener(pages) }]);
-    let browser = Chromium::open("en", &front);
+    let browser = Chromium::open("en", Some(&front));
     browser.go(&format!("http://{}/board", worker.http()));
     browser.reads("10,000 organizations");
     pictures(&browser, "board");

@@ -99,8 +99,8 @@ impl Drop for Driver {
 pub(super) type Failed = (String, String);
 
 impl Chromium {
-    /// Opens a browser that prefers `languages` (`da,en`), and knows no names but those of `front`.
-    pub(super) fn open(languages: &str, front: &Front) -> Self {
+    /// Opens a browser that prefers `languages` (`da,en`), and knows no names but those of `front`, only this machine's address.
+    pub(super) fn open(languages: &str, front: Option<&Front>) -> Self {
         let folder = tempfile::Builder::new().prefix("consentry-chromium-").tempdir().expect("a temporary folder");
         let driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -207,13 +207,16 @@ impl Chromium {
         self.call("POST", "execute/sync", &json!({ "script": body, "args": [] }).to_string())
     }
 
-    /// Every URL of this tab's history, the present one included.
+    /// The URL of each step of this tab's history, the present one included.
     pub(super) fn history(&self) -> Vec<String> {
-        let history = self.devtools("Page.getNavigationHistory", &json!({}));
-        let entries = history["entries"].as_array().expect("a history has entries");
-        let urls =
-            |entry: &Value| ["url", "userTypedURL"].map(|field| entry[field].as_str().unwrap_or_default().to_owned());
-        entries.iter().flat_map(urls).collect()
+        let entries = self.kept_history();
+        let entries = entries.as_array().expect("a list");
+        entries.iter().map(|entry| string(entry["url"].clone())).collect()
+    }
+
+    /// All that the browser keeps of this tab's history, where it was led to each step from included.
+    pub(super) fn kept_history(&self) -> Value {
+        self.devtools("Page.getNavigationHistory", &json!({}))["entries"].take()
     }
 
     /// What the browser has logged about its pages since it was last asked: errors, violations of a policy, warnings.
@@ -328,17 +331,19 @@ fn screenshots() -> PathBuf {
     target.join("screenshots")
 }
 
-fn capabilities(languages: &str, front: &Front, folder: &Path) -> Value {
+fn capabilities(languages: &str, front: Option<&Front>, folder: &Path) -> Value {
     let mut rules = String::new();
     let mut arguments: Vec<String> = FLAGS.iter().map(ToString::to_string).collect();
-    for name in front.names() {
-        write!(rules, "MAP {name}:443 {}, ", front.address()).expect("text takes it");
+    if let Some(front) = front {
+        for name in front.names() {
+            write!(rules, "MAP {name}:443 {}, ", front.address()).expect("text takes it");
+        }
+        arguments.push(format!("--ignore-certificate-errors-spki-list={}", front.spki()));
     }
     // No page of ours needs anybody else. What asks for one nevertheless fails at once, and shows in the log.
     rules.push_str("MAP * ~NOTFOUND, EXCLUDE 127.0.0.1");
     arguments.extend([
         format!("--host-resolver-rules={rules}"),
-        format!("--ignore-certificate-errors-spki-list={}", front.spki()),
         format!("--user-data-dir={}", folder.join("profile").display()),
         format!("--window-size={},{}", SIZE.0, SIZE.1),
     ]);

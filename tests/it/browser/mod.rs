@@ -7,6 +7,7 @@ mod board;
 mod chromium;
 mod consent;
 mod front;
+mod laptop;
 mod stage;
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -38,7 +39,7 @@ fn a_person_logs_in_at_the_issuers_site_and_comes_back_to_another() {
         Route { host: CONNECT, to: To::Listener(address(NOWHERE)) },
         Route { host: LOGIN, to: To::Listener(address(peer.address())) },
     ]);
-    let browser = Chromium::open("da,en", &front);
+    let browser = Chromium::open("da,en", Some(&front));
     for response_mode in ["query", "form_post"] {
         browser.go(&authorize_url(&redirect_uri, response_mode));
         if browser.has("input[name=login]") {

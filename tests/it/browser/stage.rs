@@ -123,7 +123,7 @@ impl Stage {
 
     /// A browser that knows both hosts.
     pub(super) fn browser(&self, languages: &str) -> Chromium {
-        Chromium::open(languages, &self.front)
+        Chromium::open(languages, Some(&self.front))
     }
 
     /// Does something while the organization's access token is fetched all the time: every fetch must give one that lives.
