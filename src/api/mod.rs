@@ -9,6 +9,7 @@ mod audit;
 #[cfg(test)]
 mod description;
 mod download;
+mod events;
 mod listener;
 mod peer;
 mod problems;
@@ -56,7 +57,7 @@ impl Bound {
     pub fn serve(self, app: Api, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
         let listener::Listening { listener, file } = self.0;
         async move {
-            let router = routes::router(app.clone());
+            let router = routes::router(app.clone(), shutdown.clone());
             let greet = move |stream: &UnixStream| {
                 let peer = met(stream)?;
                 let router = router.clone();
@@ -93,6 +94,8 @@ struct Inner {
     access: ArcSwap<Access>,
     metrics: Metrics,
     clock: SharedClock,
+    /// Places for streams of events.
+    streams: Arc<Semaphore>,
     /// Turns at counting over every organization, which takes a thread each.
     counting: Arc<Semaphore>,
     /// Changes under way: they finish, and are told to the audit log, also if their caller goes away.
@@ -108,6 +111,7 @@ impl Api {
             access,
             metrics,
             clock,
+            streams: Arc::new(Semaphore::new(events::MAX_STREAMS)),
             counting: Arc::new(Semaphore::new(COUNTS_AT_ONCE)),
             changes: TaskTracker::new(),
         }))

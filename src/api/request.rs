@@ -102,6 +102,15 @@ pub(super) fn revoke(uri: &Uri) -> Result<bool, Refusal> {
     }
 }
 
+/// `follow` of a stream of events; true where it is absent.
+pub(super) fn follow(uri: &Uri) -> Result<bool, Refusal> {
+    match query(uri, &["follow"], &[])?.first().map(|(_, value)| &**value) {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(Refusal::bad_request(format!("follow is true or false, not {}", echo(other)))),
+    }
+}
+
 /// Which organizations a list is about.
 pub(super) fn filter(uri: &Uri) -> Result<Filter, Refusal> {
     let known = ["state", "provider", "expires_within", "unused_for", "label", "limit", "cursor"];

@@ -11,10 +11,12 @@ use axum::{
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
+    events,
     problems::Refusal,
     request, vault,
 };
@@ -30,7 +32,7 @@ use crate::{
 pub(super) type Routes = TowerToHyperService<Router>;
 
 /// Every route of the API.
-pub(super) fn router(api: Api) -> Routes {
+pub(super) fn router(api: Api, stopping: CancellationToken) -> Routes {
     let router = Router::new()
         .route("/v1/organizations/{org}/token", get(token))
         .route("/v1/organizations/{org}/token/refresh", post(refresh))
@@ -40,6 +42,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
         .route("/v1/status", get(status))
+        .route("/v1/events", get(events::follow))
         .route("/v1/vault/keys", post(vault::rotate_key))
         .route("/v1/vault/recipients", get(vault::recipients))
         .route("/v1/vault/recipients/{recipient}", put(vault::add_recipient).delete(vault::remove_recipient))
@@ -48,6 +51,7 @@ pub(super) fn router(api: Api) -> Routes {
         .route(READYZ, get(readyz))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(events::Stopping(stopping)))
         .with_state(api);
     TowerToHyperService::new(router)
 }
@@ -316,7 +320,7 @@ impl Api {
 }
 
 /// Refuses a caller who may not operate on anything at all.
-fn reach_to_operate<'a>(reach: Reach<'a>, peer: &Peer) -> Result<Reach<'a>, Refusal> {
+pub(super) fn reach_to_operate<'a>(reach: Reach<'a>, peer: &Peer) -> Result<Reach<'a>, Refusal> {
     if matches!(reach, Reach::None) {
         let detail = format!("user {} may not do this; that takes an [[access]] rule with role operate", peer.uid);
         return Err(Refusal::new(Code::Forbidden, detail));

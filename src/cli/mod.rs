@@ -22,6 +22,7 @@ mod shell;
 mod status;
 mod token;
 mod usage;
+mod watch;
 mod worker;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
@@ -109,6 +110,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Counts by state, what expires when, providers' health, the vault
     Status,
+    /// Follow what happens: consents that end, are lost or renewed, providers that fail
+    Watch(watch::WatchArgs),
     /// A new data key, and who can open the vault
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -160,6 +163,7 @@ impl Cli {
             Command::Refresh(args) => one_thread(token::refresh(&global, args, &mut out)),
             Command::Exec(args) => one_thread(exec::exec(&global, args)),
             Command::Status => one_thread(status::status(&global, &mut out)),
+            Command::Watch(args) => one_thread(watch::watch(&global, args, &mut out)),
             Command::Key(command) => one_thread(key::key(&global, command, &mut out)),
             Command::Backup(args) => one_thread(backup::backup(&global, args, &mut out)),
             Command::Restore(args) => restore::restore(&global, &args, &mut out),

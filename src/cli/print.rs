@@ -119,6 +119,12 @@ impl Style {
         Self { on: terminal && !unwanted }
     }
 
+    /// Plain text.
+    #[cfg(test)]
+    pub(super) const fn off() -> Self {
+        Self { on: false }
+    }
+
     /// `text` in the colour of `tone`.
     pub(super) fn paint(self, tone: Tone, text: impl Display) -> String {
         if !self.on {

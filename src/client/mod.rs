@@ -9,6 +9,7 @@ mod answer;
 mod connection;
 mod download;
 mod error;
+mod events;
 mod trust;
 
 use std::{
@@ -17,11 +18,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::{Method, Request, StatusCode, body::Incoming, header};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{answer::Answer, connection::Connections};
-pub use self::{download::Download, error::ClientError, trust::Trust};
+pub use self::{download::Download, error::ClientError, events::Events, trust::Trust};
 use crate::{
     model::{Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage},
     wire,
@@ -241,13 +242,25 @@ impl Client {
     /// A backup of the vault, encrypted to its recipients. The worker makes it while it is read; whoever reads nothing of it for
     /// half a minute is cut off.
     pub async fn backup(&self) -> Result<Download, ClientError> {
-        let call = Call::get("/v1/vault/backup".into());
+        Ok(Download::new(self.stream(Call::get("/v1/vault/backup".into())).await?))
+    }
+
+    /// Events after the one with the id `last`, or from now on; an id that the worker does not know: every one that it keeps. It ends
+    /// with what has happened so far where they are not to be followed, and without `last` that is all that is kept, too.
+    pub async fn events(&self, last: Option<&str>, follow: bool) -> Result<Events, ClientError> {
+        let mut call = Call::get(format!("/v1/events?follow={follow}"));
+        call.last_event_id = last.map(ToOwned::to_owned);
+        Ok(Events::new(self.stream(call).await?))
+    }
+
+    /// An answer whose body is read piece by piece.
+    async fn stream(&self, call: Call) -> Result<Incoming, ClientError> {
         let seconds = call.limit.as_secs();
         let answer = tokio::time::timeout(call.limit, self.connections.stream(&call));
         let timed_out = |_| ClientError::Timeout { path: self.socket().to_owned(), seconds };
         let answer = answer.await.map_err(timed_out)??;
         if answer.status().is_success() {
-            return Ok(Download::new(answer.into_body()));
+            return Ok(answer.into_body());
         }
         let refusal = tokio::time::timeout(call.limit, Answer::read(answer, call.max_answer));
         Err(refusal.await.map_err(timed_out)??.problem())
@@ -346,6 +359,7 @@ struct Call {
     path: String,
     body: Bytes,
     if_match: Option<String>,
+    last_event_id: Option<String>,
     /// Whether it may be sent twice although its first sending may have been carried out.
     repeatable: bool,
     limit: Duration,
@@ -355,7 +369,16 @@ struct Call {
 impl Call {
     const fn new(method: Method, path: String) -> Self {
         let body = Bytes::new();
-        Self { method, path, body, if_match: None, repeatable: false, limit: QUICK, max_answer: MAX_ANSWER }
+        Self {
+            method,
+            path,
+            body,
+            if_match: None,
+            last_event_id: None,
+            repeatable: false,
+            limit: QUICK,
+            max_answer: MAX_ANSWER,
+        }
     }
 
     const fn get(path: String) -> Self {
@@ -379,6 +402,9 @@ impl Call {
         }
         if let Some(tag) = &self.if_match {
             request = request.header(header::IF_MATCH, tag);
+        }
+        if let Some(id) = &self.last_event_id {
+            request = request.header("last-event-id", id);
         }
         request
             .body(connection::Body::new(self.body.clone()))

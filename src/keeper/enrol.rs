@@ -224,12 +224,14 @@ impl Shared {
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
         changes.extend(left.iter().flat_map(Left::changes));
-        let commit = self.vault.commit(changes).await;
+        // Until now nobody used it, and nobody was told.
+        let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
+        let events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
+        let commit = self.outbox.commit(changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
-        if let (State::InDoubt(_), 1) = (grant.state, grant.organizations.len()) {
-            // Until now nobody used it, and nobody was told.
+        if doubtful {
             self.tell(&grant, Notice::InDoubt);
         }
         self.moved(&wanted.organization, slot, left, sequence).await

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Now,
     lifecycle::{self, DoubtfulTry, FROZEN_RETRY},
-    model::{Credential, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
+    model::{Credential, EventKind, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
     provider::Exchange,
     vault::Change as VaultChange,
 };
@@ -68,6 +68,9 @@ impl Shared {
         });
         let change = self.observe(lane, slot, &prepared, &outcome, started);
         if change != Some(Change::Closed) {
+            if matches!(outcome, ExchangeOutcome::Granted(_)) && prepared.grant.client.is_none() {
+                self.still_well(lane);
+            }
             self.circuit_changed(slot.provider, change);
             return self.store(slot, &prepared, &outcome, in_flight).await;
         }
@@ -184,7 +187,8 @@ impl Shared {
         now: Now,
     ) -> Result<(), KeeperError> {
         let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(()) };
-        let commit = self.vault.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))]).await;
+        let events = self.notice_events(grant, notice);
+        let commit = self.outbox.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, Some(intent), &[]);
         self.tell(grant, notice);
@@ -224,6 +228,7 @@ impl Shared {
             None => {}
             Some(Change::Opened(reason)) => {
                 lane.froze();
+                self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),
@@ -232,6 +237,7 @@ impl Shared {
                 );
             }
             Some(Change::Closed) => {
+                self.tell_provider(lane, EventKind::ProviderRecovered, None);
                 tracing::info!(
                     event = "provider.recovered",
                     provider = lane.name.as_str(),

@@ -1,6 +1,9 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,8 @@ pub(super) struct Lane {
     pub(super) permits: Arc<Semaphore>,
     /// How many slots it has.
     pub(super) grants: AtomicUsize,
+    /// It was told of as failing, and has not been told of as well since.
+    pub(super) told_failing: AtomicBool,
     queue: Mutex<BTreeMap<Place, Queued>>,
     arrived: Notify,
 }
@@ -106,6 +111,7 @@ impl Lane {
             circuit: Circuit::default(),
             permits: Arc::new(Semaphore::new(concurrency)),
             grants: AtomicUsize::new(0),
+            told_failing: AtomicBool::new(false),
             queue: Mutex::default(),
             arrived: Notify::new(),
         }

@@ -40,7 +40,6 @@ pub(super) async fn load(shared: Arc<Shared>) {
             failure = failure.or(Some(error.to_string()));
         }
     }
-    shared.tell_doubts();
     // Organizations come last: each finds its grant's slot made.
     let reader = Arc::clone(&shared);
     let organizations = match blocking(move || reader.load_organizations()).await {
@@ -57,6 +56,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.tell_strays();
         shared.tell_doubts();
         shared.reconsider_doubts().await;
+        shared.warn().await;
     }
 }
 
@@ -66,8 +66,8 @@ struct Judged {
     /// The commit that it was read from.
     sequence: u64,
     intent: Option<Intent>,
-    /// Whether the grant is changed by that and has to be written.
-    is_changed: bool,
+    /// What is to be told of that, where the grant is changed by it and has to be written.
+    notice: Option<Notice>,
 }
 
 impl Shared {
@@ -198,7 +198,7 @@ impl Shared {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        let (outdated, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.is_changed);
+        let (outdated, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.notice.is_some());
         for Judged { grant, sequence, intent, .. } in as_stored {
             self.add(&grant, sequence, intent.as_ref());
         }
@@ -209,7 +209,9 @@ impl Shared {
                 continue;
             }
             let changes = part.iter().map(|one| Change::PutGrant(Box::new(one.grant.clone()))).collect();
-            match self.vault.commit(changes).await {
+            let events = part.iter().filter_map(|one| Some(self.notice_events(&one.grant, one.notice?)));
+            let events = events.flatten().collect();
+            match self.outbox.commit(changes, events).await {
                 Ok(sequence) => self.add_judged(part, sequence),
                 Err(VaultError::TooLarge { .. }) if part.len() > 1 => {
                     parts.push(part.split_off(part.len() / 2));
@@ -234,7 +236,7 @@ impl Shared {
         let now = self.now().wall;
         let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
         let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), self.vault.epoch_reason(), now);
-        Ok(Judged { grant, sequence, intent, is_changed: crashed.or(outdated).is_some() })
+        Ok(Judged { grant, sequence, intent, notice: outdated.or(crashed) })
     }
 
     /// What was found out about these grants is durable.

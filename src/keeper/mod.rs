@@ -6,7 +6,8 @@
 //! every other exchange of the grant away meanwhile.
 //!
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
-//! locks before any record. Only these and the loader's `making`, all of them tokio's, are held across an await.
+//! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
+//! an await.
 
 mod backup;
 mod blocking;
@@ -32,10 +33,12 @@ mod run;
 mod search;
 mod slot;
 mod store;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod view;
+mod warnings;
 
 use std::{
     collections::BTreeMap,
@@ -83,7 +86,7 @@ pub struct Parts {
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
-    /// Times before a consent's end that are counted.
+    /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
     pub organization_series: usize,
@@ -147,6 +150,8 @@ struct Shared {
     /// Held while a slot is made whose grant must be written first.
     making: tokio::sync::Mutex<()>,
     enrolling: Vec<tokio::sync::Mutex<()>>,
+    /// Held by the one pass that looks whom to warn.
+    warning: tokio::sync::Mutex<()>,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -195,10 +200,12 @@ impl Keeper {
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),
             stopping,
             tasks,
         });
+        shared.remember_failing();
         run::start(&shared);
         Self { shared }
     }
@@ -213,6 +220,11 @@ impl Keeper {
     /// Whether links can be made by which people give consent: the world can reach the pages.
     pub fn makes_links(&self) -> bool {
         self.shared.links.is_some()
+    }
+
+    /// Where what happens is told.
+    pub fn outbox(&self) -> Outbox {
+        self.shared.outbox.clone()
     }
 
     /// Whether the index is complete and the vault takes records.

@@ -150,8 +150,13 @@ impl Keeper {
                 shared.reconsider_doubts().await;
                 shared.clear_unfinished().await;
                 shared.clear_graves().await;
+                shared.warn().await;
+                shared.outbox.prune().await;
                 drop(token);
             });
+        }
+        if let Some(reason) = self.shared.vault.poisoned() {
+            self.shared.outbox.vault_failing(&reason);
         }
         let caught = self.shared.sweep();
         if caught > 0 {

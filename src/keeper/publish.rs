@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{Fleet, Notice, due, refresh_after},
+    lifecycle::{Fleet, due, refresh_after, warns_at},
     model::{DoubtReason, Fingerprint, Grant, Intent, State},
 };
 
@@ -53,7 +53,8 @@ impl Shared {
         let fleet = self.fleet(provider, grant);
         let due = due(grant, intent, &lane.policy, fleet, now, self.clock.boot_id(), chance);
         let refresh_after = grant.access.as_ref().map(|access| refresh_after(access, &lane.policy, chance));
-        Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, self.clock.boot_id())
+        let brief = Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, self.clock.boot_id());
+        Brief { warns_at: warns_at(grant, &self.warn_before), ..brief }
     }
 
     /// What the rules must know of the other grants. While the vault is still being loaded nobody knows who shares a
@@ -131,57 +132,6 @@ impl Shared {
         if before != after {
             self.index.count_subject(provider, before, false);
             self.index.count_subject(provider, after, true);
-        }
-    }
-
-    /// Tells about a grant: one line in the log, correlated by organization.
-    #[expect(clippy::unused_self, reason = "events are the keeper's own, wherever they are delivered to")]
-    pub(super) fn tell(&self, grant: &Grant, notice: Notice) {
-        // Nobody has enrolled it yet, or ever will: whoever tries is told.
-        if grant.organizations.is_empty() {
-            return;
-        }
-        let organization = grant.organizations.first().map_or("", |id| id.as_str());
-        let others = grant.organizations.len().saturating_sub(1);
-        let (provider, state) = (grant.provider.as_str(), grant.state.word());
-        let reason = grant.state.reason().unwrap_or("none");
-        match notice {
-            Notice::Recovered => {
-                tracing::info!(event = "consent.recovered", organization, others, provider, state, "works again");
-            }
-            Notice::Refused => {
-                tracing::warn!(
-                    event = "consent.refused",
-                    organization,
-                    others,
-                    provider,
-                    state,
-                    reason,
-                    "the issuer refused the credential; it is tried again before it is given up"
-                );
-            }
-            Notice::Lost => {
-                tracing::error!(
-                    event = "consent.lost",
-                    organization,
-                    others,
-                    provider,
-                    state,
-                    reason,
-                    "the issuer no longer accepts the credential: the customer has to give consent or a key anew"
-                );
-            }
-            Notice::InDoubt => {
-                tracing::error!(
-                    event = "consent.in_doubt",
-                    organization,
-                    others,
-                    provider,
-                    state,
-                    reason,
-                    "a one-time token was sent and its fate is unknown"
-                );
-            }
         }
     }
 }

@@ -82,7 +82,8 @@ impl Shared {
         may_resolve(grant.state)?;
         let notice = lifecycle::abandoned(&mut grant, self.now().wall);
         let changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::DeleteIntent(grant.id)];
-        let sequence = self.vault.commit(changes).await.map_err(|error| self.vault_failed(&error))?;
+        let events = notice.map(|notice| self.notice_events(&grant, notice)).unwrap_or_default();
+        let sequence = self.outbox.commit(changes, events).await.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, None, &[]);
         if let Some(notice) = notice {
             self.tell(&grant, notice);

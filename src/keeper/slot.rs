@@ -94,6 +94,8 @@ pub(super) struct Brief {
     pub(super) retry_at: Option<Timestamp>,
     pub(super) consent_ends: Option<Timestamp>,
     pub(super) end_assumed: bool,
+    /// When there will be something to tell of the consent's end.
+    pub(super) warns_at: Option<Timestamp>,
     /// The first of the refusals that the grant has counted.
     pub(super) first_refusal: Option<FirstRefusal>,
     /// A hash of the subject while the grant lives; else [`NOT_LIVING`] or [`UNKNOWN_SUBJECT`].
@@ -295,6 +297,7 @@ impl Brief {
             retry_at: grant.retry_at,
             consent_ends: consent.and_then(|consent| consent.expires_at),
             end_assumed: consent.is_some_and(|consent| consent.assumed),
+            warns_at: None,
             first_refusal,
             living_subject: living_subject(grant),
             organizations: u32::try_from(grant.organizations.len()).unwrap_or(u32::MAX),

@@ -90,7 +90,7 @@ impl Shared {
         let verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
-        let sequence = match self.vault.commit(self.changes(prepared, outcome, &end, true)).await {
+        let sequence = match self.commit_end(prepared, outcome, &end, true).await {
             Err(VaultError::TooLarge { .. }) => self.commit_less(prepared, &ended, &stored, &mut end).await?,
             committed => committed.map_err(|error| self.vault_failed(&error))?,
         };
@@ -105,6 +105,9 @@ impl Shared {
         }
         if let Some(notice) = verdict.notice {
             self.tell(&grant, notice);
+        }
+        if matches!(outcome, ExchangeOutcome::Granted(_)) && grant.state == State::Active {
+            self.tell_refreshed(&grant);
         }
         Ok(result_of(&grant, outcome, now.wall))
     }
@@ -142,6 +145,18 @@ impl Shared {
             boot_id: self.clock.boot_id(),
             chance: self.chance(),
         }
+    }
+
+    /// Commits the end of an exchange, with what is to be told of it.
+    async fn commit_end(
+        &self,
+        prepared: &Prepared,
+        outcome: &ExchangeOutcome,
+        end: &End,
+        with_access: bool,
+    ) -> Result<u64, VaultError> {
+        let events = end.verdict.notice.map(|notice| self.notice_events(&end.grant, notice)).unwrap_or_default();
+        self.outbox.commit(self.changes(prepared, outcome, end, with_access), events).await
     }
 
     /// What is written at the end of an exchange, all of it or nothing.
@@ -194,7 +209,7 @@ impl Shared {
             tries.push((End { verdict: Verdict { stray: None, ..end.verdict }, grant }, false));
         }
         for (less, with_access) in tries {
-            match self.vault.commit(self.changes(prepared, ended.outcome, &less, with_access)).await {
+            match self.commit_end(prepared, ended.outcome, &less, with_access).await {
                 Err(VaultError::TooLarge { .. }) => {}
                 committed => {
                     let sequence = committed.map_err(|error| self.vault_failed(&error))?;

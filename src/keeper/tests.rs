@@ -4,6 +4,7 @@ mod doubts;
 mod epoch;
 mod faults;
 mod outages;
+mod telling;
 mod time;
 
 use std::{

@@ -13,6 +13,7 @@ mod farewell;
 mod properties;
 mod remaining;
 mod serve;
+mod warning;
 
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};
 pub use farewell::{GRAVE_KEPT, UNFINISHED_KEPT, UNSPENT_KEPT, grave, is_grave, may_go};
 pub use remaining::{refresh_moment, remaining, surely_over};
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
+pub use warning::{Warning, days_left, warn, warns_at};
 
 use crate::config::{InDoubtPolicy, KeepWarm};
 

@@ -115,6 +115,13 @@ impl Metrics {
         self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
     }
 
+    /// A consent was told of that ends within `before`.
+    pub fn warned(&self, provider: &ProviderName, before: Duration) {
+        let within = within(before);
+        let labels = [("provider", provider.as_str()), ("within", within.as_str())];
+        FAMILIES.consent_warnings.counter(&self.0.recorder, &labels).increment(1);
+    }
+
     /// A fetch or forced refresh was answered with a living token, marked `degraded` or not.
     pub fn fetched(&self, degraded: bool, took: Duration) {
         if degraded { &self.0.fetched_degraded } else { &self.0.fetched_ok }.increment(1);

@@ -220,6 +220,11 @@ impl Outbox {
         self.rows().after(id)
     }
 
+    /// The id of the newest event that everybody may resume from.
+    pub fn newest(&self) -> Option<EventId> {
+        self.rows().newest()
+    }
+
     /// The newest kept event of a kind.
     pub fn last(&self, kind: EventKind) -> Option<Arc<Event>> {
         self.rows().last(kind)

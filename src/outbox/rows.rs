@@ -153,6 +153,10 @@ impl Rows {
         self.shown.range(after + 1..).map(|(_, row)| Arc::clone(&row.event)).collect()
     }
 
+    pub(super) fn newest(&self) -> Option<EventId> {
+        self.shown.last_key_value().map(|(_, row)| row.event.id)
+    }
+
     pub(super) fn last(&self, kind: EventKind) -> Option<Arc<Event>> {
         let mut newest = self.shown.values().rev();
         newest.find(|row| row.event.kind == kind).map(|row| Arc::clone(&row.event))

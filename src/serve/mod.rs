@@ -62,6 +62,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests under way may take once the worker stops.
 const DRAIN: Duration = Duration::from_secs(25);
+/// How long the rest of an answer that has no end may take then.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long no connection is accepted after the first failure to; doubled each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -166,6 +168,9 @@ where
         let activity = &activity;
         async move {
             let response = answered.await;
+            if response.extensions().get::<Endless>().is_some() {
+                activity.never_ends();
+            }
             Ok::<_, Infallible>(if response.extensions().get::<Streamed>().is_some() {
                 response.map(|body| Body::new(UntilWritten { body, activity: Arc::clone(activity) }))
             } else {
@@ -191,7 +196,11 @@ where
         }
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            let patience = if activity.has_no_end() { LAST_WORDS } else { DRAIN };
+            match timeout(patience, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
         }
     };
     if let Err(error) = ended {
@@ -203,6 +212,10 @@ where
 /// nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Streamed;
+
+/// Marks a response whose body has no end but the worker's: whoever takes none of it does not keep the worker from stopping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endless;
 
 /// A body whose request ends when it is dropped.
 struct UntilWritten {

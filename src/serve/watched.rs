@@ -3,7 +3,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -22,6 +22,8 @@ pub(super) struct Activity {
     ended: AtomicU64,
     /// When it was last used, as a number of uses of all connections.
     used: AtomicU64,
+    /// Whether an answer on it has no end of its own.
+    endless: AtomicBool,
 }
 
 /// How often any connection was used: which of two was used later needs no clock.
@@ -30,7 +32,12 @@ static USES: AtomicU64 = AtomicU64::new(1);
 impl Default for Activity {
     /// That of a connection that was just made.
     fn default() -> Self {
-        let activity = Self { began: AtomicU64::new(0), ended: AtomicU64::new(0), used: AtomicU64::new(0) };
+        let activity = Self {
+            began: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            endless: AtomicBool::new(false),
+        };
         activity.used();
         activity
     }
@@ -46,6 +53,16 @@ impl Activity {
     /// A request's answer is ready to be written.
     pub(super) fn request_ended(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The answer that begins has no end of its own. It is the connection's last: whoever wants to ask more uses another.
+    pub(super) fn never_ends(&self) {
+        self.endless.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether such an answer was begun.
+    pub(super) fn has_no_end(&self) -> bool {
+        self.endless.load(Ordering::Relaxed)
     }
 
     /// The caller has sent a request or taken something of an answer.

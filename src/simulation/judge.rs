@@ -13,7 +13,11 @@ use super::{
 use crate::{
     clock::Clock,
     keeper::Served,
-    model::{AccessToken, Credential, DoubtReason, FailingReason, Grant, OrganizationId, State as GrantState},
+    lifecycle::warns_at,
+    model::{
+        AccessToken, Credential, DoubtReason, EventId, EventKind, FailingReason, Grant, OrganizationId,
+        State as GrantState,
+    },
     sandbox::{Entry, Issuer, Outcome, Standing},
     vault::Vault,
 };
@@ -30,6 +34,12 @@ const ROUNDING: Duration = Duration::from_secs(2);
 /// proves dead is tried every quarter of an hour.
 const MAX_REFUSALS: usize = 40;
 const REFUSALS_WITHIN: Duration = Duration::from_hours(6);
+/// When consents are warned of.
+pub(super) const WARN_BEFORE: [Duration; 3] =
+    [Duration::from_hours(30 * 24), Duration::from_hours(7 * 24), Duration::from_hours(24)];
+/// How late a warning may be: the worker is down for a day, wall time is off by two, and the operator's rounds, with which the
+/// sweep comes, are a day apart.
+const WARNED_WITHIN: Duration = Duration::from_hours(5 * 24);
 
 /// What a run did, for the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +78,10 @@ struct State {
     replayed: BTreeSet<(Option<u64>, Option<u32>)>,
     /// Organizations whose doubt the operator has resolved at his own risk.
     risked: BTreeSet<OrganizationId>,
+    /// Every event that was ever durable, with what it says.
+    told: BTreeMap<EventId, String>,
+    /// The organizations that there were events of a doubt about.
+    doubted: BTreeSet<String>,
     /// The vault of the present life.
     vault: Option<Vault>,
 }
@@ -256,7 +270,9 @@ impl Judge {
     /// Looks through the vault: nothing in it may be in another state than the issuers say it can be.
     pub(super) fn audit(&self, vault: &Vault, networks: &[Arc<Network>]) {
         let truth = self.machine.truth();
+        self.read_events(vault);
         for grant in all_grants(vault) {
+            self.audit_events(vault, &grant);
             let Some(network) = networks.iter().find(|network| network.name() == grant.provider.as_str()) else {
                 continue;
             };
@@ -294,6 +310,73 @@ impl Judge {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Takes note of every event in the vault: no two happenings share an id, and no happening has two.
+    fn read_events(&self, vault: &Vault) {
+        let mut wrong = Vec::new();
+        {
+            let State { told, doubted, .. } = &mut *self.state();
+            let _ = vault.for_each_row(&mut |stored| {
+                let event = &stored.value.event;
+                let organization = event.organization.as_ref().map_or("", |id| id.as_str());
+                let says =
+                    format!("{} {organization} {:?} {:?}", event.kind.word(), event.consent_expires_at, event.within);
+                if told.get(&event.id).is_some_and(|before| *before != says) {
+                    wrong.push(format!("{} means {says}, and once meant something else", event.id));
+                }
+                told.insert(event.id, says);
+                if event.kind == EventKind::ConsentInDoubt {
+                    doubted.insert(organization.to_owned());
+                }
+                Ok(())
+            });
+        }
+        for wrong in &wrong {
+            self.wrong(wrong);
+        }
+    }
+
+    /// What a grant's record says happened was told in the commit that wrote it; and what is to be told of its end has been.
+    fn audit_events(&self, vault: &Vault, grant: &Grant) {
+        if grant.organizations.is_empty() {
+            return;
+        }
+        let was_told = |kind: EventKind, moment: &[u8]| {
+            let told = &self.state().told;
+            // By the names of those that used it then.
+            let names = grant.organizations.iter().flat_map(|id| sharing_with(id.as_str()));
+            let id =
+                |name: String| vault.event_id(&[kind.word().as_bytes(), name.as_bytes(), grant.id.as_bytes(), moment]);
+            names.map(id).any(|id| told.contains_key(&id))
+        };
+        let name = grant.organizations[0].as_str();
+        let since = grant.since.as_millis().to_le_bytes();
+        let is_known = match grant.state {
+            // Its reason may have changed since it was told.
+            GrantState::InDoubt(_) => {
+                let doubted = &self.state().doubted;
+                grant.organizations.iter().flat_map(|id| sharing_with(id.as_str())).any(|name| doubted.contains(&name))
+            }
+            GrantState::Lost => was_told(EventKind::ConsentLost, &since),
+            _ => true,
+        };
+        if !is_known {
+            self.wrong(&format!("{name} is {:?} since {:?}, and there is no such event", grant.state, grant.since));
+        }
+        let Some(consent) = &grant.consent else { return };
+        let Some(end) = consent.expires_at else { return };
+        for before in &consent.warned {
+            let kind = if before.is_zero() { EventKind::ConsentExpired } else { EventKind::ConsentExpiring };
+            let moment = [&end.as_millis().to_le_bytes()[..], &before.as_millis().to_le_bytes()].concat();
+            if !was_told(kind, &moment) {
+                self.wrong(&format!("{name} is noted as warned {before:?} before its end, and there is no such event"));
+            }
+        }
+        let late = self.machine.truth().min(self.machine.now().wall) - WARNED_WITHIN;
+        if grant.state != GrantState::Lost && warns_at(grant, &WARN_BEFORE).is_some_and(|at| at < late) {
+            self.wrong(&format!("{name} ends {end:?}, and only {:?} were told", consent.warned));
         }
     }
 

@@ -9,7 +9,7 @@ use tracing_subscriber::{Layer, layer::SubscriberExt as _};
 
 use super::{
     fleet::{CONSENTS, Customer, Enrolled, KEYS, NAMES, WITH_GRACE, customers, provider},
-    judge::{Counts, Judge, PER_MINUTE},
+    judge::{Counts, Judge, PER_MINUTE, WARN_BEFORE},
     life::{End, Plan, live},
     machine::Machine,
     network::{Network, TIMEOUT, Weather},
@@ -156,7 +156,7 @@ impl World {
             links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
             refresh: self.refresh.clone(),
-            warn_before: vec![DAY * 30, DAY],
+            warn_before: WARN_BEFORE.to_vec(),
             organization_series: 1000,
             clock: self.machine.clone(),
             metrics: Metrics::new(&[]),

@@ -9,6 +9,7 @@ mod cli;
 mod damage;
 mod disk;
 mod docs;
+mod events;
 mod fleet;
 mod foresight;
 mod hardening;

@@ -46,6 +46,7 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         // It is neither in doubt nor lost, which only they are told who may decide about it.
         ("POST", "/v1/organizations/481001/resolve", json!({ "action": "abandon" }).to_string(), Role::Operate),
         call("GET", "/v1/status", Role::Operate),
+        call("GET", "/v1/events?follow=false", Role::Operate),
         call("GET", "/v1/vault/backup", Role::Admin),
         call("DELETE", "/v1/organizations/no-such-one", Role::Admin),
         call("GET", "/v1/vault/recipients", Role::Admin),

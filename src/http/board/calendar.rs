@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn week(monday: &str, name: &str, consents: u64) -> ForecastWeek {
-        ForecastWeek { week: monday.to_owned(), provider: provider(name), consents }
+        ForecastWeek { week: monday.to_owned(), provider: provider(name), consents, assumed: 0 }
     }
 
     fn now() -> Timestamp {

@@ -94,6 +94,11 @@ fn operation_faults(operation: &Value, answer: &Response) -> Vec<String> {
     let kind = answer.header("content-type").unwrap_or_default();
     match contents.get(kind) {
         Some(_) if kind == "application/octet-stream" => {}
+        Some(_) if kind == "text/event-stream" => {
+            for event in answer.events() {
+                faults.extend(schema_faults(&json!({ "$ref": "#/components/schemas/Event" }), &event));
+            }
+        }
         Some(content) => faults.extend(schema_faults(&content["schema"], &answer.json())),
         None => faults.push(format!("content type {kind:?} is not described here")),
     }

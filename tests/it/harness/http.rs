@@ -34,6 +34,12 @@ impl Response {
         self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The events of a `text/event-stream`, in order.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error} in {data}"))).collect()
+    }
+
     /// The body as JSON; null where it is empty.
     pub(crate) fn json(&self) -> Value {
         if self.body.is_empty() {

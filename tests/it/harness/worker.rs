@@ -399,7 +399,7 @@ impl Worker {
         self.started()
     }
 
-    fn started(mut self) -> Self {
+    pub(crate) fn started(mut self) -> Self {
         self.launch();
         if let Some(status) = self.ready() {
             panic!("the worker ended with {status} before it was ready");
