@@ -1,5 +1,7 @@
 //! The board's pages with a hundred thousand organizations, against a page of the API's list of the same worker.
 
+#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+
 #[path = "common/mod.rs"]
 #[expect(dead_code, reason = "each benchmark uses its part of what they share")]
 mod common;

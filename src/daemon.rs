@@ -245,6 +245,7 @@ fn keep(
         links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
         providers,
         refresh: config.refresh.clone(),
+        revoke_old: config.consent.revoke_old,
         warn_before: config.consent.warn_before.clone(),
         organization_series: config.organization_series,
         clock: clock.clone(),

@@ -231,6 +231,9 @@ pub struct Status {
     /// Answers that could not take their place, at most a hundred; those that the caller may see.
     #[serde(default)]
     pub strays: Vec<Stray>,
+    /// Consents that have not taken their place, the oldest first, at most a hundred; those that the caller may see.
+    #[serde(default)]
+    pub awaiting: Vec<Awaiting>,
 }
 
 /// An answer that is kept sealed and never served.
@@ -242,6 +245,40 @@ pub struct Stray {
     pub at: Timestamp,
     /// Why it could not take its place.
     pub why: String,
+}
+
+/// A consent that a person has given and that has not taken its place yet.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Awaiting {
+    /// The organization that it may be for; it need not be known yet.
+    pub organization: OrganizationId,
+    /// The provider.
+    pub provider: ProviderName,
+    /// The issuer's name for who gave it, where it told.
+    pub subject: Option<String>,
+    /// When it was given.
+    pub since: Timestamp,
+    /// `unfinished` (it goes on by itself); `first_connection`, `another_person` or `unknown_person`: an operator has to
+    /// confirm or decline it.
+    pub reason: Cow<'static, str>,
+}
+
+/// `POST /v1/organizations/{org}/confirm`
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {
+    /// What to do.
+    pub action: Confirmation,
+}
+
+/// What to do with a consent that waits for an operator.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirmation {
+    /// It is the organization's: it takes its place.
+    Accept,
+    /// It is not: it is forgotten.
+    Decline,
 }
 
 /// One provider's health.
@@ -598,4 +635,7 @@ pub struct Problem {
     /// For `consent_lost` and `in_doubt`: since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// For `consent_lost` told to operators: where the customer renews the consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal_url: Option<String>,
 }

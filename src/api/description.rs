@@ -104,6 +104,15 @@ fn what_operators_are_shown_is_as_described() {
             last_backup_at: None,
         },
         strays: vec![wire::Stray { organization: None, at: Timestamp::default(), why: "gone".to_owned() }],
+        awaiting: ["unfinished", "first_connection", "another_person", "unknown_person"]
+            .map(|reason| wire::Awaiting {
+                organization: "1".parse().expect("an id"),
+                provider: "p".parse().expect("a name"),
+                subject: None,
+                since: Timestamp::default(),
+                reason: Cow::Borrowed(reason),
+            })
+            .into(),
     };
     assert_eq!(faults("Status", &json_of(&status)), [""; 0]);
 }

@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod confirm;
 #[cfg(test)]
 mod description;
 mod download;

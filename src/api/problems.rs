@@ -24,6 +24,7 @@ pub(super) struct Refusal {
     detail: String,
     reason: Option<&'static str>,
     since: Option<Timestamp>,
+    renewal_url: Option<String>,
     retry_after: Option<Duration>,
 }
 
@@ -31,7 +32,7 @@ impl Refusal {
     /// A problem of this kind; `detail` says what is wrong here and what to do.
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         let retry_after = (code == Code::Starting).then_some(Duration::from_secs(1));
-        Self { code, detail: detail.into(), reason: None, since: None, retry_after }
+        Self { code, detail: detail.into(), reason: None, since: None, renewal_url: None, retry_after }
     }
 
     /// A problem of this kind that may be gone in a while.
@@ -49,6 +50,11 @@ impl Refusal {
         Self::new(Code::Internal, "the worker made a mistake; its log has more")
     }
 
+    /// The same, with where the customer renews the consent.
+    pub(super) fn renewable_at(self, renewal_url: Option<String>) -> Self {
+        Self { renewal_url, ..self }
+    }
+
     /// What is wrong, in words.
     #[cfg(test)]
     pub(super) fn detail(&self) -> &str {
@@ -64,6 +70,7 @@ impl Refusal {
             code: self.code,
             reason: self.reason.map(Cow::Borrowed),
             since: self.since,
+            renewal_url: self.renewal_url.clone(),
         }
     }
 }
@@ -74,7 +81,14 @@ impl From<KeeperError> for Refusal {
             KeeperError::InDoubt { reason, since } | KeeperError::Lost { reason, since } => (Some(reason), Some(since)),
             _ => (None, None),
         };
-        Self { code: error.code(), detail: error.to_string(), reason, since, retry_after: error.retry_after() }
+        Self {
+            code: error.code(),
+            detail: error.to_string(),
+            reason,
+            since,
+            renewal_url: None,
+            retry_after: error.retry_after(),
+        }
     }
 }
 

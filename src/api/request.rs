@@ -15,7 +15,7 @@ use super::problems::Refusal;
 use crate::{
     keeper::Filter,
     model::{Labels, MAX_LABELS, OrganizationId},
-    wire::{Code, Enrolment, Resolution, Resolve},
+    wire::{Code, Confirm, Confirmation, Enrolment, Resolution, Resolve},
 };
 
 /// The largest body that is read, in bytes.
@@ -230,6 +230,12 @@ pub(super) fn enrolment(bytes: &[u8]) -> Result<Enrolment, Refusal> {
 pub(super) fn resolution(bytes: &[u8]) -> Result<Resolution, Refusal> {
     let resolve: Resolve = serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))?;
     Ok(resolve.action)
+}
+
+/// Reads the body of a confirmation: `{"action":"accept"}` or `{"action":"decline"}`.
+pub(super) fn confirmation(bytes: &[u8]) -> Result<Confirmation, Refusal> {
+    let confirm: Confirm = serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))?;
+    Ok(confirm.action)
 }
 
 fn wrong_body(error: &serde_json::Error) -> Refusal {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
-    events,
+    confirm, events,
     problems::Refusal,
     request, vault,
 };
@@ -41,6 +41,7 @@ pub(super) fn router(api: Api, stopping: CancellationToken) -> Routes {
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
+        .route("/v1/organizations/{org}/confirm", post(confirm::confirm))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events::follow))
         .route("/v1/vault/keys", post(vault::rotate_key))
@@ -75,7 +76,9 @@ async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
     let served = async {
         let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Fetch)?;
         let min_ttl = request::min_ttl(&uri)?;
-        Ok(api.keeper()?.token(&organization, min_ttl).await?)
+        let keeper = api.keeper()?;
+        let served = keeper.token(&organization, min_ttl).await;
+        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
     };
     api.counted(served).await
 }
@@ -85,7 +88,9 @@ async fn refresh(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: 
         let organization = api.permitted(&uri, &peer, Role::Fetch, Action::Refresh)?;
         request::no_query(&uri)?;
         let rejected = request::rejected(&headers)?;
-        Ok(api.keeper()?.refresh(&organization, rejected.as_deref()).await?)
+        let keeper = api.keeper()?;
+        let served = keeper.refresh(&organization, rejected.as_deref()).await;
+        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
     };
     api.counted(served).await
 }
@@ -252,7 +257,13 @@ struct Health {
 impl Api {
     /// The organization in the path, if `peer` may do what needs `role` to it. Asked before anything is looked up, so
     /// that the answer is the same whether it exists or not.
-    fn permitted(&self, uri: &Uri, peer: &Peer, role: Role, action: Action) -> Result<OrganizationId, Refusal> {
+    pub(super) fn permitted(
+        &self,
+        uri: &Uri,
+        peer: &Peer,
+        role: Role,
+        action: Action,
+    ) -> Result<OrganizationId, Refusal> {
         let organization = request::organization(uri)?;
         if self.0.access.load().may(peer, role, &organization) {
             return Ok(organization);
@@ -279,6 +290,15 @@ impl Api {
             word(role)
         );
         Err(Refusal::new(Code::Forbidden, detail))
+    }
+
+    /// What a fetch is refused with. Of a consent that is lost whoever may operate on it is told where it is renewed; a link
+    /// is not for everybody who may fetch a token.
+    fn with_remedy(&self, keeper: &Keeper, peer: &Peer, organization: &OrganizationId, error: KeeperError) -> Refusal {
+        let tell =
+            matches!(error, KeeperError::Lost { .. }) && self.0.access.load().may(peer, Role::Operate, organization);
+        let renewal_url = tell.then(|| keeper.renewal_url(organization)).flatten();
+        Refusal::from(error).renewable_at(renewal_url)
     }
 
     /// Answers a fetch or forced refresh, and counts it whatever came of it.

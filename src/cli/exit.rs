@@ -145,6 +145,7 @@ mod tests {
 
     fn exit_of(code: Code) -> u8 {
         let problem = Problem {
+            renewal_url: None,
             kind: "t".into(),
             title: "t".into(),
             status: code.status(),

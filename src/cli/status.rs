@@ -2,7 +2,7 @@ use super::{
     Exit, Failure, Global,
     print::{self, Out, Tone},
 };
-use crate::wire::{ForecastWeek, ProviderStatus, Status, Stray};
+use crate::wire::{Awaiting, ForecastWeek, ProviderStatus, Status, Stray};
 
 /// The longest bar of the forecast, in characters.
 const BAR: u64 = 40;
@@ -48,6 +48,13 @@ fn show(status: &Status, out: &mut Out) -> Result<(), Failure> {
         out.line(out.style().paint(Tone::Bad, told))?;
         for stray in &status.strays {
             out.line(format_args!("  {}", stray_in_words(stray)))?;
+        }
+    }
+    if !status.awaiting.is_empty() {
+        let told = "consents that wait; `consentry connect ORG --confirm` or `--decline` decides:";
+        out.line(out.style().paint(Tone::Warning, told))?;
+        for awaiting in &status.awaiting {
+            out.line(format_args!("  {}", awaiting_in_words(awaiting)))?;
         }
     }
     if status.webhooks.pending > 0 {
@@ -99,6 +106,20 @@ fn show_providers(providers: &[ProviderStatus], out: &mut Out) -> Result<(), Fai
 pub(super) fn stray_in_words(stray: &Stray) -> String {
     let organization = stray.organization.as_ref().map_or("of a grant that is gone", |id| id.as_str());
     format!("{organization}, {}: {}", print::time(Some(stray.at)), print::plain(&stray.why))
+}
+
+/// One consent that waits: for whom, by whom, since when, and why.
+fn awaiting_in_words(awaiting: &Awaiting) -> String {
+    let why = match &*awaiting.reason {
+        "first_connection" => "a first connection: say whether it is theirs",
+        "another_person" => "another person than before: say whether it is theirs",
+        "unknown_person" => "an unknown person: say whether it is theirs",
+        "unfinished" => "the issuer could not be asked yet; this goes on by itself",
+        other => other,
+    };
+    let subject = awaiting.subject.as_deref().map_or_else(|| "unknown".to_owned(), print::plain);
+    let since = print::time(Some(awaiting.since));
+    format!("{}, {}, subject {subject}, since {since}: {why}", awaiting.organization, awaiting.provider)
 }
 
 /// Whether a provider's budget cannot keep its organizations warm.

@@ -211,6 +211,23 @@ impl Client {
         self.call(call).await?.json()
     }
 
+    /// What to do with a consent that waits for an operator. Gives the organization where it was accepted.
+    pub async fn confirm(
+        &self,
+        organization: &OrganizationId,
+        action: wire::Confirmation,
+    ) -> Result<Option<wire::Organization>, ClientError> {
+        let body = serde_json::to_vec(&wire::Confirm { action })
+            .map_err(|_| ClientError::Protocol("the action cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/confirm")).slow();
+        call.body = body.into();
+        let answer = self.call(call).await?;
+        match action {
+            wire::Confirmation::Accept => answer.json().map(Some),
+            wire::Confirmation::Decline => Ok(None),
+        }
+    }
+
     /// The state of the whole.
     pub async fn status(&self) -> Result<wire::Status, ClientError> {
         self.call(Call::get("/v1/status".into())).await?.json()

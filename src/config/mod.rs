@@ -20,7 +20,7 @@ pub use access::{AccessRule, Globs, Role};
 pub use load::{ConfigError, FILE_VARIABLE, Located, locate};
 pub use problem::Problem;
 pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig};
-pub use sections::MAX_RECIPIENTS;
+pub use sections::{MAX_LINK_LIFETIME, MAX_RECIPIENTS};
 use url::Url;
 pub use values::is_loopback;
 
@@ -151,6 +151,8 @@ pub struct ConsentConfig {
     pub public_url: Option<Url>,
     /// How long a consent link holds.
     pub link_lifetime: Duration,
+    /// Whether a consent that another has taken the place of is revoked at the issuer.
+    pub revoke_old: bool,
 }
 
 /// `[[webhook]]`

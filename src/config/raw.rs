@@ -96,6 +96,7 @@ pub(super) struct RawConsent {
     pub(super) listen: Option<String>,
     pub(super) public_url: Option<String>,
     pub(super) link_lifetime: Option<String>,
+    pub(super) revoke_old: Option<Flag>,
 }
 
 #[derive(Debug, Default, Deserialize)]

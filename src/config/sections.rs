@@ -28,6 +28,8 @@ const MAX_WEBHOOKS: usize = 64;
 const MAX_EVENTS: usize = 64;
 /// How many further recipients a vault may have.
 pub const MAX_RECIPIENTS: usize = 64;
+/// The longest that a consent link may hold.
+pub const MAX_LINK_LIFETIME: Duration = Duration::from_secs(400 * DAY);
 /// How many warnings one consent may get.
 const MAX_WARNINGS: usize = 16;
 /// How many seconds a day has.
@@ -36,7 +38,7 @@ pub(super) const DAY: u64 = 86_400;
 const TIMEOUT: Bounds = Bounds::seconds(1, 120, "from 1s to 120s");
 const FETCHED_WITHIN: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
 const WARN_BEFORE: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
-const LINK_LIFETIME: Bounds = Bounds::seconds(1, 400 * DAY, "from 1s to 400d");
+const LINK_LIFETIME: Bounds = Bounds::seconds(1, MAX_LINK_LIFETIME.as_secs(), "from 1s to 400d");
 const CACHE: RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const CACHE_WORDS: &str = "from 1MB to 1000GB";
 
@@ -277,6 +279,7 @@ fn consent(raw: RawConsent, section: &Section<'_>) -> ConsentConfig {
         public_url: section.optional("public_url", raw.public_url, values::base_url),
         link_lifetime: section
             .value("link_lifetime", raw.link_lifetime, days(14), |text| values::duration(&text, LINK_LIFETIME)),
+        revoke_old: raw.revoke_old.is_some_and(|flag| flag.0),
     }
 }
 

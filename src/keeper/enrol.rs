@@ -1,6 +1,6 @@
 //! Enrolling: proof before anything is replaced, and no credential lost on the way.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::{MutexGuard, OwnedMutexGuard};
 
@@ -20,7 +20,7 @@ pub(super) const LOCKS: usize = 512;
 
 /// How much of a grant's record the ids of its organizations may fill, in bytes: half, so that the tokens of an exchange
 /// always find room beside them.
-const MAX_ORGANIZATION_BYTES: usize = MAX_RECORD_BYTES / 2;
+pub(super) const MAX_ORGANIZATION_BYTES: usize = MAX_RECORD_BYTES / 2;
 
 /// What a request asks for, once it makes sense.
 struct Wanted {
@@ -57,9 +57,17 @@ impl Keeper {
 impl Shared {
     /// Keeps every other enrolment and removal of the organization away: both write its record.
     pub(super) async fn changing(&self, organization: &OrganizationId) -> MutexGuard<'_, ()> {
-        let half = LOCKS / 2;
-        let place = usize::try_from(super::slot::text_hash(organization.as_str()) % 256).unwrap_or(0) % half;
-        self.enrolling[half + place].lock().await
+        self.enrolling[place_of(organization)].lock().await
+    }
+
+    /// As [`changing`](Self::changing), for several: each lock is taken once, and always in the same order.
+    pub(super) async fn changing_all(&self, organizations: &[&OrganizationId]) -> Vec<MutexGuard<'_, ()>> {
+        let places: BTreeSet<usize> = organizations.iter().map(|organization| place_of(organization)).collect();
+        let mut held = Vec::with_capacity(places.len());
+        for place in places {
+            held.push(self.enrolling[place].lock().await);
+        }
+        held
     }
 
     fn wanted(&self, organization: OrganizationId, body: wire::Enrolment) -> Result<(Wanted, Enrolling), KeeperError> {
@@ -357,6 +365,12 @@ impl Shared {
     }
 }
 
+/// Which lock keeps changes of the organization apart.
+fn place_of(organization: &OrganizationId) -> usize {
+    let half = LOCKS / 2;
+    half + usize::try_from(super::slot::text_hash(organization.as_str()) % 256).unwrap_or(0) % half
+}
+
 /// Gives the grant the organization. An operator's pause of the grant that it had goes with it, unless the new one
 /// serves others already: nobody said that it is over.
 fn take_over(grant: &mut Grant, organization: &OrganizationId, left: Option<&Left>) {
@@ -378,6 +392,17 @@ pub(super) struct Left {
 }
 
 impl Left {
+    /// A grant without the organizations that leave it, whose record is held.
+    pub(super) const fn new(
+        slot: Arc<Slot>,
+        grant: Grant,
+        intent: Option<Intent>,
+        grave: Option<Grant>,
+        record: OwnedMutexGuard<()>,
+    ) -> Self {
+        Self { slot, grant, intent, grave, new_record: None, _record: record }
+    }
+
     /// The grant goes with its last organization, and a doubt about it with the grant.
     pub(super) fn changes(&self) -> Vec<Change> {
         if self.grant.organizations.is_empty() {
@@ -395,7 +420,7 @@ pub(super) fn gone(grant: GrantId, grave: Option<&Grant>) -> Vec<Change> {
     changes
 }
 
-fn reach_in_words(ids: &[String]) -> String {
+pub(super) fn reach_in_words(ids: &[String]) -> String {
     match ids {
         [] => "none".into(),
         [one] => one.chars().take(64).collect(),

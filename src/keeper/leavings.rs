@@ -45,6 +45,10 @@ impl Shared {
         let _record = slot.record.lock().await;
         let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
         let grant = stored.value;
+        // It waits for somebody, and goes with that.
+        if self.awaiting().contains_key(&slot.id) {
+            return;
+        }
         let busy = {
             let state = slot.lock();
             state.removed || state.flight.is_some()

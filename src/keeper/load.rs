@@ -47,6 +47,9 @@ pub(super) async fn load(shared: Arc<Shared>) {
         Ok(Err(error)) => return shared.load_failed(&failure.unwrap_or_else(|| error.to_string())),
         Err(_) => return shared.load_failed("the loader died"),
     };
+    if let Err(error) = shared.load_awaiting() {
+        failure = failure.or(Some(error.to_string()));
+    }
     if let Some(failure) = failure {
         return shared.load_failed(&failure);
     }
@@ -56,6 +59,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.tell_strays();
         shared.tell_doubts();
         shared.reconsider_doubts().await;
+        shared.settle_unfinished().await;
         shared.warn().await;
     }
 }

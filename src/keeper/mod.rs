@@ -9,6 +9,7 @@
 //! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
 //! an await.
 
+mod awaiting;
 mod backup;
 mod blocking;
 mod budget;
@@ -33,6 +34,7 @@ mod run;
 mod search;
 mod slot;
 mod store;
+mod swap;
 mod telling;
 #[cfg(test)]
 mod tests;
@@ -67,7 +69,7 @@ use crate::{
     lifecycle::Policy,
     links::Links,
     metrics::{Census, Metrics},
-    model::{Grant, ProviderName},
+    model::{Awaiting, Grant, GrantId, ProviderName},
     outbox::Outbox,
     provider::TokenEndpoint,
     vault::{Stored, Vault, VaultError},
@@ -86,6 +88,8 @@ pub struct Parts {
     pub providers: Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>,
     /// `[refresh]`
     pub refresh: RefreshConfig,
+    /// Whether a consent that another has taken the place of is revoked at the issuer, where that can harm no other.
+    pub revoke_old: bool,
     /// Times before a consent's end that are counted, and at which it is told.
     pub warn_before: Vec<Duration>,
     /// How many series named by organization may be shown.
@@ -129,7 +133,6 @@ impl Current {
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
-    #[expect(dead_code, reason = "links are made and opened once consents are renewed")]
     links: Option<Links>,
     outbox: Outbox,
     lanes: Vec<Lane>,
@@ -152,6 +155,9 @@ struct Shared {
     enrolling: Vec<tokio::sync::Mutex<()>>,
     /// Held by the one pass that looks whom to warn.
     warning: tokio::sync::Mutex<()>,
+    /// Consents that have not taken their place, by grant; as stored.
+    awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
+    revoke_old: bool,
     started: Now,
     census: Mutex<Option<(Duration, Arc<Census>)>>,
     /// New work is taken until this is cancelled.
@@ -163,8 +169,19 @@ impl Keeper {
     /// A keeper whose loops run until `stopping` is cancelled; its tasks, exchanges among them, are counted in
     /// `tasks`, so that shutdown can wait for them. Loading the vault goes on in the background.
     pub fn start(parts: Parts, stopping: CancellationToken, tasks: TaskTracker) -> Self {
-        let Parts { vault, outbox, links, providers, refresh, warn_before, organization_series, clock, metrics, seed } =
-            parts;
+        let Parts {
+            vault,
+            outbox,
+            links,
+            providers,
+            refresh,
+            revoke_old,
+            warn_before,
+            organization_series,
+            clock,
+            metrics,
+            seed,
+        } = parts;
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
@@ -199,6 +216,8 @@ impl Keeper {
             loaded: AtomicBool::new(false),
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
+            awaiting: Mutex::default(),
+            revoke_old,
             enrolling: (0..enrol::LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             warning: tokio::sync::Mutex::new(()),
             census: Mutex::default(),

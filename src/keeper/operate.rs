@@ -109,6 +109,10 @@ impl Keeper {
         }
         let mut changes = left.changes();
         changes.push(Change::DeleteOrganization(organization.clone()));
+        if shared.links.is_some() {
+            // Who was invited before it was removed is not invited any more.
+            changes.push(shared.links_revoked(organization)?);
+        }
         let commit = shared.vault.commit(changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);
@@ -148,6 +152,8 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
+                shared.settle_unfinished().await;
+                shared.clear_awaiting().await;
                 shared.clear_unfinished().await;
                 shared.clear_graves().await;
                 shared.warn().await;

@@ -42,7 +42,7 @@ impl Keeper {
 }
 
 /// An exchange that has had its turn.
-fn under_way(slot: &Slot) -> Option<Flight> {
+pub(super) fn under_way(slot: &Slot) -> Option<Flight> {
     let state = slot.lock();
     state.flight.clone().filter(|_| state.queued.is_none())
 }

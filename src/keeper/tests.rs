@@ -4,6 +4,7 @@ mod doubts;
 mod epoch;
 mod faults;
 mod outages;
+mod renewals;
 mod telling;
 mod time;
 
@@ -74,6 +75,16 @@ struct Issuer {
     revoked: Mutex<Vec<String>>,
     delay: Mutex<Duration>,
     subjects: Mutex<BTreeMap<String, String>>,
+    /// Authorization codes that were redeemed.
+    redeemed: Mutex<Vec<String>>,
+    /// What the next codes are answered, instead of tokens.
+    redeems: Mutex<VecDeque<ExchangeOutcome>>,
+    /// While it is there, every answer to a code takes one of its permits.
+    redeem_gate: Mutex<Option<Arc<Semaphore>>>,
+    /// While it is there, every list of organizations takes one of its permits.
+    list_gate: Mutex<Option<Arc<Semaphore>>>,
+    /// The list of organizations cannot be had.
+    listless: AtomicBool,
     /// While it is there, every answer takes one of its permits.
     gate: Mutex<Option<Arc<Semaphore>>>,
     /// The next exchange ends in a panic after its request has left.
@@ -162,12 +173,44 @@ impl TokenEndpoint for Issuer {
     }
 
     fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
-        let _ = redemption;
-        Box::pin(async { ExchangeOutcome::Refused { detail: "invalid_grant".into() } })
+        // The code is the refresh token that it gives; one that begins with `bare-` gives none.
+        Box::pin(async move {
+            let code = redemption.code.expose().to_owned();
+            let gate = self.redeem_gate.lock().expect("whole").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
+            let again = self.redeemed.lock().expect("whole").contains(&code);
+            self.redeemed.lock().expect("whole").push(code.clone());
+            if let Some(outcome) = self.redeems.lock().expect("whole").pop_front() {
+                return outcome;
+            }
+            if again {
+                return ExchangeOutcome::Refused { detail: "invalid_grant".into() };
+            }
+            ExchangeOutcome::Granted(Box::new(Answer {
+                access_token: Secret::new(format!("at-of-{code}")),
+                token_type: "Bearer".into(),
+                expires_in: Some(HOUR),
+                scope: None,
+                refresh_token: (!code.starts_with("bare-")).then(|| Secret::new(code.clone())),
+                subject: self.subjects.lock().expect("whole").get(&code).cloned(),
+                client_id: None,
+            }))
+        })
     }
 
     fn organizations<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
-        Box::pin(async { Ok(self.reach.lock().expect("whole").clone()) })
+        Box::pin(async {
+            let gate = self.list_gate.lock().expect("whole").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
+            if self.listless.load(Ordering::SeqCst) {
+                return Err(ProviderError::Unavailable { provider: "test".into(), detail: "no list".into() });
+            }
+            Ok(self.reach.lock().expect("whole").clone())
+        })
     }
 
     fn revoke<'a>(
@@ -290,9 +333,10 @@ fn keeper(
     let endpoint = |config: &ProviderConfig| (config.clone(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
-        links: None,
+        links: Some(links(vault)),
         outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])),
         providers: providers.iter().map(endpoint).collect(),
+        revoke_old: providers.iter().any(|provider| provider.scopes.contains(&"revoke".to_owned())),
         refresh: RefreshConfig {
             at: 0.75,
             keep_warm,
@@ -307,6 +351,11 @@ fn keeper(
         seed: 7,
     };
     Keeper::start(parts, CancellationToken::new(), TaskTracker::new())
+}
+
+fn links(vault: &Vault) -> Links {
+    let public_url = "https://connect.example.com".parse().expect("a URL");
+    Links::new(&vault.link_key(), &public_url, HOUR * 24 * 14)
 }
 
 fn org(id: &str) -> OrganizationId {

@@ -48,6 +48,7 @@ impl Keeper {
             end_assumed: census.providers.values().map(|counts| counts.end_assumed).sum(),
             invitations_per_week: forecast.invitations_per_week,
             webhooks: wire::WebhookStatus { pending: 0 },
+            awaiting: shared.named_awaiting(scope),
             strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {
                 records: stats.records,

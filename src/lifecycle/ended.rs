@@ -21,7 +21,7 @@ pub const REFUSALS_APART: Duration = Duration::from_secs(50);
 
 /// The life taken for an access token whose answer did not tell: short, because a token refreshed too early costs
 /// one exchange and one refreshed too late costs the customer.
-const UNTOLD_LIFETIME: Duration = Duration::from_mins(5);
+pub(super) const UNTOLD_LIFETIME: Duration = Duration::from_mins(5);
 
 /// How an exchange ended, with what the rules must know besides.
 #[derive(Debug)]

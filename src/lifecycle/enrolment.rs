@@ -185,7 +185,7 @@ pub fn valid_labels(labels: &Labels) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         config::{ClientAuth, InDoubtPolicy},
@@ -194,6 +194,11 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
     const DAY: Duration = Duration::from_hours(24);
+
+    /// A provider of consents that hold for half a year.
+    pub(in crate::lifecycle) fn visma() -> ProviderConfig {
+        provider(Kind::VismaConnect)
+    }
 
     fn provider(kind: Kind) -> ProviderConfig {
         ProviderConfig {

@@ -12,6 +12,7 @@ mod farewell;
 #[cfg(test)]
 mod properties;
 mod remaining;
+mod renewal;
 mod serve;
 mod warning;
 
@@ -26,6 +27,9 @@ pub use ended::{
 pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};
 pub use farewell::{GRAVE_KEPT, UNFINISHED_KEPT, UNSPENT_KEPT, grave, is_grave, may_go};
 pub use remaining::{refresh_moment, remaining, surely_over};
+pub use renewal::{
+    AWAITING_KEPT, Judgement, Reach, Redeemed, Standing as PlaceStanding, generation, judge, new_consent,
+};
 pub use serve::{FROZEN_RETRY, Standing, Verdict as ServeVerdict, serve};
 pub use warning::{Warning, days_left, warn, warns_at};
 

@@ -3,6 +3,7 @@
 //! Nothing here does I/O or reads a clock, and nothing here that holds a secret can be serialized: records at rest are
 //! written by the vault's codec, answers by [`crate::wire`].
 
+mod awaiting;
 mod event;
 mod grant;
 mod id;
@@ -10,6 +11,7 @@ mod outcome;
 mod secret;
 mod time;
 
+pub use awaiting::{AwaitReason, Awaiting, MAX_PLACES, Place, RevokedLinks};
 pub use event::{EndingWeek, Event, EventId, EventKind, InvalidEventId, OpenDelivery, OutboxRow, Outlook, ReceiverId};
 pub use grant::{
     AccessToken, BootMoment, ClientCredentials, Consent, Credential, DoubtReason, FailingReason, Fingerprint, Grant,

@@ -151,6 +151,7 @@ impl World {
     pub(super) fn parts(&self, vault: Vault, seed: u64) -> Parts {
         let endpoints = self.networks.iter().map(|network| Arc::clone(network) as Arc<dyn TokenEndpoint>);
         Parts {
+            revoke_old: false,
             outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
             vault,
             links: None,

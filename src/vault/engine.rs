@@ -205,9 +205,9 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_and_nothing_else_does() {
-        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5, 6], sum: u128::MAX - 7 };
+        let mark = Mark { applied: 9, counts: [1, 2, 3, 4, 5, 6, 7, 8], sum: u128::MAX - 7 };
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
-        assert_eq!(mark.records(), 16);
+        assert_eq!(mark.records(), 31);
         assert_eq!(Mark::decode(&mark.encode()[1..]), None);
         assert_eq!(Mark::decode(&[9; Mark::BYTES]), None);
         assert_eq!(Mark::decode(&[2; Mark::bytes(Mark::KINDS_1)]), None);
@@ -221,7 +221,7 @@ mod tests {
             old.extend(number.to_le_bytes());
         }
         old.extend(77_u128.to_le_bytes());
-        assert_eq!(Mark::decode(&old), Some(Mark { applied: 9, counts: [1, 2, 3, 4, 5, 0], sum: 77 }));
+        assert_eq!(Mark::decode(&old), Some(Mark { applied: 9, counts: [1, 2, 3, 4, 5, 0, 0, 0], sum: 77 }));
     }
 
     #[test]

@@ -33,8 +33,8 @@ use super::{
 use crate::{
     metrics::Metrics,
     model::{
-        DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, Secret,
-        Timestamp,
+        Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
+        RevokedLinks, Secret, Timestamp,
     },
 };
 
@@ -122,6 +122,27 @@ impl Vault {
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
     pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Which of an organization's links were revoked; `None` if none were.
+    pub fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
+        Ok(self.0.shared.record::<RevokedLinks>(id.as_str().as_bytes())?.map(|stored| stored.value))
+    }
+
+    /// Hands over every consent that has not taken its place, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_awaiting(
+        &self,
+        f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(f)
+    }
+
+    /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
+    pub fn for_each_revoked_links(
+        &self,
+        f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
         self.0.shared.for_each(f)
     }
 

@@ -59,7 +59,9 @@ pub use restore::{Accepted, Gap, Restored};
 #[cfg(test)]
 pub(crate) use simulated::{Disk, DiskFault, Fate, Snapshot};
 
-use crate::model::{EventId, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, Secret, Timestamp};
+use crate::model::{
+    Awaiting, EventId, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, RevokedLinks, Secret, Timestamp,
+};
 
 /// The longest plaintext of one record, in bytes. The engine keeps larger values in files of their own, which is slow;
 /// a record of a grant with long tokens and a hundred organizations is a fifth of this.
@@ -86,6 +88,14 @@ pub enum Change {
     PutRow(OutboxRow),
     /// Forgets an event of the outbox.
     DeleteRow(EventId),
+    /// Notes what a consent is for that has not taken its place; written with its grant.
+    PutAwaiting(Box<Awaiting>),
+    /// The consent of that grant has taken its place, or never will.
+    DeleteAwaiting(GrantId),
+    /// Notes that an organization's links were revoked.
+    PutRevokedLinks(RevokedLinks),
+    /// Those links have ended by themselves.
+    DeleteRevokedLinks(OrganizationId),
 }
 
 /// An answer that must not be lost and must not be served (rule 7 of the design).

@@ -29,14 +29,26 @@ pub(super) enum Kind {
     Meta = 5,
     /// A row of the outbox, named by its event's id.
     Event = 6,
+    /// A consent that has not taken its place, named by its grant's id.
+    Awaiting = 7,
+    /// Links that were revoked, named by their organization.
+    RevokedLinks = 8,
 }
 
 impl Kind {
     /// How many kinds there are.
-    pub(super) const COUNT: usize = 6;
+    pub(super) const COUNT: usize = 8;
     /// All of them, in the order of their numbers.
-    pub(super) const ALL: [Self; Self::COUNT] =
-        [Self::Grant, Self::Organization, Self::Intent, Self::Stray, Self::Meta, Self::Event];
+    pub(super) const ALL: [Self; Self::COUNT] = [
+        Self::Grant,
+        Self::Organization,
+        Self::Intent,
+        Self::Stray,
+        Self::Meta,
+        Self::Event,
+        Self::Awaiting,
+        Self::RevokedLinks,
+    ];
 
     /// Its number in the format.
     pub(super) const fn byte(self) -> u8 {
@@ -57,6 +69,8 @@ impl Kind {
             Self::Stray => "a stray's record",
             Self::Meta => "the vault's own record",
             Self::Event => "an event's record",
+            Self::Awaiting => "the record of a consent that waits",
+            Self::RevokedLinks => "the record of revoked links",
         }
     }
 }
@@ -127,7 +141,7 @@ mod tests {
             assert_eq!(name.kind(), kind);
         }
         assert_eq!(Name::parse(&[0; NAME_BYTES]), None);
-        assert_eq!(Name::parse(&[Kind::Event.byte() + 1; NAME_BYTES]), None);
+        assert_eq!(Name::parse(&[Kind::RevokedLinks.byte() + 1; NAME_BYTES]), None);
         assert_eq!(Name::parse(&[1; NAME_BYTES - 1]), None);
     }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::VaultConfig,
     metrics::Metrics,
-    model::{Grant, Intent, Organization, OutboxRow},
+    model::{Awaiting, Grant, Intent, Organization, OutboxRow, RevokedLinks},
     vault::Stray,
 };
 
@@ -311,6 +311,8 @@ pub(super) fn check_record(cipher: &Cipher, name: &Name, sealed: Vec<u8>) -> Res
         Kind::Stray => Stray::read(&bytes).map(drop),
         Kind::Meta => Meta::read(&bytes).map(drop),
         Kind::Event => OutboxRow::read(&bytes).map(drop),
+        Kind::Awaiting => Awaiting::read(&bytes).map(drop),
+        Kind::RevokedLinks => RevokedLinks::read(&bytes).map(drop),
     }
 }
 

@@ -312,6 +312,10 @@ impl Writer {
             Change::DeleteOrganization(id) => Ok(self.delete(Kind::Organization, id.as_str().as_bytes())),
             Change::DeleteIntent(id) => Ok(self.delete(Kind::Intent, id.as_bytes())),
             Change::DeleteRow(id) => Ok(self.delete(Kind::Event, id.as_bytes())),
+            Change::PutAwaiting(awaiting) => self.put(awaiting.grant.as_bytes(), &*awaiting, sequence),
+            Change::DeleteAwaiting(id) => Ok(self.delete(Kind::Awaiting, id.as_bytes())),
+            Change::PutRevokedLinks(revoked) => self.put(revoked.organization.as_str().as_bytes(), &revoked, sequence),
+            Change::DeleteRevokedLinks(id) => Ok(self.delete(Kind::RevokedLinks, id.as_str().as_bytes())),
         });
         Ok(Batch { sequence, entries: entries.collect::<Result<_, _>>()? })
     }

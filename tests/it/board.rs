@@ -11,13 +11,21 @@ use crate::harness::{
 
 /// Nobody listens there: port 9 is for a service that throws away what it is sent.
 const UNREACHABLE: &str = "kind = \"oauth2\"\ntoken_url = \"http://127.0.0.1:9/token\"\nclient_id = \"isv_nobody\"";
+/// The same, where people give consent.
+const CONSENTING: &str = "kind = \"visma-connect\"\nissuer = \"\"\ntoken_url = \"http://127.0.0.1:9/token\"\n\
+    authorize_url = \"http://127.0.0.1:9/authorize\"\nclient_id = \"isv_nobody\"";
 const TOKEN: &str = "a-token-for-the-board-of-the-tests";
 const FORM: &str = "application/x-www-form-urlencoded";
 /// More than a page, by a little.
 const ORGANIZATIONS: usize = 120;
 
 fn worker(lines: &str) -> Worker {
-    let worker = Setup::default().provider("unreachable", "hush-unreachable", UNREACHABLE).prepare();
+    worker_that(lines, UNREACHABLE)
+}
+
+/// A worker with these lines of `[http.board]`, and a provider with those.
+fn worker_that(lines: &str, provider: &str) -> Worker {
+    let worker = Setup::default().provider("unreachable", "hush-unreachable", provider).prepare();
     let token = worker.file("board.token");
     fs::write(&token, TOKEN).expect("the folder is ours");
     worker.plant(TOKEN);
@@ -185,6 +193,29 @@ fn with_a_token_people_log_in_and_the_browser_never_holds_it() {
     assert_eq!(post(&worker, "/board/logout", &cookies, &[]).status, 403);
     assert_eq!(post(&worker, "/board/logout", &cookies, &fields).status, 303);
     assert_eq!(ask(&worker, "localhost", "GET", "/board", &cookies, "").status, 401, "the session is over");
+}
+
+#[test]
+fn a_renewal_link_is_made_for_a_form_of_the_board_where_the_world_can_reach_the_pages() {
+    let lines = "enabled = true\n[consent]\npublic_url = \"https://connect.example.com/base\"";
+    let worker = worker_that(lines, CONSENTING);
+    fill(&worker);
+    let page = worker.inside("/board?q=customer-001").body;
+    assert!(page.contains("Copy renewal link<span class=\"unseen\"> for customer-001</span>"), "{page}");
+    let word = form_word(&page);
+    let json = [("accept", "application/json"), ("sec-fetch-site", "same-origin")];
+    let made = post(&worker, "/board/link", &json, &[("form", &word), ("org", "customer-001")]);
+    assert_eq!(made.status, 200, "{made:?}");
+    let url = made.json()["url"].as_str().expect("a link").to_owned();
+    assert!(url.starts_with("https://connect.example.com/base/"), "{url}");
+    worker.plant(&url);
+    let shown = post(&worker, "/board/link", &[], &[("form", &word), ("org", "customer-001")]);
+    assert_eq!(shown.status, 200);
+    assert!(shown.body.contains("readonly autofocus value=\"https://connect.example.com/base/"), "{}", shown.body);
+
+    assert_eq!(post(&worker, "/board/link", &json, &[("form", &word), ("org", "nobody")]).status, 404);
+    assert_eq!(post(&worker, "/board/link", &json, &[("form", &word), ("org", "no body")]).status, 400);
+    assert_eq!(post(&worker, "/board/link", &json, &[("form", "x"), ("org", "customer-001")]).status, 403);
 }
 
 #[test]

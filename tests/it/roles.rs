@@ -45,6 +45,8 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("POST", "/v1/organizations/481001/resume", Role::Operate),
         // It is neither in doubt nor lost, which only they are told who may decide about it.
         ("POST", "/v1/organizations/481001/resolve", json!({ "action": "abandon" }).to_string(), Role::Operate),
+        // Nothing waits to be confirmed, which only they are told who may decide about it.
+        ("POST", "/v1/organizations/481001/confirm", json!({ "action": "decline" }).to_string(), Role::Operate),
         call("GET", "/v1/status", Role::Operate),
         call("GET", "/v1/events?follow=false", Role::Operate),
         call("GET", "/v1/vault/backup", Role::Admin),

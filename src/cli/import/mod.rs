@@ -188,6 +188,7 @@ mod tests {
     fn problem(code: Code, retry_after: Option<Duration>) -> ClientError {
         let detail = "d".to_owned();
         let problem = Problem {
+            renewal_url: None,
             kind: "t".into(),
             title: "t".into(),
             status: code.status(),

@@ -93,21 +93,21 @@ pub(super) fn count_in_words(found: &Found, query: &Query) -> String {
     }
     let rows = u64::try_from(found.organizations.len()).unwrap_or(u64::MAX);
     let by_label = if query.after.is_none() { rows.saturating_sub(found.matched) } else { 0 };
-    let mut words = match (found.matched, by_label) {
+    let found_by = match (found.matched, by_label) {
         (0, by_label @ 1..) => {
             format!("{} found by a label", words::counted(by_label, "organization", "organizations"))
         }
         (_, by_label @ 1..) => format!("{matched} found by id, {} by a label", words::count(by_label)),
         (_, 0) => format!("{matched} found by id"),
     };
-    words.push_str(&match (found.unsearched, found.organizations.len() < ROWS) {
+    let more = match (found.unsearched, found.organizations.len() < ROWS) {
         (0, _) => String::new(),
         (_, false) => "; more may follow by their labels".to_owned(),
         (left, true) => {
             format!("; labels of {} not searched yet", words::counted(left, "organization", "organizations"))
         }
-    });
-    words
+    };
+    found_by + &more
 }
 
 /// The results: what the live search replaces.

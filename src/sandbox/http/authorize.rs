@@ -85,6 +85,8 @@ struct WayBack {
     url: Url,
     by_form: bool,
     state: Option<String>,
+    /// Who answers (RFC 9207), so that a client with several issuers cannot be led to take one for another.
+    issuer: String,
 }
 
 impl WayBack {
@@ -110,7 +112,8 @@ impl WayBack {
             Some("form_post") => true,
             Some(_) => return Err("The response_mode has to be query or form_post."),
         };
-        Ok(Self { redirect_uri, url, by_form, state: params.get("state").map(str::to_owned) })
+        let state = params.get("state").map(str::to_owned);
+        Ok(Self { redirect_uri, url, by_form, state, issuer: app.base.clone() })
     }
 
     fn code(&self, code: &str) -> Response {
@@ -123,6 +126,7 @@ impl WayBack {
 
     fn send(&self, fields: &[(&str, &str)]) -> Response {
         let mut fields = fields.to_vec();
+        fields.push(("iss", &self.issuer));
         if let Some(state) = &self.state {
             fields.push(("state", state));
         }

@@ -7,16 +7,18 @@
 //! A form is never changed once it was released: a new one is added under a new version, and the old one stays so that
 //! older records are read and upgraded when they are next written.
 
+mod awaiting;
 mod forms;
 mod row;
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
+use self::awaiting::{AwaitingForm, RevokedLinksForm};
 use self::forms::{GrantForm, IntentForm, MetaForm, MetaForm1, OrganizationForm, StrayForm};
 use self::row::RowForm;
 use super::{MAX_RECORD_BYTES, Stray, error::VaultError, name::Kind};
-use crate::model::{DoubtReason, Grant, Intent, Organization, OutboxRow};
+use crate::model::{Awaiting, DoubtReason, Grant, Intent, Organization, OutboxRow, RevokedLinks};
 
 /// The version this program writes, of every kind but grants and the vault's own record.
 const VERSION: u8 = 1;
@@ -105,6 +107,8 @@ record!(Organization, Organization, OrganizationForm<'_>);
 record!(Intent, Intent, IntentForm);
 record!(Stray, Stray, StrayForm<'_>);
 record!(OutboxRow, Event, RowForm<'_>);
+record!(Awaiting, Awaiting, AwaitingForm<'_>);
+record!(RevokedLinks, RevokedLinks, RevokedLinksForm<'_>);
 
 impl Record for Grant {
     const KIND: Kind = Kind::Grant;
