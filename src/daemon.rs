@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use jiff::tz::TimeZone;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{self, Access, Api, ApiServer},
     clock::{SharedClock, SystemClock},
     config::{Config, ConfigError, Located, ProviderConfig},
+    consent::{self, Offer, Pages},
     cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
     http::{self, Inside, VaultFigures, board::Board},
@@ -59,6 +61,9 @@ pub enum DaemonError {
     /// The HTTP listener cannot be made.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// The listener of the consent pages cannot be made.
+    #[error(transparent)]
+    Consent(#[from] consent::BindError),
     /// There can be no board.
     #[error(transparent)]
     Board(#[from] http::board::NoChance),
@@ -81,11 +86,14 @@ pub enum DaemonError {
 pub struct Running {
     /// Where metrics and health are served, with the port that was really bound.
     pub http: Option<SocketAddr>,
+    /// Where people give consent, with the port that was really bound.
+    pub consent: Option<SocketAddr>,
     current: Current,
     vault: Vault,
     outbox: Outbox,
     notice: Notice,
     api: Api,
+    pages: Pages,
     metrics: Metrics,
     clock: SharedClock,
     config: Mutex<Config>,
@@ -96,8 +104,8 @@ pub struct Running {
     stop_serving: CancellationToken,
 }
 
-/// Every provider with the endpoint that speaks to it.
-type Providers = Vec<(ProviderConfig, Arc<dyn TokenEndpoint>)>;
+/// Every provider that is configured.
+type Providers = Vec<Arc<Provider>>;
 
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
@@ -119,6 +127,11 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
         None => None,
     };
     let http = listener.as_ref().map(http::Bound::addr);
+    let public = match config.consent.listen {
+        Some(addr) => Some(consent::bind(addr).await?),
+        None => None,
+    };
+    let consent = public.as_ref().map(consent::Bound::addr);
 
     let current = Current::default();
     let api = Api::new(current.clone(), access(&config), metrics.clone(), clock.clone());
@@ -141,19 +154,26 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
+    let pages = Pages::new(current.clone(), clock.clone());
+    if let Some(public) = public {
+        serving.spawn(public.serve(pages.clone(), stop_serving.clone()));
+    }
     serving.close();
 
-    match begin(&config, providers, receivers, &current, &metrics, &clock).await {
+    match begin(&config, &providers, receivers, &current, &metrics, &clock).await {
         Ok((vault, outbox, notice, cron, backups, digests)) => {
+            pages.set(offer(&config, &providers, &vault));
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
             let config = Mutex::new(config);
             Ok(Running {
                 http,
+                consent,
                 current,
                 vault,
                 outbox,
                 notice,
                 api,
+                pages,
                 metrics,
                 clock,
                 config,
@@ -175,7 +195,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
 /// What comes after the sockets: vault, cron, webhooks, keeper.
 async fn begin(
     config: &Config,
-    providers: Providers,
+    providers: &Providers,
     receivers: Receivers,
     current: &Current,
     metrics: &Metrics,
@@ -233,17 +253,18 @@ async fn begin(
 
 fn keep(
     config: &Config,
-    providers: Providers,
+    providers: &Providers,
     (vault, outbox): (&Vault, &Outbox),
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Keeper {
-    let links = config.consent.public_url.as_ref();
+    let endpoint =
+        |provider: &Arc<Provider>| (provider.config().clone(), Arc::clone(provider) as Arc<dyn TokenEndpoint>);
     let parts = Parts {
         vault: vault.clone(),
         outbox: outbox.clone(),
-        links: links.map(|url| Links::new(&vault.link_key(), url, config.consent.link_lifetime)),
-        providers,
+        links: links(config, vault),
+        providers: providers.iter().map(endpoint).collect(),
         refresh: config.refresh.clone(),
         revoke_old: config.consent.revoke_old,
         warn_before: config.consent.warn_before.clone(),
@@ -257,10 +278,30 @@ fn keep(
 
 fn providers(config: &Config, clock: &SharedClock) -> Result<Providers, SetupError> {
     let make = |provider: &ProviderConfig| {
-        let endpoint = Provider::new(provider.clone(), config.refresh.timeout, clock.clone())?;
-        Ok((provider.clone(), Arc::new(endpoint) as Arc<dyn TokenEndpoint>))
+        Provider::new(provider.clone(), config.refresh.timeout, clock.clone()).map(Arc::new)
     };
     config.providers.values().map(make).collect()
+}
+
+/// Makes and opens consent links, where `consent.public_url` says where they lead to.
+fn links(config: &Config, vault: &Vault) -> Option<Links> {
+    let public_url = config.consent.public_url.as_ref()?;
+    Some(Links::new(&vault.link_key(), public_url, config.consent.link_lifetime))
+}
+
+/// What the consent pages show and do.
+fn offer(config: &Config, providers: &Providers, vault: &Vault) -> Option<Offer> {
+    let public_url = config.consent.public_url.clone()?;
+    let name = config.consent.name.clone().or_else(|| public_url.host_str().map(str::to_owned));
+    let named = |provider: &Arc<Provider>| (provider.config().name.clone(), Arc::clone(provider));
+    Some(Offer {
+        links: links(config, vault)?,
+        name: name.unwrap_or_default(),
+        // The configuration took no name that the database does not know.
+        time_zone: TimeZone::get(&config.schedule.timezone).unwrap_or(TimeZone::UTC),
+        providers: providers.iter().map(named).collect(),
+        public_url,
+    })
 }
 
 fn access(config: &Config) -> Access {
@@ -328,7 +369,8 @@ impl Running {
         drained.map_err(|_| DaemonError::Undrained)?;
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
-        self.current.set(Some(keep(&config, providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
+        self.current.set(Some(keep(&config, &providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
+        self.pages.set(offer(&config, &providers, &self.vault));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -371,6 +413,7 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
         version = env!("CARGO_PKG_VERSION"),
         socket = %socket.display(),
         http = running.http.map(|addr| addr.to_string()).unwrap_or_default(),
+        consent = running.consent.map(|addr| addr.to_string()).unwrap_or_default(),
         "consentry is running"
     );
     notify(&[sd_notify::NotifyState::Ready]);

@@ -3,7 +3,7 @@
 //! # Field names
 //!
 //! Lower case, dots between the parts, the unit last where there is one: `organization`, `provider`, `state`,
-//! `reason`, `attempt`, `http.status`, `took.ms`, `retry_after.s`, `socket.path`, `peer.uid`, `vault.records`,
+//! `reason`, `attempt`, `receiver`, `event.id`, `http.status`, `took.ms`, `retry_after.s`, `socket.path`, `peer.uid`, `vault.records`,
 //! `error`. The message is a constant sentence without values, so that lines can be counted; values are fields. A
 //! failure is logged once, where it is handled.
 //!
@@ -12,6 +12,7 @@
 //! - access tokens, refresh tokens, API keys, client secrets, webhook secrets, age identities, data keys
 //! - authorization codes, `state`, PKCE verifiers, consent links (whoever holds one can use it)
 //! - request and answer bodies, and the `Authorization` header, of any call to a provider
+//! - of a webhook's URL more than its host, and the bodies that are posted, which hold such links
 //! - an issuer's name for a person (`subject`), and labels, which may hold names or addresses
 //!
 //! An organization's id is no secret and is what an operator searches for.

@@ -153,27 +153,6 @@ pub enum Resolution {
     Abandon,
 }
 
-/// `POST /v1/organizations/{org}/consent-link`
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct ConsentLinkRequest {
-    /// Where the consent is given; needed for an organization not yet known, and for one that has an API key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider: Option<ProviderName>,
-    /// Further organizations of the same user that the same consent is to serve.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub also: Vec<OrganizationId>,
-}
-
-/// A link by which a person gives consent.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct ConsentLink {
-    /// What to open. Whoever has it can ask for consent in the organization's name.
-    pub url: String,
-    /// When it stops working.
-    pub expires_at: Timestamp,
-}
-
 /// What is known of a consent.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Consent {
@@ -281,6 +260,27 @@ pub enum Confirmation {
     Decline,
 }
 
+/// `POST /v1/organizations/{org}/consent-link`
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRequest {
+    /// The provider; needed for an organization that is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderName>,
+    /// Further organizations of the same user, which the same consent is to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<OrganizationId>,
+}
+
+/// A link by which a person gives consent.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ConsentLink {
+    /// What the person opens. Whoever has it may ask for consent in the organization's name.
+    pub url: String,
+    /// When it stops working.
+    pub expires_at: Timestamp,
+}
+
 /// One provider's health.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct ProviderStatus {
@@ -324,6 +324,9 @@ impl From<model::EndingWeek> for ForecastWeek {
 pub struct WebhookStatus {
     /// Not yet delivered.
     pub pending: u64,
+    /// Given up since the worker started.
+    #[serde(default)]
+    pub given_up: u64,
 }
 
 /// The vault's figures.

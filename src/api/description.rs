@@ -93,7 +93,7 @@ fn what_operators_are_shown_is_as_described() {
         expired: 0,
         end_assumed: 1,
         invitations_per_week: 1,
-        webhooks: wire::WebhookStatus { pending: 0 },
+        webhooks: wire::WebhookStatus { pending: 0, given_up: 0 },
         vault: wire::VaultStatus {
             records: 2,
             bytes: 3,

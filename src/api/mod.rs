@@ -11,6 +11,7 @@ mod confirm;
 mod description;
 mod download;
 mod events;
+mod link;
 mod listener;
 mod peer;
 mod problems;

@@ -15,7 +15,7 @@ use super::problems::Refusal;
 use crate::{
     keeper::Filter,
     model::{Labels, MAX_LABELS, OrganizationId},
-    wire::{Code, Confirm, Confirmation, Enrolment, Resolution, Resolve},
+    wire::{Code, Confirm, Confirmation, Enrolment, LinkRequest, Resolution, Resolve},
 };
 
 /// The largest body that is read, in bytes.
@@ -236,6 +236,14 @@ pub(super) fn resolution(bytes: &[u8]) -> Result<Resolution, Refusal> {
 pub(super) fn confirmation(bytes: &[u8]) -> Result<Confirmation, Refusal> {
     let confirm: Confirm = serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))?;
     Ok(confirm.action)
+}
+
+/// Reads the body of a request for a link, which may be empty.
+pub(super) fn link(bytes: &[u8]) -> Result<LinkRequest, Refusal> {
+    if bytes.is_empty() {
+        return Ok(LinkRequest::default());
+    }
+    serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))
 }
 
 fn wrong_body(error: &serde_json::Error) -> Refusal {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action},
-    confirm, events,
+    confirm, events, link,
     problems::Refusal,
     request, vault,
 };
@@ -42,6 +42,7 @@ pub(super) fn router(api: Api, stopping: CancellationToken) -> Routes {
         .route("/v1/organizations/{org}/resume", post(resume))
         .route("/v1/organizations/{org}/resolve", post(resolve))
         .route("/v1/organizations/{org}/confirm", post(confirm::confirm))
+        .route("/v1/organizations/{org}/consent-link", post(link::make).delete(link::revoke))
         .route("/v1/status", get(status))
         .route("/v1/events", get(events::follow))
         .route("/v1/vault/keys", post(vault::rotate_key))

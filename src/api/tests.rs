@@ -66,7 +66,7 @@ async fn a_starting_worker_is_alive_but_gives_nothing() {
 async fn what_does_not_exist_is_said_in_problem_documents() {
     let starting = starting(own_uid());
     for path in
-        ["/", "/v1", "/v1/organizations/", "/v1/organizations/1/nothing", "/v1/events", "/v1/organizations/1/token/"]
+        ["/", "/v1", "/v1/organizations/", "/v1/organizations/1/nothing", "/v1/eventz", "/v1/organizations/1/token/"]
     {
         let answer = starting.ask(&format!("GET {path}")).await;
         assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("\"code\":\"not_found\""), "{path}: {answer}");

@@ -2,7 +2,7 @@ use std::{os::unix::fs::FileTypeExt, path::Path, sync::Arc};
 
 use clap::Args;
 use serde::Serialize;
-use url::Host;
+use url::{Host, Url};
 
 use super::{
     Exit, Failure, Global,
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     clock::{Clock, SharedClock, SystemClock},
-    config::Config,
+    config::{Config, Kind, ResponseMode, redirect_uri},
     notice,
     provider::{Finding, Provider, Severity},
     vault::{Identity, Recipient, ScheduledBackups, Vault, VaultError, recipients_differ},
@@ -258,20 +258,59 @@ async fn check_webhooks(config: &Config, online: bool, findings: &mut Findings) 
     }
 }
 
-/// A redirect URI on the operator's own machine works for nobody else, and the issuer's portal may refuse it.
+/// The pages on which people give consent, and what has to be registered for them.
 fn check_consent_pages(config: &Config, findings: &mut Findings) {
-    let Some(url) = &config.consent.public_url else { return };
-    let local = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
-        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
-        None => false,
+    let consents = || config.providers.values().filter(|provider| provider.kind != Kind::DineroPersonal);
+    let Some(url) = &config.consent.public_url else {
+        if consents().next().is_some() {
+            findings.warn(
+                "no consent pages: consents cannot be renewed with a link",
+                "set consent.public_url and consent.listen",
+            );
+        }
+        return;
     };
-    if local {
+    match config.consent.listen {
+        Some(listen) => findings.ok(format!("consent pages are served at {listen}, which the world reaches as {url}")),
+        None => findings.warn(
+            format!("links lead to {url}, and no pages are served here: consent.listen is not set"),
+            "set consent.listen",
+        ),
+    }
+    // A redirect URI on the operator's own machine works for nobody else, and the issuer's portal may refuse it.
+    if is_on_this_machine(url) {
         findings.warn(
             format!("consent.public_url {url} is on this machine: customers cannot reach it"),
             "set it to the address at which the world reaches consent.listen",
         );
+    }
+    for provider in consents() {
+        let registered = redirect_uri(url, &provider.name);
+        findings.ok(format!("{}: the redirect URI to register at the issuer is {registered}", provider.name));
+        if !provider.pkce {
+            findings.warn(
+                format!("{}: pkce is off, so that a code that leaks on its way can be used by others", provider.name),
+                "switch it on here and at the issuer",
+            );
+        }
+        if url.scheme() == "http" && provider.response_mode == Some(ResponseMode::FormPost) {
+            findings.warn(
+                format!(
+                    "{}: browsers send no cookie along with a form that another site posts to {url}",
+                    provider.name
+                ),
+                "leave response_mode out, or use an https public_url",
+            );
+        }
+    }
+}
+
+fn is_on_this_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
+        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
+        None => false,
     }
 }
 

@@ -60,6 +60,13 @@ fn show(status: &Status, out: &mut Out) -> Result<(), Failure> {
     if status.webhooks.pending > 0 {
         out.line(format_args!("webhooks: {} deliveries pending", status.webhooks.pending))?;
     }
+    if status.webhooks.given_up > 0 {
+        let told = format_args!(
+            "webhooks: {} deliveries given up since the start; the log names them",
+            status.webhooks.given_up
+        );
+        out.line(out.style().paint(Tone::Bad, told))?;
+    }
     Ok(())
 }
 

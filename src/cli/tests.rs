@@ -86,6 +86,7 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "refresh",
             "exec",
             "status",
+            "watch",
             "key",
             "backup",
             "restore",

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     model::Labels,
-    wire::{Code, Event, EventData, OrganizationEvent},
+    wire::{Code, Digest, Event, EventData, OrganizationEvent},
 };
 
 /// How long after a worker that went away is looked for again; doubled each time, up to the longest.
@@ -108,17 +108,29 @@ fn in_words(event: &Event, style: Style) -> String {
     let kind = style.paint(tone_of(&event.kind), format_args!("{:<18}", print::plain(&event.kind)));
     let about = match &event.data {
         EventData::Organization(about) => of_organization(&event.kind, about, style),
-        EventData::Digest(digest) => {
-            let all: u64 = digest.weeks.iter().map(|week| week.consents).sum();
-            let first =
-                digest.weeks.first().map(|week| format!(", the first in the week of {}", print::plain(&week.week)));
-            format!("{all} consents end{}", first.unwrap_or_default())
-        }
+        EventData::Digest(digest) => of_digest(digest),
         EventData::Provider { provider, reason: Some(reason) } => format!("{provider}: {}", print::plain(reason)),
         EventData::Provider { provider, reason: None } => provider.to_string(),
         EventData::Vault { reason } => print::plain(reason.as_deref().unwrap_or("the vault")),
     };
     format!("{time}  {kind}  {about}")
+}
+
+fn of_digest(digest: &Digest) -> String {
+    let all = digest.weeks.iter().map(|week| week.consents).sum::<u64>() + digest.later;
+    let first = digest.weeks.first().map(|week| format!(", the first in the week of {}", print::plain(&week.week)));
+    let mut parts = vec![format!("{all} consents end{}", first.unwrap_or_default())];
+    let counted = [
+        (digest.expired, "past their end"),
+        (digest.lost, "lost"),
+        (digest.in_doubt, "in doubt"),
+        (digest.end_assumed, "with an assumed end"),
+    ];
+    parts.extend(counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+    if digest.invitations_per_week > 0 {
+        parts.push(format!("{} invitations a week keep ahead", digest.invitations_per_week));
+    }
+    parts.join("; ")
 }
 
 fn of_organization(kind: &str, about: &OrganizationEvent, style: Style) -> String {

@@ -184,19 +184,6 @@ impl Client {
         self.call(Call::new(Method::POST, path).repeatable()).await?.json()
     }
 
-    /// A link by which the organization's user gives consent, or gives it anew.
-    pub async fn consent_link(
-        &self,
-        organization: &OrganizationId,
-        wanted: &wire::ConsentLinkRequest,
-    ) -> Result<wire::ConsentLink, ClientError> {
-        let body = serde_json::to_vec(wanted)
-            .map_err(|_| ClientError::Protocol("what the link is for cannot be written as JSON".into()))?;
-        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
-        call.body = body.into();
-        self.call(call).await?.json()
-    }
-
     /// What to do with a grant in doubt or lost; for every organization that it serves. Trying again may be a replay,
     /// which can end all that the same person has given.
     pub async fn resolve(
@@ -226,6 +213,29 @@ impl Client {
             wire::Confirmation::Accept => answer.json().map(Some),
             wire::Confirmation::Decline => Ok(None),
         }
+    }
+
+    /// A link by which the organization's user gives consent, or gives it anew; `provider` is needed for an organization that
+    /// is not known yet, and `also` names further organizations of the same user.
+    pub async fn consent_link(
+        &self,
+        organization: &OrganizationId,
+        provider: Option<&ProviderName>,
+        also: &[OrganizationId],
+    ) -> Result<wire::ConsentLink, ClientError> {
+        let wanted = wire::LinkRequest { provider: provider.cloned(), also: also.to_vec() };
+        let body = serde_json::to_vec(&wanted)
+            .map_err(|_| ClientError::Protocol("the request cannot be written as JSON".into()))?;
+        let mut call = Call::new(Method::POST, format!("/v1/organizations/{organization}/consent-link")).repeatable();
+        call.body = body.into();
+        self.call(call).await?.json()
+    }
+
+    /// Ends every link that was made for the organization until now.
+    pub async fn revoke_links(&self, organization: &OrganizationId) -> Result<(), ClientError> {
+        let path = format!("/v1/organizations/{organization}/consent-link");
+        self.call(Call::new(Method::DELETE, path).repeatable()).await?;
+        Ok(())
     }
 
     /// The state of the whole.

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 pub use access::{AccessRule, Globs, Role};
 pub use load::{ConfigError, FILE_VARIABLE, Located, locate};
 pub use problem::Problem;
-pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig};
+pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig, ResponseMode};
 pub use sections::{MAX_LINK_LIFETIME, MAX_RECIPIENTS};
 use url::Url;
 pub use values::is_loopback;
@@ -153,6 +153,8 @@ pub struct ConsentConfig {
     pub link_lifetime: Duration,
     /// Whether a consent that another has taken the place of is revoked at the issuer.
     pub revoke_old: bool,
+    /// Who asks, as the pages call it; `None`: the host of `public_url` stands for it.
+    pub name: Option<String>,
 }
 
 /// `[[webhook]]`
@@ -195,4 +197,9 @@ impl Config {
     pub fn remarks(&self) -> Vec<String> {
         remarks::remarks(self)
     }
+}
+
+/// The redirect URI that has to be registered at a provider, for pages that the world reaches at `public_url`.
+pub fn redirect_uri(public_url: &Url, provider: &ProviderName) -> String {
+    format!("{}/callback/{provider}", public_url.as_str().trim_end_matches('/'))
 }

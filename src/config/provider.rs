@@ -62,6 +62,10 @@ pub struct ProviderConfig {
     pub organizations_url: Option<Url>,
     /// How the client authenticates at the token endpoint.
     pub client_auth: ClientAuth,
+    /// How the issuer is asked to send a person back; `None`: as the kind's issuer documents it.
+    pub response_mode: Option<ResponseMode>,
+    /// What the issuer is to ask the person, whatever it remembers; `None`: it decides.
+    pub prompt: Option<String>,
 }
 
 /// Which profile a provider follows.
@@ -97,6 +101,16 @@ pub enum ClientAuth {
     Basic,
     /// HTTP Basic with both parts as they are, as Dinero documents for personal integrations.
     BasicPlain,
+}
+
+/// How an issuer sends a person back with the authorization code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseMode {
+    /// In the query of the redirect URI, as every issuer does where nothing is asked (RFC 6749 section 4.1.2).
+    Query,
+    /// In a form that the browser posts (OAuth 2.0 Form Post Response Mode): the code gets into no address and no log.
+    FormPost,
 }
 
 /// What to do by itself with a grant in doubt.
@@ -233,5 +247,7 @@ fn provider(name: ProviderName, raw: RawProvider, section: &Section<'_>) -> Opti
         revoke_url: url("revoke_url", raw.revoke_url, None, values::url),
         organizations_url: url("organizations_url", raw.organizations_url, profile.organizations_url, values::url),
         client_auth: raw.client_auth.unwrap_or(profile.client_auth),
+        response_mode: raw.response_mode,
+        prompt: section.optional("prompt", raw.prompt, values::prompt),
     })
 }

@@ -8,7 +8,7 @@ use serde::{
     de::{Error, SeqAccess, Unexpected, Visitor},
 };
 
-use super::{ClientAuth, InDoubtPolicy, Kind, LogFormat, Role};
+use super::{ClientAuth, InDoubtPolicy, Kind, LogFormat, ResponseMode, Role};
 use crate::model::Usage;
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,6 +97,7 @@ pub(super) struct RawConsent {
     pub(super) public_url: Option<String>,
     pub(super) link_lifetime: Option<String>,
     pub(super) revoke_old: Option<Flag>,
+    pub(super) name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,6 +143,8 @@ pub(super) struct RawProvider {
     pub(super) revoke_url: Option<String>,
     pub(super) organizations_url: Option<String>,
     pub(super) client_auth: Option<ClientAuth>,
+    pub(super) response_mode: Option<ResponseMode>,
+    pub(super) prompt: Option<String>,
 }
 
 /// A whole number, or text that is one.

@@ -25,9 +25,6 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
             "http.listen {listen} can be reached from other machines, and it shows organizations' ids: keep it inside"
         ));
     }
-    remarks.extend(
-        not_yet(config).map(|what| format!("{what} is read and checked, but this version does nothing with it yet")),
-    );
     if config.vault.backup_dir.is_some() && config.schedule.backup.is_empty() {
         remarks.push(
             "vault.backup_dir is set and schedule.backup is not, so no backups are made by themselves".to_owned(),
@@ -50,9 +47,4 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
         }
     }
     remarks
-}
-
-/// What a configuration may say already and no room acts on yet; a default says nothing.
-fn not_yet(config: &Config) -> impl Iterator<Item = &'static str> {
-    [("consent.listen", config.consent.listen.is_some())].into_iter().filter_map(|(key, said)| said.then_some(key))
 }

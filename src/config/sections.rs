@@ -280,6 +280,7 @@ fn consent(raw: RawConsent, section: &Section<'_>) -> ConsentConfig {
         link_lifetime: section
             .value("link_lifetime", raw.link_lifetime, days(14), |text| values::duration(&text, LINK_LIFETIME)),
         revoke_old: raw.revoke_old.is_some_and(|flag| flag.0),
+        name: section.optional("name", raw.name, values::shown_name),
     }
 }
 

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::model::EventKind;
 
+/// The longest name of who asks for consent, in characters.
+const MAX_SHOWN_NAME: usize = 80;
 /// The longest path, in bytes (`PATH_MAX` of Linux, with its closing NUL).
 const MAX_PATH: usize = 4095;
 /// The longest path of a Unix socket, in bytes: `sun_path` of Linux has 108 with its closing NUL, and the worker makes
@@ -307,6 +309,24 @@ pub(super) fn client_id(text: &str) -> Result<String, Unfit> {
         return Ok(text.to_owned());
     }
     Err(Unfit::Expected("a client id of 1 to 256 ASCII characters".to_owned()))
+}
+
+/// A name that people read.
+pub(super) fn shown_name(text: &str) -> Result<String, Unfit> {
+    let text = text.trim();
+    if (1..=MAX_SHOWN_NAME).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
+        return Ok(text.to_owned());
+    }
+    Err(Unfit::Expected(format!("a name of 1 to {MAX_SHOWN_NAME} characters on one line")))
+}
+
+/// What the issuer is to ask its user (`OpenID` Connect Core section 3.1.2.1); `none` would show nobody anything.
+pub(super) fn prompt(text: &str) -> Result<String, Unfit> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    if !words.is_empty() && words.iter().all(|word| matches!(*word, "login" | "consent" | "select_account")) {
+        return Ok(words.join(" "));
+    }
+    Err(Unfit::Expected("login, consent or select_account, or several of them with spaces between".to_owned()))
 }
 
 /// A level or filter of log lines, as `tracing_subscriber::EnvFilter` reads it; but a bare word must be a level, since

@@ -117,7 +117,7 @@ impl Inner {
                 tracing::info!(event.id = %id, %due, "a digest of the consents that end was posted");
             }
             Err(error) => {
-                tracing::error!(%error, %due, "the digest could not be stored; it is tried again at the next sweep")
+                tracing::error!(%error, %due, "the digest could not be stored; it is tried again at the next sweep");
             }
         }
     }

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use super::{ConsentError, Keeper, KeeperError, Scope, Shared, enrol::gone, slot::Slot, swap::Unsettled};
+use super::{
+    ConsentError, Keeper, KeeperError, Scope, Shared, enrol::gone, resolve::under_way, slot::Slot, swap::Unsettled,
+};
 use crate::{
     config::MAX_LINK_LIFETIME,
     lifecycle::AWAITING_KEPT,
@@ -85,6 +87,10 @@ impl Shared {
 
     /// Forgets a consent that takes no place, or only what it still waits for where it serves somebody already.
     pub(super) async fn withdraw(&self, slot: &Arc<Slot>, awaiting: &Awaiting) -> Result<(), KeeperError> {
+        // The answer of an exchange under way would have nowhere to go.
+        if let Some(flight) = under_way(slot) {
+            let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
+        }
         let _record = slot.record.lock().await;
         let grant = self.read(slot)?.value;
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;

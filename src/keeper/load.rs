@@ -59,8 +59,8 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.tell_strays();
         shared.tell_doubts();
         shared.reconsider_doubts().await;
-        shared.settle_unfinished().await;
         shared.warn().await;
+        shared.settle_unfinished().await;
     }
 }
 

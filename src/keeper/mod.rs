@@ -236,14 +236,14 @@ impl Keeper {
         self.shared.tasks.wait().await;
     }
 
-    /// Whether links can be made by which people give consent: the world can reach the pages.
-    pub fn makes_links(&self) -> bool {
-        self.shared.links.is_some()
-    }
-
     /// Where what happens is told.
     pub fn outbox(&self) -> Outbox {
         self.shared.outbox.clone()
+    }
+
+    /// Whether links can be made by which people give consent: the world can reach the pages.
+    pub fn makes_links(&self) -> bool {
+        self.shared.links.is_some()
     }
 
     /// Whether the index is complete and the vault takes records.

@@ -113,6 +113,7 @@ pub enum ConsentError {
 
 impl Keeper {
     /// Whether the link is still good, and what its page is to say. Changes nothing.
+    #[expect(clippy::unused_async, reason = "callers await it, as all that reads the vault for them")]
     pub async fn begin_consent(&self, invitation: &Invitation) -> Result<ConsentRequest, ConsentError> {
         let shared = &self.shared;
         let lane = shared.consent_lane(&invitation.provider)?;
@@ -145,6 +146,7 @@ impl Keeper {
     /// A link by which the organization's user gives consent, or gives it anew. `provider` is needed for an organization
     /// that is not known, and for one that has an API key; `also` names at most [`MAX_ALSO`] further organizations of the
     /// same user.
+    #[expect(clippy::unused_async, reason = "callers await it, as all that reads the vault for them")]
     pub async fn link(
         &self,
         organization: &OrganizationId,

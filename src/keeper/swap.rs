@@ -10,13 +10,12 @@ use super::{
     enrol::{Left, MAX_ORGANIZATION_BYTES, reach_in_words},
     resolve::under_way,
     slot::Slot,
-    store::in_doubt,
 };
 use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
     model::{
         AwaitReason, Awaiting, Credential, Event, EventKind, Grant, GrantId, Intent, Organization, OrganizationId,
-        Place, Secret, State, Timestamp,
+        Place, Secret, State,
     },
     provider::ProviderError,
     vault::Change,
@@ -198,24 +197,29 @@ impl Shared {
         Err(Unsettled::Later)
     }
 
-    /// The consent's access token; exchanged first where it has lapsed while the consent waited. One in doubt gives none:
-    /// what serves now must not be replaced by what may be dead.
+    /// The consent's access token; exchanged first where it has lapsed while the consent waited. One that died meanwhile, or
+    /// whose token is in doubt, will take no place: what serves now must not be replaced by what may be dead, and the
+    /// link is good again.
     pub(super) async fn living_token(&self, slot: &Arc<Slot>) -> Result<Secret, Unsettled> {
+        let lost = || Unsettled::Never(ConsentError::Refused("it has ended since it was given".to_owned()));
+        let in_doubt = || {
+            let why = "whether the consent still works cannot be known; it has to be given once more";
+            Unsettled::Never(ConsentError::Unavailable(why.to_owned()))
+        };
         if slot.brief().access.is_none_or(|access| access.left(self.now()).is_zero()) {
             match self.exchange_and_wait(slot, None).await {
                 Ok(()) => {}
-                Err(KeeperError::Lost { .. }) => {
-                    let refused = ConsentError::Refused("it has ended since it was given".to_owned());
-                    return Err(Unsettled::Never(refused));
-                }
+                Err(KeeperError::Lost { .. }) => return Err(lost()),
+                Err(KeeperError::InDoubt { .. }) => return Err(in_doubt()),
                 Err(error) => return Err(Unsettled::Failed(error)),
             }
         }
         let grant = self.read_settled(slot).await?;
-        if let State::InDoubt(reason) = grant.state {
-            return Err(Unsettled::Failed(in_doubt(reason, &grant)));
+        match grant.state {
+            State::InDoubt(_) => Err(in_doubt()),
+            State::Lost => Err(lost()),
+            _ => grant.access.map(|access| access.token).ok_or(Unsettled::Later),
         }
-        grant.access.map(|access| access.token).ok_or(Unsettled::Later)
     }
 
     /// The stored grant. Between another task's commit and its publication the record is newer than the slot knows, so its
@@ -262,7 +266,7 @@ impl Shared {
             None => self.awaiting().remove(&grant.id),
         };
         drop(own);
-        self.tell_swapped(&grant, connect, rest.as_ref());
+        tell_swapped(&grant, connect, rest.as_ref());
         Ok((grant, rest))
     }
 
@@ -350,48 +354,12 @@ impl Shared {
         }
     }
 
-    /// What is told of an organization that a new consent serves.
+    /// What is told of an organization that a new consent serves; its labels as they will be stored.
     fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
-        let now = self.now().wall;
-        let kind = EventKind::ConsentRenewed;
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
-        let id = self.outbox.id(kind, &[organization.id.as_str().as_bytes(), grant.id.as_bytes(), &moment]);
-        let ends = grant.consent.as_ref().and_then(|consent| consent.expires_at);
-        Event {
-            provider: Some(grant.provider.clone()),
-            organization: Some(organization.id.clone()),
-            labels: organization.labels.clone(),
-            state: Some(grant.state.word().into()),
-            reason: grant.state.reason().map(Into::into),
-            consent_expires_at: ends,
-            days_left: ends.map(|end| days_until(end, now)),
-            ..Event::new(id, now, kind)
-        }
-    }
-
-    fn tell_swapped(&self, grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
-        let provider = grant.provider.as_str();
-        for organization in connect {
-            tracing::info!(
-                event = "consent.renewed",
-                organization = organization.as_str(),
-                provider,
-                state = grant.state.word(),
-                "a person gave consent, and it serves from now on"
-            );
-        }
-        if let Some(rest) = rest {
-            for place in &rest.places {
-                tracing::warn!(
-                    event = "consent.awaiting",
-                    organization = place.organization.as_str(),
-                    provider,
-                    reason = rest.reason.word(),
-                    "a consent waits for an operator: `consentry connect ORG --confirm`"
-                );
-            }
-        }
+        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
+        Event { labels: organization.labels.clone(), ..event }
     }
 
     /// Revokes a consent that is not used any more, where the configuration says so and nothing else can be harmed. Called
@@ -419,6 +387,31 @@ impl Shared {
                 }
             }
         });
+    }
+}
+
+/// The log's lines of a swap.
+fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
+    let provider = grant.provider.as_str();
+    for organization in connect {
+        tracing::info!(
+            event = "consent.renewed",
+            organization = organization.as_str(),
+            provider,
+            state = grant.state.word(),
+            "a person gave consent, and it serves from now on"
+        );
+    }
+    if let Some(rest) = rest {
+        for place in &rest.places {
+            tracing::warn!(
+                event = "consent.awaiting",
+                organization = place.organization.as_str(),
+                provider,
+                reason = rest.reason.word(),
+                "a consent waits for an operator: `consentry connect ORG --confirm`"
+            );
+        }
     }
 }
 
@@ -470,12 +463,6 @@ fn check_room(grant: &Grant) -> Result<(), KeeperError> {
         return Err(KeeperError::BadRequest("this consent serves as many organizations as fit; get another".into()));
     }
     Ok(())
-}
-
-/// Whole days until `end`, rounded up.
-fn days_until(end: Timestamp, now: Timestamp) -> i64 {
-    const DAY: i64 = 24 * 60 * 60 * 1000;
-    (end.as_millis() - now.as_millis() + DAY - 1).div_euclid(DAY)
 }
 
 fn is_renewal(awaiting: &Awaiting) -> bool {

@@ -12,6 +12,12 @@ use crate::{
 /// commit.
 const MOST_TOLD: usize = 1000;
 
+/// Whether a person is to renew the consent, so that its link is told with the event.
+fn wants_renewal(kind: EventKind, grant: &Grant) -> bool {
+    use EventKind::{ConsentExpired, ConsentExpiring, ConsentLost, ConsentRefused};
+    grant.consent.is_some() && matches!(kind, ConsentExpiring | ConsentExpired | ConsentRefused | ConsentLost)
+}
+
 impl Shared {
     /// The events of a notice about a grant as it will be stored: one for each organization that it serves. To be committed
     /// with it.
@@ -57,6 +63,7 @@ impl Shared {
             reason: grant.state.reason().map(Into::into),
             consent_expires_at: ends,
             days_left: ends.map(|end| days_left(end, now)),
+            renewal_url: wants_renewal(kind, grant).then(|| self.renewal_url(organization)).flatten(),
             ..Event::new(id, now, kind)
         }
     }

@@ -47,7 +47,7 @@ impl Keeper {
             expired: census.providers.values().map(|counts| counts.expired).sum(),
             end_assumed: census.providers.values().map(|counts| counts.end_assumed).sum(),
             invitations_per_week: forecast.invitations_per_week,
-            webhooks: wire::WebhookStatus { pending: 0 },
+            webhooks: wire::WebhookStatus { pending: shared.outbox.pending(), given_up: shared.outbox.given_up() },
             awaiting: shared.named_awaiting(scope),
             strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
             vault: wire::VaultStatus {

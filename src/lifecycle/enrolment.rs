@@ -220,6 +220,8 @@ pub(super) mod tests {
             revoke_url: None,
             organizations_url: None,
             client_auth: ClientAuth::Post,
+            response_mode: None,
+            prompt: None,
         }
     }
 

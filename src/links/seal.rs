@@ -26,7 +26,7 @@ use ring::{
 use serde::{Deserialize, Serialize};
 
 use super::{Binding, Invitation, MAX_ALSO};
-use crate::model::{GrantId, Timestamp};
+use crate::model::{GrantId, OrganizationId, Timestamp};
 
 const LABEL: &[u8] = b"consentry/v1/link";
 const SEAL_LABEL: &[&[u8]] = &[b"consentry/v1/link/seal"];
@@ -66,7 +66,7 @@ impl Seal {
             generation: invitation.binding.generation,
             organization: invitation.organization.as_str(),
             provider: invitation.provider.as_str(),
-            also: invitation.also.iter().map(|organization| organization.as_str()).collect(),
+            also: invitation.also.iter().map(OrganizationId::as_str).collect(),
         };
         let mut sealed = vec![0; NONCE_LEN];
         sealed.extend(postcard::to_stdvec(&form).expect("numbers and text can always be written"));

@@ -61,7 +61,8 @@ impl State {
     fn next(&mut self) -> Option<Delivery> {
         let waits = |delivery: &Delivery| {
             let organization = &delivery.event.organization;
-            organization.is_some() && self.under_way.values().any(|other| other == organization)
+            let is_alone = organization.is_none() || self.under_way.values().all(|other| other != organization);
+            !is_alone || self.under_way.contains_key(&delivery.event.id)
         };
         let key = self.queue.iter().find(|(_, delivery)| !waits(delivery)).map(|(key, _)| *key)?;
         self.queue.remove(&key)
@@ -75,13 +76,11 @@ impl Lane {
         Arc::new(Self { receiver, client, parts, state, work: Notify::new(), attempts: TaskTracker::new() })
     }
 
-    /// Takes in a delivery that is due. What is here already is not taken twice.
+    /// Takes in a delivery that is due. What waits already is not taken twice, and what is under way waits for its end: it may
+    /// have failed and be due again before that is noted.
     pub(super) fn add(&self, delivery: Delivery) {
-        let mut state = self.lock();
-        if !state.under_way.contains_key(&delivery.event.id) {
-            state.queue.entry((delivery.event.at, delivery.event.id)).or_insert(delivery);
-            self.work.notify_one();
-        }
+        self.lock().queue.insert((delivery.event.at, delivery.event.id), delivery);
+        self.work.notify_one();
     }
 
     /// Delivers until `stopping`; attempts under way then finish within their time limit. Gives back what still waits.
@@ -113,15 +112,17 @@ impl Lane {
             }
             return LONGEST_SLEEP;
         }
-        if now.boot < state.resume_at && !state.queue.is_empty() {
-            return (state.resume_at - now.boot).min(LONGEST_SLEEP);
+        let rest = state.resume_at.saturating_sub(now.boot);
+        if !rest.is_zero() && !state.queue.is_empty() {
+            return rest.min(LONGEST_SLEEP);
         }
         let places = if state.failures == 0 { PLACES } else { 1 };
         while state.under_way.len() < places
             && let Some(delivery) = state.next()
         {
-            state.under_way.insert(delivery.event.id, delivery.event.organization.clone());
-            let place = Place { lane: Arc::clone(self), id: delivery.event.id };
+            let id = delivery.event.id;
+            state.under_way.insert(id, delivery.event.organization.clone());
+            let place = Place { lane: Arc::clone(self), at: delivery.event.at, id, attempts: delivery.attempts };
             self.attempts.spawn(async move { place.lane.attempt(&delivery).await });
         }
         LONGEST_SLEEP
@@ -243,12 +244,22 @@ impl Lane {
 /// The place of an attempt; free again also where the attempt panics.
 struct Place {
     lane: Arc<Lane>,
+    at: Timestamp,
     id: EventId,
+    attempts: u32,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.lane.lock().under_way.remove(&self.id);
+        {
+            let mut state = self.lane.lock();
+            state.under_way.remove(&self.id);
+            // The outbox hands out anew what it has not heard of for long; this attempt has just answered that.
+            let key = (self.at, self.id);
+            if state.queue.get(&key).is_some_and(|waiting| waiting.attempts <= self.attempts) {
+                state.queue.remove(&key);
+            }
+        }
         self.lane.work.notify_one();
     }
 }

@@ -31,6 +31,8 @@ use self::{
 };
 use crate::{clock::SharedClock, metrics::Metrics, model::ReceiverId, outbox::Outbox};
 
+/// How long attempts under way may take to end when the worker stops: their own time limit, and some for noting the outcome.
+const MAX_HALT: Duration = Duration::from_secs(post::TIMEOUT.as_secs() + 10);
 /// How many due deliveries are taken out of the outbox at once.
 const TAKEN_AT_ONCE: usize = 256;
 /// What is due a moment from now is not asked for in a tight loop.
@@ -105,19 +107,33 @@ impl Notice {
         let working = self.working.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Working { stopping, dispatcher, lanes }) = working else { return HashMap::new() };
         stopping.cancel();
-        if dispatcher.await.is_err() {
-            tracing::error!("the task that hands out webhooks died; this is a fault of the worker");
+        if let Ok(queues) = tokio::time::timeout(MAX_HALT, ended(dispatcher, lanes)).await {
+            return queues;
         }
-        let mut queues = HashMap::new();
-        for (id, lane) in lanes {
-            match lane.await {
-                Ok(queue) => drop(queues.insert(id, queue)),
-                // What it had is handed out again by the outbox after a while.
-                Err(_) => tracing::error!("the task that delivers webhooks died; this is a fault of the worker"),
-            }
-        }
-        queues
+        // They end by themselves when what holds them up does: a disk that hangs, as a rule.
+        tracing::warn!("webhooks under way did not end in time; they may be delivered once more");
+        HashMap::new()
     }
+}
+
+/// Waits for the end of what was told to stop, and gives what waits in each lane.
+async fn ended(
+    dispatcher: JoinHandle<()>,
+    lanes: HashMap<ReceiverId, JoinHandle<Queue>>,
+) -> HashMap<ReceiverId, Queue> {
+    if dispatcher.await.is_err() {
+        tracing::error!("the task that hands out webhooks died; this is a fault of the worker");
+    }
+    let mut queues = HashMap::new();
+    for (id, lane) in lanes {
+        if let Ok(queue) = lane.await {
+            queues.insert(id, queue);
+        } else {
+            // What it had is handed out again by the outbox after a while.
+            tracing::error!("the task that delivers webhooks died; this is a fault of the worker");
+        }
+    }
+    queues
 }
 
 impl Receiver {

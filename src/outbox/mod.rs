@@ -18,7 +18,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -101,6 +101,7 @@ struct Inner {
     /// Held while a row is written anew, by its number.
     writing: [tokio::sync::Mutex<()>; WRITING],
     vault_fails: AtomicBool,
+    given_up: AtomicU64,
 }
 
 impl fmt::Debug for Outbox {
@@ -132,6 +133,7 @@ impl Outbox {
             live,
             writing: Default::default(),
             vault_fails: AtomicBool::new(false),
+            given_up: AtomicU64::new(0),
         }));
         outbox.count(&outbox.rows());
         outbox
@@ -269,13 +271,23 @@ impl Outbox {
 
     /// A delivery is not tried any more.
     pub async fn give_up(&self, event: &EventId, receiver: ReceiverId) {
-        self.0.metrics.webhooks_given_up(1);
+        self.count_given_up(1);
         self.rewrite(event, |rows| rows.close(event, receiver)).await;
     }
 
     /// How many deliveries are still to be made.
     pub fn pending(&self) -> u64 {
         self.rows().pending()
+    }
+
+    /// How many deliveries were given up since this process began.
+    pub fn given_up(&self) -> u64 {
+        self.0.given_up.load(Ordering::Relaxed)
+    }
+
+    fn count_given_up(&self, deliveries: u64) {
+        self.0.given_up.fetch_add(deliveries, Ordering::Relaxed);
+        self.0.metrics.webhooks_given_up(deliveries);
     }
 
     /// Forgets what is older than [`TOLD_KEPT`] and was told to everybody.
@@ -316,7 +328,7 @@ impl Outbox {
         let mut rows = self.rows();
         let reserved = rows.reserve(events.into_iter().map(cut).collect(), now, true);
         if reserved.given_up > 0 {
-            self.0.metrics.webhooks_given_up(reserved.given_up);
+            self.count_given_up(reserved.given_up);
             tracing::error!(
                 deliveries = reserved.given_up,
                 "too many events wait for their deliveries; the oldest are given up"

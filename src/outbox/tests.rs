@@ -160,7 +160,8 @@ async fn each_receiver_gets_what_it_wants_until_it_has_taken_it() {
     assert_eq!(bench.outbox.pending(), 2, "what was not taken is still to be delivered");
     assert_eq!(to(&bench.outbox.due(NOW, 10)), [(OTHER, 0)]);
     let due = bench.outbox.due(later, 10);
-    assert_eq!((to(&due), due[0].event.id, due[0].first_at), (vec![(HOOK, 1), (OTHER, 0)], events[1].id, NOW));
+    // The other one was handed out before, and nobody has said what became of it.
+    assert_eq!((to(&due), due[1].event.id, due[1].first_at), (vec![(OTHER, 0), (HOOK, 1)], events[1].id, NOW));
     bench.outbox.give_up(&events[1].id, HOOK).await;
     bench.outbox.set_receivers(vec![hook(HOOK, &["*"])]);
     assert_eq!((bench.outbox.pending(), bench.outbox.next_due()), (0, None), "the other is not configured any more");

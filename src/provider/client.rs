@@ -69,13 +69,6 @@ impl Provider {
         &self.config
     }
 
-    /// Where a person is sent to give consent: as configured, else as discovered, else the profile's own.
-    pub async fn authorize_endpoint(&self) -> Result<Url, ProviderError> {
-        self.endpoint(self.config.authorize_url.as_ref(), |document| document.authorize.clone(), profile::authorize_url)
-            .await
-            .ok_or_else(|| self.not_offered("authorize endpoint"))
-    }
-
     /// The token endpoint; `None` where neither configuration nor discovery nor the profile names one.
     pub(super) async fn token_endpoint(&self) -> Option<Url> {
         self.endpoint(self.config.token_url.as_ref(), |document| document.token.clone(), profile::token_url).await
@@ -85,7 +78,7 @@ impl Provider {
         self.endpoint(self.config.revoke_url.as_ref(), |document| document.revoke.clone(), profile::revoke_url).await
     }
 
-    async fn endpoint(
+    pub(super) async fn endpoint(
         &self,
         configured: Option<&Url>,
         discovered: impl Fn(&Document) -> Option<Url>,
@@ -303,7 +296,7 @@ impl Provider {
         ProviderError::Refused { provider: self.config.name.to_string(), status, detail }
     }
 
-    fn not_offered(&self, what: &'static str) -> ProviderError {
+    pub(super) fn not_offered(&self, what: &'static str) -> ProviderError {
         ProviderError::NotOffered { provider: self.config.name.to_string(), what }
     }
 }

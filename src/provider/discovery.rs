@@ -51,6 +51,8 @@ pub(super) struct Document {
     pub(super) token: Option<Url>,
     pub(super) authorize: Option<Url>,
     pub(super) revoke: Option<Url>,
+    /// Whether its answers to an authorization request name the issuer (RFC 9207).
+    pub(super) sends_issuer: bool,
     /// `token_endpoint_auth_methods_supported`; empty where the document has none.
     pub(super) auth_methods: Vec<String>,
 }
@@ -143,6 +145,8 @@ struct Raw {
     authorization_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
     #[serde(default)]
+    authorization_response_iss_parameter_supported: Option<bool>,
+    #[serde(default)]
     token_endpoint_auth_methods_supported: Option<Vec<String>>,
 }
 
@@ -158,6 +162,7 @@ pub(super) fn read(body: &[u8], issuer: &Url) -> Result<Document, String> {
         token: endpoint("token_endpoint", raw.token_endpoint)?,
         authorize: endpoint("authorization_endpoint", raw.authorization_endpoint)?,
         revoke: endpoint("revocation_endpoint", raw.revocation_endpoint)?,
+        sends_issuer: raw.authorization_response_iss_parameter_supported.unwrap_or(false),
         auth_methods: raw.token_endpoint_auth_methods_supported.unwrap_or_default(),
     })
 }

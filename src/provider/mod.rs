@@ -6,6 +6,7 @@
 //! of the design), and `answer` reads a granted token. `detail` cleans every text of an issuer before it may be seen.
 
 mod answer;
+mod authorize;
 mod client;
 mod client_secrets;
 mod detail;
@@ -23,6 +24,7 @@ mod verdict;
 
 use std::{future::Future, path::PathBuf, pin::Pin, time::Duration};
 
+pub use authorize::AuthorizeEndpoint;
 pub use client::Provider;
 pub use detail::of_error as error_detail;
 pub use findings::{Finding, Severity};
@@ -33,6 +35,11 @@ use crate::{
     model::{ClientCredentials, Credential, ExchangeOutcome, Secret},
     secret_file::SecretFileProblem,
 };
+
+/// What an issuer wrote, fit for a log or a page: on one line, cut, without anything as long as a token.
+pub fn cleaned(text: &str) -> String {
+    detail::Cleaner::of([]).clean(text)
+}
 
 /// A future that is boxed so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

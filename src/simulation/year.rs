@@ -190,6 +190,8 @@ fn provider_config(place: usize, in_doubt: InDoubtPolicy) -> ProviderConfig {
         revoke_url: None,
         organizations_url: None,
         client_auth: ClientAuth::Post,
+        response_mode: None,
+        prompt: None,
     }
 }
 

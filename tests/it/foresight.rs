@@ -95,3 +95,45 @@ fn a_digest_is_posted_for_each_moment_of_the_schedule_and_never_twice() {
     assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len(), "{told:?}");
     assert!(told.is_sorted(), "{told:?}");
 }
+
+#[test]
+fn links_for_all_that_end_come_as_csv_for_a_mail_merge() {
+    let (stand, worker) = fleet();
+    // One person's consent for two companies is one invitation.
+    let token = stand.consent("carl", Usage::Reuse, &["481004", "481005"]);
+    for organization in ["481004", "481005"] {
+        let body = json!({
+            "provider": CONSENTS, "refresh_token": token, "expires_at": (now() + DAY * 5).to_string(),
+        });
+        assert_eq!(worker.enrol(organization, &body).status, 201);
+    }
+    let all = ["connect", "--all-expiring", "365d", "--csv"];
+    let refused = worker.command(&all);
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0), "no pages are configured: {refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("consent.public_url"), "{refused:?}");
+
+    worker.reconfigure(|text| {
+        text + "\n[consent]\nlisten = \"127.0.0.1:0\"\npublic_url = \"http://127.0.0.1:9/here\"\nlink_lifetime = \"20d\"\n"
+    });
+    let worker = worker.restart();
+    let csv = lines(&worker.command(&all));
+    assert_eq!(
+        csv[0],
+        "organization,email,name,provider,expires_at,assumed,days_left,also,renewal_url,link_expires_at"
+    );
+    let first = |line: &String| line.split(',').next().expect("a field").to_owned();
+    assert_eq!(csv[1..].iter().map(first).collect::<Vec<_>>(), ["481004", "481001", "481002", "481003"]);
+    assert!(csv[1].contains(",481005,http://127.0.0.1:9/here/c/"), "{csv:?}");
+    assert!(csv[2].starts_with("481001,'=cmd()@holm.example,\"Holm, \"\"Byg\"\" & 481001\","), "{csv:?}");
+
+    let spread: Vec<Value> =
+        lines(&worker.command(&["connect", "--all-expiring", "365d", "--spread", "12d", "--json"]))
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect();
+    let days: Vec<&str> = spread.iter().map(|line| line["send_on"].as_str().expect("a day")).collect();
+    assert!(days.is_sorted() && days[0] == &now().to_string()[..10], "who ends in five days cannot wait: {days:?}");
+    let long = worker.command(&["connect", "--all-expiring", "365d", "--spread", "4w", "--csv"]);
+    assert_eq!((long.status.code(), long.stdout.len()), (Some(1), 0), "{long:?}");
+    assert!(String::from_utf8_lossy(&long.stderr).contains("consent.link_lifetime"), "{long:?}");
+}

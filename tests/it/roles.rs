@@ -47,6 +47,9 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         ("POST", "/v1/organizations/481001/resolve", json!({ "action": "abandon" }).to_string(), Role::Operate),
         // Nothing waits to be confirmed, which only they are told who may decide about it.
         ("POST", "/v1/organizations/481001/confirm", json!({ "action": "decline" }).to_string(), Role::Operate),
+        // There are no pages here to lead to, which only they are told who may make links.
+        call("POST", "/v1/organizations/481001/consent-link", Role::Operate),
+        call("DELETE", "/v1/organizations/481001/consent-link", Role::Operate),
         call("GET", "/v1/status", Role::Operate),
         call("GET", "/v1/events?follow=false", Role::Operate),
         call("GET", "/v1/vault/backup", Role::Admin),
@@ -103,11 +106,14 @@ fn each_call_takes_its_role_and_no_less() {
             }
             let expected: &[u16] = match (method, path) {
                 ("DELETE", OTHER_RECIPIENT) => &[200],
+                ("DELETE", path) if path.ends_with("/consent-link") => &[204],
                 ("DELETE", _) => &[404],
                 ("PUT", OTHER_RECIPIENT) => &[201],
                 // The key before may still be on its way out.
                 ("POST", "/v1/vault/keys") => &[202, 409],
-                ("POST", path) if path.ends_with("/resolve") => &[400],
+                ("POST", path) if ["/resolve", "/confirm", "/consent-link"].iter().any(|end| path.ends_with(end)) => {
+                    &[400]
+                }
                 // The first caller who may has forced an exchange; another one must wait.
                 ("POST", path) if path.ends_with("/refresh") => &[200, 429],
                 _ => &[200],
@@ -190,7 +196,8 @@ fn a_rule_for_one_organization_opens_just_that_one() {
         }
         let status = ask(&worker, &who, method, path, &body).status;
         // There is nothing to resolve, which it is told.
-        assert!(status < 300 || (path.ends_with("/resolve") && status == 400), "{method} {path}: {status}");
+        let nothing_to_do = ["/resolve", "/confirm", "/consent-link"].iter().any(|end| path.ends_with(end));
+        assert!(status < 300 || (nothing_to_do && status == 400), "{method} {path}: {status}");
         // Outside of the rule nothing tells an organization that is there from one that is not.
         let [there, missing] = ["NO-1", "NO-2"].map(|other| {
             let answer = ask(&worker, &who, method, &path.replace("481001", other), &body);

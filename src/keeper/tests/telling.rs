@@ -48,7 +48,8 @@ async fn a_consent_is_warned_of_at_each_step_once_across_restarts_and_a_long_dow
     assert_ne!(told[0].id, told[1].id);
     assert_eq!(world.keeper.show(&org("a")).await.expect("there").consent.expect("one").warned, ["30d"]);
     // Down from before the last step until after the end.
-    world.advance(DAY * 35);
+    world.keeper.drain().await;
+    world.clock.advance(DAY * 35);
     world = world.restarted().await;
     world.until(|world| world.kinds().len() == 4).await;
     world.warned().await;
@@ -73,6 +74,7 @@ async fn a_consent_that_is_replaced_is_warned_of_anew() {
 #[tokio::test]
 async fn what_becomes_of_a_grant_is_told_in_the_commit_that_stores_it() {
     let mut world = World::new().await;
+    world.issuer.subjects.lock().expect("whole").insert("one-a".into(), "alice".into());
     world.enrol("a", "one-a").await.expect("enrolled");
     world.issuer.next_is(silence());
     world.advance(HOUR);

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     clock::Clock,
     model::ClientCredentials,
-    provider::{ProviderError, Severity},
+    provider::{ProviderError, Redemption, Severity},
 };
 
 fn grants() -> ResponseTemplate {
@@ -50,6 +50,45 @@ async fn an_api_key_is_exchanged_as_dinero_documents() {
     };
     let provider = provider(with_secrets(config, folder.path(), "dinero\n"));
     assert!(is_granted(&exchange_of(&provider, &Credential::ApiKey(Secret::new("the key"))).await));
+}
+
+/// Redeems the code `c/1` with a verifier.
+async fn redeem(provider: &Provider) -> ExchangeOutcome {
+    let (code, verifier) = (Secret::new("c/1"), Secret::new("verifier-of-it"));
+    let redirect_uri = "https://connect.example.com/callback/test";
+    provider.redeem(Redemption { code: &code, verifier: Some(&verifier), redirect_uri }).await
+}
+
+#[tokio::test]
+async fn a_code_is_redeemed_with_its_verifier_by_the_secret_that_is_not_refused() {
+    let server = MockServer::start().await;
+    let sent = "grant_type=authorization_code&code=c%2F1&redirect_uri=https%3A%2F%2Fconnect.example.com%2Fcallback%2Ftest\
+                &code_verifier=verifier-of-it&client_id=client&client_secret=";
+    Mock::given(body_string(format!("{sent}new"))).respond_with(refuses("invalid_client")).mount(&server).await;
+    Mock::given(body_string(format!("{sent}old"))).respond_with(grants()).mount(&server).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let provider = provider(with_secrets(at(url_of(&server, "/token").as_str()), folder.path(), "new\nold\n"));
+    assert!(is_granted(&redeem(&provider).await));
+    assert_eq!(bodies(&server).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_code_is_sent_once_whatever_comes_back_and_no_error_shows_it() {
+    let echo = "no c/1 nor verifier-of-it here";
+    let refusal = ResponseTemplate::new(400)
+        .set_body_json(serde_json::json!({"error": "invalid_grant", "error_description": echo}));
+    for (answer, is_refused) in [(refusal, true), (ResponseTemplate::new(500).set_body_string(echo), false)] {
+        let server = MockServer::start().await;
+        Mock::given(method("POST")).respond_with(answer).expect(1).mount(&server).await;
+        let outcome = redeem(&provider(at(url_of(&server, "/token").as_str()))).await;
+        let as_expected = match &outcome {
+            ExchangeOutcome::Refused { .. } => is_refused,
+            ExchangeOutcome::Unknown { .. } => !is_refused,
+            _ => false,
+        };
+        let told = format!("{outcome:?}");
+        assert!(as_expected && !told.contains("c/1") && !told.contains("verifier-of-it"), "{told}");
+    }
 }
 
 #[tokio::test]
@@ -206,7 +245,7 @@ async fn discovery_is_asked_once_an_hour_and_an_old_document_outlives_a_failure(
     let provider = provider_at(discovered(&server), PATIENT, &clock);
     assert!(is_granted(&exchange(&provider).await));
     assert!(is_granted(&exchange(&provider).await));
-    assert_eq!(provider.authorize_endpoint().await.expect("discovered"), url_of(&server, "/authorize"));
+    assert_eq!(provider.authorize_endpoint().await.expect("discovered").url, url_of(&server, "/authorize"));
     clock.advance(Duration::from_hours(1));
     assert!(is_granted(&exchange(&provider).await));
     assert!(is_granted(&exchange(&provider).await));
@@ -260,7 +299,7 @@ async fn a_sandbox_whose_discovery_fails_sends_nothing_to_the_real_issuer() {
 
 #[tokio::test]
 async fn the_profiles_endpoints_serve_where_nothing_else_is_known() {
-    let authorize = provider(config(Kind::VismaConnect)).authorize_endpoint().await.expect("the profile's");
+    let authorize = provider(config(Kind::VismaConnect)).authorize_endpoint().await.expect("the profile's").url;
     assert_eq!(authorize.as_str(), "https://connect.visma.com/connect/authorize");
 }
 

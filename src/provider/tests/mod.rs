@@ -49,6 +49,8 @@ pub(super) fn config(kind: Kind) -> ProviderConfig {
         revoke_url: None,
         organizations_url: None,
         client_auth: ClientAuth::Post,
+        response_mode: None,
+        prompt: None,
     }
 }
 

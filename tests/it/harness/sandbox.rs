@@ -39,6 +39,15 @@ impl Stand {
 
     /// As [`start`](Self::start), with settings of the test's own.
     pub(crate) fn start_with(access_token_seconds: u64, set: impl FnOnce(&mut SandboxConfig)) -> Self {
+        Self::start_on(access_token_seconds, Arc::new(SystemClock::new()), set)
+    }
+
+    /// As [`start_with`](Self::start_with), on a clock of the test's own.
+    pub(crate) fn start_on(
+        access_token_seconds: u64,
+        clock: SharedClock,
+        set: impl FnOnce(&mut SandboxConfig),
+    ) -> Self {
         let mut config = SandboxConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             access_token_lifetime: Duration::from_secs(access_token_seconds),
@@ -48,7 +57,6 @@ impl Stand {
         };
         set(&mut config);
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        let clock: SharedClock = Arc::new(SystemClock::new());
         let sandbox = runtime
             .block_on(Sandbox::start(config.clone(), Arc::clone(&clock)))
             .expect("the sandbox listens on a free port");

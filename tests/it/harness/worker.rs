@@ -41,6 +41,7 @@ pub(crate) struct Setup {
     journal: Option<u64>,
     providers: Vec<(String, String, String)>,
     webhooks: Vec<(String, String, String)>,
+    schedule: String,
 }
 
 impl Setup {
@@ -84,6 +85,13 @@ impl Setup {
     /// Adds `[providers.NAME]` with these lines and a file that holds its client secret.
     pub(crate) fn provider(mut self, name: &str, client_secret: &str, lines: &str) -> Self {
         self.providers.push((name.to_owned(), client_secret.to_owned(), lines.to_owned()));
+        self
+    }
+
+    /// Adds lines to `[schedule]`.
+    pub(crate) fn schedule(mut self, lines: &str) -> Self {
+        self.schedule.push_str(lines);
+        self.schedule.push('\n');
         self
     }
 
@@ -172,10 +180,11 @@ impl Setup {
         let mut text = format!(
             "[vault]\npath = \"{}\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
              [socket]\npath = \"{}\"\nmode = \"{mode}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\n{log}\n\n\
-             [refresh]\n{}\n{}\n",
+             [schedule]\n{}\n[refresh]\n{}\n{}\n",
             worker.vault.display(),
             worker.socket.display(),
             worker.http,
+            self.schedule,
             self.refresh,
             self.access,
         );
@@ -440,10 +449,15 @@ impl Worker {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
     }
 
+    /// Its configuration, for a worker in this process.
+    pub(crate) fn parsed(&self) -> Config {
+        let text = fs::read_to_string(&self.config).expect("it was written");
+        Config::parse(&text).expect("a configuration")
+    }
+
     /// The vault's configuration and the identity that opens it.
     pub(crate) fn vault_config(&self) -> (VaultConfig, Identity) {
-        let text = fs::read_to_string(&self.config).expect("it was written");
-        let config = Config::parse(&text).expect("a configuration").vault;
+        let config = self.parsed().vault;
         let identity = Identity::read(&config.identity_file).expect("it was made");
         (config, identity)
     }

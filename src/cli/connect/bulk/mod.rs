@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock, SystemClock},
     links::MAX_ALSO,
     model::{ProviderName, Timestamp},
-    wire::{Code, ConsentLink, ConsentLinkRequest},
+    wire::{Code, ConsentLink},
 };
 
 /// How many are invited at once at most: some 50 MB of memory.
@@ -43,7 +43,12 @@ const DAY: Duration = Duration::from_hours(24);
 #[derive(Debug, Args)]
 pub(in crate::cli) struct BulkArgs {
     /// Links for all whose consent ends within this time, or has ended
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse::duration,
+        conflicts_with_all = ["organization", "also", "wait", "revoke", "confirm", "decline"]
+    )]
     all_expiring: Option<Duration>,
     /// Print CSV, one line an organization, a column for each label: for a mail merge
     #[arg(long, requires = "all_expiring", conflicts_with = "json")]
@@ -92,7 +97,12 @@ pub(super) async fn bulk(
         }
     }
     if let Some(last) = invitees.last() {
-        outlive(&link(&client, last).await?, last, now)?;
+        // One link ahead of all, so that what stands in the way of every link is told once and before anything is printed.
+        match link(&client, last).await {
+            Ok(link) => outlive(&link, last, now)?,
+            Err(error) if error.code() == Some(Code::BadRequest) || ends_all(&error) => return Err(error.into()),
+            Err(_) => {}
+        }
     }
     let form = if global.json {
         Form::Json
@@ -203,8 +213,8 @@ async fn print_links(
 fn print_one(invitee: &Invitee, link: &ConsentLink, form: &Form, now: Timestamp, out: &mut Out) -> Result<(), Failure> {
     match form {
         Form::Json => {
-            let line = serde_json::to_string(&Line::of(invitee, link, now));
-            out.line(line.map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?)
+            let json = serde_json::to_string(&Line::of(invitee, link, now));
+            out.line(json.map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?)
         }
         Form::Csv(labels) => out.line(row::csv(invitee, link, labels, now)),
         Form::Text => {
@@ -216,10 +226,9 @@ fn print_one(invitee: &Invitee, link: &ConsentLink, form: &Form, now: Timestamp,
 }
 
 async fn link(client: &Client, invitee: &Invitee) -> Result<ConsentLink, ClientError> {
-    let wanted = ConsentLinkRequest { provider: Some(invitee.provider.clone()), also: invitee.also.clone() };
     let mut retries = 0;
     loop {
-        match client.consent_link(&invitee.organization, &wanted).await {
+        match client.consent_link(&invitee.organization, Some(&invitee.provider), &invitee.also).await {
             Err(error) if retries < MAX_RETRIES => match pause_before_retry(&error, retries) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error),

@@ -92,7 +92,7 @@ mod tests {
         let ends = [[date(2026, 12, 3); 10], [date(2027, 3, 1); 10]].concat();
         let sent = spread(&ends, MONDAY, 14);
         assert!(sent[..10].iter().all(|day| *day <= date(2026, 11, 26)), "{sent:?}");
-        assert_eq!(sent.last(), Some(&date(2026, 12, 3)));
+        assert_eq!(sent.last(), Some(&date(2026, 12, 4)));
         assert_eq!(counts(&sent).values().max(), Some(&3), "10 on four days, then 10 on six");
     }
 
