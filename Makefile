@@ -9,7 +9,7 @@ PEERS := tests/peers/oidc tests/peers/webhooks
 STATIC := $(shell uname -m)-unknown-linux-gnu
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz simulate kills damage peers image bench lint fmt clippy deny doc
+.PHONY: help demo test fuzz simulate kills damage peers need image bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
@@ -55,12 +55,15 @@ image:
 bench:
 	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
 
-# A certified authorization server; and a receiver of webhooks, which verifies with the specification's own library.
-peers: $(PEERS:%=%/node_modules/.package-lock.json)
+# A browser, Prometheus and others from Debian; a certified authorization server; and a receiver of webhooks, which verifies with the specification's
+# own library. What is there is not fetched again.
+peers: need $(PEERS:%=%/node_modules/.package-lock.json)
+
+need:
+	tests/peers/need
 	tests/peers/deploy/need
 
-%/node_modules/.package-lock.json: %/package-lock.json %/package.json
-	tests/peers/need
+%/node_modules/.package-lock.json: %/package-lock.json %/package.json | need
 	npm ci --prefix $* --no-audit --no-fund
 	touch $@
 

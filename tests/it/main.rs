@@ -4,6 +4,7 @@ mod alive;
 mod api;
 mod backup;
 mod board;
+mod browser;
 mod cli;
 mod damage;
 mod deploy;

@@ -116,11 +116,37 @@ fn converse(
         return Err(error);
     }
     let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
+    match read(&mut stream, &mut answer) {
         Err(error) if answer.is_empty() || !closed(&error) => Err(error),
         _ if answer.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
         _ => parse(&answer),
     }
+}
+
+/// Reads until the peer closes; or until the answer is whole by its announced length, since a peer may keep the connection
+/// whatever it was asked for.
+fn read(stream: &mut impl Read, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    let mut whole = None;
+    while whole.is_none_or(|length| answer.len() < length) {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        whole = whole.or_else(|| announced(answer));
+    }
+    Ok(())
+}
+
+/// How many bytes the answer has by its own account, once its head is there and says so.
+fn announced(answer: &[u8]) -> Option<usize> {
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..end]).ok()?;
+    let lines = head.lines().filter_map(|line| line.split_once(':'));
+    let mut lengths = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    Some(end + 4 + lengths.next()?.1.trim().parse::<usize>().ok()?)
 }
 
 /// An answer that was cut short, as by a peer that died, is an error; one that makes no sense is a panic.

@@ -22,7 +22,7 @@ use std::{
 /// How long a test waits for something that should happen at once, on a machine that is slow and busy.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// How often it looks.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Waits until `look` gives something; panics with `what` when that does not come.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -75,6 +75,11 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it with access tokens that live for `access_token_seconds`.
     pub(crate) fn start(access_token_seconds: u32) -> Self {
+        Self::start_for(access_token_seconds, &[])
+    }
+
+    /// As [`start`](Self::start), with consents that may come back to these redirect URIs too.
+    pub(crate) fn start_for(access_token_seconds: u32, redirect_uris: &[&str]) -> Self {
         let folder = folder();
         assert!(
             folder.join("node_modules").is_dir(),
@@ -85,6 +90,7 @@ impl Peer {
             .args(["server.mjs", "0"])
             .current_dir(folder)
             .env("ACCESS_TOKEN_SECONDS", access_token_seconds.to_string())
+            .env("REDIRECT_URIS", redirect_uris.join(" "))
             .env_remove("ROTATE")
             .env_remove("TOKEN_DELAY_MS")
             .stdin(Stdio::piped()) // It ends when this does, even where the test is killed.
@@ -107,6 +113,11 @@ impl Peer {
     /// Its issuer URL, below which discovery is found.
     pub(crate) fn issuer(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it listens: `127.0.0.1:PORT`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// What has happened so far.

@@ -12,6 +12,10 @@
 //   ACCESS_TOKEN_SECONDS  how long an access token lives (3600)
 //   ROTATE                true or false: one-time or re-usable refresh tokens for both consent clients; unset: by client
 //   TOKEN_DELAY_MS        how long the token endpoint holds back each finished answer (0)
+//   REDIRECT_URIS         where both consent clients may come back to besides, with spaces between
+//
+// A proxy that ends TLS may stand in front of it for browsers (see ../front.mjs). The issuer is the loopback address
+// all the same: that is where the worker asks, and what `iss` says (RFC 9207).
 //
 // Clients (all `hush-` secrets are markers that must never show up in a log):
 //   isv_one_time   hush-one-time-secret   client_secret_post, one-time: a spent token kills the whole grant
@@ -41,6 +45,7 @@ const CLOCK_TOLERANCE_SECONDS = 1;
 
 const accessTokenSeconds = Number(process.env.ACCESS_TOKEN_SECONDS ?? 3600);
 let delayMs = Number(process.env.TOKEN_DELAY_MS ?? 0);
+const furtherRedirectUris = (process.env.REDIRECT_URIS ?? '').split(' ').filter((uri) => uri !== '');
 const rotates = (clientId) => (process.env.ROTATE === undefined ? clientId === 'isv_one_time' : process.env.ROTATE === 'true');
 
 // Who may do what. A user whose name is not here owns one organization: `user-17` owns `org-17`.
@@ -138,7 +143,7 @@ function consentClient(clientId, secret) {
     client_secret: secret,
     application_type: 'native',
     // A native client may use any port of the loopback address (RFC 8252 section 7.3).
-    redirect_uris: ['http://127.0.0.1/cb'],
+    redirect_uris: ['http://127.0.0.1/cb', ...furtherRedirectUris],
     grant_types: ['authorization_code', 'refresh_token'],
     response_types: ['code'],
     token_endpoint_auth_method: 'client_secret_post',
@@ -179,6 +184,8 @@ function makeProvider(issuer) {
     ttl: { Grant: YEAR, Interaction: 3600, RefreshToken: YEAR, Session: 3600 },
   });
 
+  // What the proxy says of scheme and host counts, or no cookie would be a secure one.
+  provider.proxy = true;
   provider.registerGrantType('password', exchangeApiKey, ['username', 'password', 'scope']);
   provider.on('grant.revoked', () => {
     judge.revoked_grants += 1;
