@@ -73,6 +73,7 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "health",
             "org",
             "import",
+            "connect",
             "token",
             "refresh",
             "exec",
