@@ -4,6 +4,8 @@
 //! open, and answers `starting` until then. At the end the same way back: callers first, then exchanges, then the
 //! vault.
 
+mod parts;
+
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -11,24 +13,23 @@ use std::{
     time::Duration,
 };
 
-use jiff::tz::TimeZone;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::parts::{Providers, access, figures_of, keep, offer, providers};
 use crate::{
-    api::{self, Access, Api, ApiServer},
+    api::{self, Api, ApiServer},
     clock::{SharedClock, SystemClock},
-    config::{Config, ConfigError, Located, ProviderConfig},
-    consent::{self, Offer, Pages},
+    config::{Config, ConfigError, Located},
+    consent::{self, Pages},
     cron::{BackupSchedule, Cron, CronError, DigestSchedule},
     hardening,
-    http::{self, Inside, VaultFigures, board::Board},
-    keeper::{Current, Keeper, Parts},
-    links::Links,
+    http::{self, Inside, board::Board},
+    keeper::Current,
     metrics::Metrics,
     model::ProviderName,
     notice::{self, Notice, ReceiverProblem, Receivers},
     outbox::Outbox,
-    provider::{Provider, SetupError, TokenEndpoint},
+    provider::SetupError,
     shutdown::{Request, Signals},
     vault::{Identity, Vault, VaultError, recipients_differ},
 };
@@ -89,23 +90,26 @@ pub struct Running {
     /// Where people give consent, with the port that was really bound.
     pub consent: Option<SocketAddr>,
     current: Current,
-    vault: Vault,
-    outbox: Outbox,
-    notice: Notice,
+    behind: Behind,
     api: Api,
     pages: Pages,
     metrics: Metrics,
     clock: SharedClock,
     config: Mutex<Config>,
-    cron: Cron,
-    backups: Option<BackupSchedule>,
-    digests: Option<DigestSchedule>,
     serving: TaskTracker,
     stop_serving: CancellationToken,
 }
 
-/// Every provider that is configured.
-type Providers = Vec<Arc<Provider>>;
+/// What is there once the vault is open.
+#[derive(Debug)]
+struct Behind {
+    vault: Vault,
+    outbox: Outbox,
+    notice: Notice,
+    cron: Cron,
+    backups: Option<BackupSchedule>,
+    digests: Option<DigestSchedule>,
+}
 
 /// Binds the sockets, opens the vault and starts every task; returns when the vault is open. It is loaded in the
 /// background.
@@ -161,28 +165,11 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     serving.close();
 
     match begin(&config, &providers, receivers, &current, &metrics, &clock).await {
-        Ok((vault, outbox, notice, cron, backups, digests)) => {
-            pages.set(offer(&config, &providers, &vault));
-            *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(vault.clone());
+        Ok(behind) => {
+            pages.set(offer(&config, &providers, &behind.vault));
+            *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(behind.vault.clone());
             let config = Mutex::new(config);
-            Ok(Running {
-                http,
-                consent,
-                current,
-                vault,
-                outbox,
-                notice,
-                api,
-                pages,
-                metrics,
-                clock,
-                config,
-                cron,
-                backups,
-                digests,
-                serving,
-                stop_serving,
-            })
+            Ok(Running { http, consent, current, behind, api, pages, metrics, clock, config, serving, stop_serving })
         }
         Err(error) => {
             stop_serving.cancel();
@@ -200,7 +187,7 @@ async fn begin(
     current: &Current,
     metrics: &Metrics,
     clock: &SharedClock,
-) -> Result<(Vault, Outbox, Notice, Cron, Option<BackupSchedule>, Option<DigestSchedule>), DaemonError> {
+) -> Result<Behind, DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
@@ -248,69 +235,7 @@ async fn begin(
         // One may have been missed while nothing ran.
         backups.wake();
     }
-    Ok((vault, outbox, notice, cron, backups, digests))
-}
-
-fn keep(
-    config: &Config,
-    providers: &Providers,
-    (vault, outbox): (&Vault, &Outbox),
-    metrics: &Metrics,
-    clock: &SharedClock,
-) -> Keeper {
-    let endpoint =
-        |provider: &Arc<Provider>| (provider.config().clone(), Arc::clone(provider) as Arc<dyn TokenEndpoint>);
-    let parts = Parts {
-        vault: vault.clone(),
-        outbox: outbox.clone(),
-        links: links(config, vault),
-        providers: providers.iter().map(endpoint).collect(),
-        refresh: config.refresh.clone(),
-        revoke_old: config.consent.revoke_old,
-        warn_before: config.consent.warn_before.clone(),
-        organization_series: config.organization_series,
-        clock: clock.clone(),
-        metrics: metrics.clone(),
-        seed: fastrand::u64(..),
-    };
-    Keeper::start(parts, CancellationToken::new(), TaskTracker::new())
-}
-
-fn providers(config: &Config, clock: &SharedClock) -> Result<Providers, SetupError> {
-    let make = |provider: &ProviderConfig| {
-        Provider::new(provider.clone(), config.refresh.timeout, clock.clone()).map(Arc::new)
-    };
-    config.providers.values().map(make).collect()
-}
-
-/// Makes and opens consent links, where `consent.public_url` says where they lead to.
-fn links(config: &Config, vault: &Vault) -> Option<Links> {
-    let public_url = config.consent.public_url.as_ref()?;
-    Some(Links::new(&vault.link_key(), public_url, config.consent.link_lifetime))
-}
-
-/// What the consent pages show and do.
-fn offer(config: &Config, providers: &Providers, vault: &Vault) -> Option<Offer> {
-    let public_url = config.consent.public_url.clone()?;
-    let name = config.consent.name.clone().or_else(|| public_url.host_str().map(str::to_owned));
-    let named = |provider: &Arc<Provider>| (provider.config().name.clone(), Arc::clone(provider));
-    Some(Offer {
-        links: links(config, vault)?,
-        name: name.unwrap_or_default(),
-        // The configuration took no name that the database does not know.
-        time_zone: TimeZone::get(&config.schedule.timezone).unwrap_or(TimeZone::UTC),
-        providers: providers.iter().map(named).collect(),
-        public_url,
-    })
-}
-
-fn access(config: &Config) -> Access {
-    Access::new(config.access.clone(), rustix::process::geteuid().as_raw())
-}
-
-fn figures_of(vault: &Vault) -> VaultFigures {
-    let stats = vault.stats();
-    VaultFigures { bytes: stats.bytes, records: stats.records, strays: stats.strays }
+    Ok(Behind { vault, outbox, notice, cron, backups, digests })
 }
 
 async fn close(vault: Vault) -> Result<(), DaemonError> {
@@ -322,11 +247,11 @@ impl Running {
     /// Stops softly: callers are answered and sent away, exchanges under way finish and are stored, so do webhooks under way,
     /// and the vault is closed. What does not end within its time limit is left: the vault's journal holds what it needs.
     pub async fn stop(self) -> Result<(), DaemonError> {
-        self.cron.stop().await;
-        if let Some(backups) = &self.backups {
+        self.behind.cron.stop().await;
+        if let Some(backups) = &self.behind.backups {
             backups.stop().await;
         }
-        if let Some(digests) = &self.digests {
+        if let Some(digests) = &self.behind.digests {
             digests.stop().await;
         }
         self.stop_serving.cancel();
@@ -338,9 +263,9 @@ impl Running {
                 tracing::warn!("an exchange did not end in time; its grant is looked at when the worker starts again");
             }
         };
-        tokio::join!(draining, self.notice.stop());
+        tokio::join!(draining, self.behind.notice.stop());
         self.current.set(None);
-        close(self.vault).await
+        close(self.behind.vault).await
     }
 
     /// Puts another configuration in force: access rules at once; webhooks when deliveries under way have ended; providers and refresh settings by a new keeper on
@@ -365,12 +290,18 @@ impl Running {
                 None => Ok(()),
             }
         };
-        let (drained, ()) = tokio::join!(draining, self.notice.replace(receivers));
+        let (drained, ()) = tokio::join!(draining, self.behind.notice.replace(receivers));
         drained.map_err(|_| DaemonError::Undrained)?;
         let names: Vec<ProviderName> = config.providers.keys().cloned().collect();
         self.metrics.configure(&names, &config.consent.warn_before);
-        self.current.set(Some(keep(&config, &providers, (&self.vault, &self.outbox), &self.metrics, &self.clock)));
-        self.pages.set(offer(&config, &providers, &self.vault));
+        self.current.set(Some(keep(
+            &config,
+            &providers,
+            (&self.behind.vault, &self.behind.outbox),
+            &self.metrics,
+            &self.clock,
+        )));
+        self.pages.set(offer(&config, &providers, &self.behind.vault));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
