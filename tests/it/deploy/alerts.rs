@@ -35,17 +35,17 @@ fn an_ended_consent_a_refused_one_and_a_failing_provider_are_told_and_resolve() 
     let failing = Stand::start(TOKEN_SECONDS);
     let worker = Setup::default().sandbox(&stand).sandbox_as(&failing, "failing", "failing-keys").start();
     let end = (stand.now() + ENDS_IN).to_string();
-    enrol(&worker, ENDING, consent(&stand, "birgit", ENDING, Some(&end)));
-    enrol(&worker, WITHDRAWN, consent(&stand, "anders", WITHDRAWN, None));
-    enrol(&worker, STEADY, json!({ "provider": KEYS, "api_key": stand.api_key(STEADY) }));
+    enrol(&worker, ENDING, &consent(&stand, "birgit", ENDING, Some(&end)));
+    enrol(&worker, WITHDRAWN, &consent(&stand, "anders", WITHDRAWN, None));
+    enrol(&worker, STEADY, &json!({ "provider": KEYS, "api_key": stand.api_key(STEADY) }));
     let another = failing.consent("carla", Usage::Reuse, &["461001"]);
-    enrol(&worker, "461001", json!({ "provider": "failing", "refresh_token": another }));
+    enrol(&worker, "461001", &json!({ "provider": "failing", "refresh_token": another }));
 
     let alertmanager = Alertmanager::start();
     let prometheus = Prometheus::start(worker.http(), Some(&impatient_rules()), Some(&alertmanager.address));
 
     // Another consent of the same provider goes well meanwhile, which makes a refusal a proof.
-    enrol(&worker, "451001", consent(&stand, "dora", "451001", None));
+    enrol(&worker, "451001", &consent(&stand, "dora", "451001", None));
     assert!(stand.issuer().withdraw(stand.now(), "anders"));
     failing.fault(Fault { everywhere: true, ..Fault::always(FaultKind::Outage) });
 
@@ -63,8 +63,8 @@ fn an_ended_consent_a_refused_one_and_a_failing_provider_are_told_and_resolve() 
     let expired = |told: &super::watched::Told| told.alert == "ConsentryConsentExpired" && told.status == "resolved";
     assert!(!alertmanager.told().iter().any(expired), "{:#?}", alertmanager.told());
 
-    enrol_again(&worker, ENDING, consent(&stand, "birgit", ENDING, None));
-    enrol_again(&worker, WITHDRAWN, consent(&stand, "anders", WITHDRAWN, None));
+    enrol_again(&worker, ENDING, &consent(&stand, "birgit", ENDING, None));
+    enrol_again(&worker, WITHDRAWN, &consent(&stand, "anders", WITHDRAWN, None));
     failing.issuer().clear_faults();
     let made = worker.command(&["backup", worker.file("backup.age").to_str().expect("a path of ours")]);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -92,12 +92,12 @@ fn consent(stand: &Stand, user: &str, organization: &str, end: Option<&str>) -> 
     body
 }
 
-fn enrol(worker: &Worker, organization: &str, body: Value) {
-    let answer = worker.enrol(organization, &body);
+fn enrol(worker: &Worker, organization: &str, body: &Value) {
+    let answer = worker.enrol(organization, body);
     assert_eq!(answer.status, 201, "{answer:?}");
 }
 
-fn enrol_again(worker: &Worker, organization: &str, body: Value) {
-    let answer = worker.enrol(organization, &body);
+fn enrol_again(worker: &Worker, organization: &str, body: &Value) {
+    let answer = worker.enrol(organization, body);
     assert_eq!(answer.status, 200, "{answer:?}");
 }

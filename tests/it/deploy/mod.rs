@@ -59,7 +59,7 @@ fn skipped(why: &str) {
     }
 }
 
-/// Where `tests/peers/deploy/need` puts what comes from PyPI and npm; nothing where it has not run.
+/// Where `tests/peers/deploy/need` puts what comes from the registries of Python and Node; nothing where it has not run.
 fn tools(name: &str) -> Option<PathBuf> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| path("target"), PathBuf::from);
     let found = Some(target.join("tools/deploy").join(name)).filter(|folder| folder.exists());

@@ -38,9 +38,8 @@ impl Prometheus {
             configuration.push_str("rule_files: [rules.yaml]\n");
         }
         if let Some(address) = alertmanager {
-            configuration.push_str(&format!(
-                "alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{address}']}}]}}]}}\n"
-            ));
+            let targets = format!("alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{address}']}}]}}]}}\n");
+            configuration.push_str(&targets);
         }
         fs::write(folder.path().join("prometheus.yaml"), configuration).expect("the folder is ours");
         let address = format!("127.0.0.1:{}", free_port());
