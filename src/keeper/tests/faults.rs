@@ -57,7 +57,7 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
     let stopped = Arc::clone(&stop);
     let recovering = std::thread::spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
-            keeper.shared.circuit_changed(0, Some(circuit::Change::Closed));
+            keeper.shared.bring_back(0);
         }
     });
     let mut results = Vec::new();
