@@ -250,7 +250,7 @@ impl Shared {
 
     /// After an outage: grants that wait in their back-off for this provider are due soon, at random moments of a
     /// few seconds; the budget spreads them further.
-    fn bring_back(&self, provider: u16) {
+    pub(super) fn bring_back(&self, provider: u16) {
         use crate::model::FailingReason::{ClientRefused, ProviderUnavailable};
         const SPREAD: Duration = Duration::from_secs(5);
         let now = self.now();

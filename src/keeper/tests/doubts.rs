@@ -206,9 +206,12 @@ async fn a_single_organization_is_lost_after_an_hour_of_refusals_and_not_before(
         world.advance(wait);
         world.until(|world| world.issuer.count() > before).await;
         world.until(|world| world.issuer.at_once.load(Ordering::SeqCst) == 0).await;
-        let failures = |shown: &wire::Organization| shown.failures;
-        while u64::from(failures(&world.keeper.show(&org("a")).await.expect("there"))) + 1 < world.issuer.count().into()
-        {
+        // Until its end is stored, and the slot knows.
+        let is_stored = |shown: &wire::Organization| {
+            u64::from(shown.failures) + 1 >= world.issuer.count().into()
+                && shown.next_refresh_at.is_none_or(|at| at > world.clock.now().wall)
+        };
+        while !is_stored(&world.keeper.show(&org("a")).await.expect("there")) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

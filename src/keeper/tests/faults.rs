@@ -55,11 +55,9 @@ async fn bringing_grants_back_after_an_outage_never_undoes_what_was_stored_meanw
     world.until(World::failing).await;
     let (stop, keeper) = (Arc::new(AtomicBool::new(false)), world.keeper.clone());
     let stopped = Arc::clone(&stop);
-    let runtime = tokio::runtime::Handle::current();
     let recovering = std::thread::spawn(move || {
-        let _entered = runtime.enter();
         while !stopped.load(Ordering::Relaxed) {
-            keeper.shared.circuit_changed(0, Some(circuit::Change::Closed));
+            keeper.shared.bring_back(0);
         }
     });
     let mut results = Vec::new();

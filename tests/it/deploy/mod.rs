@@ -32,8 +32,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Whether a command is there; says so loudly where not, since the test that asks then checks nothing. In CI that is no way
-/// out: `tests/peers/deploy/need` fetches them.
+/// Whether a command is there; says so loudly where not, since the test that asks then checks nothing.
 fn installed(command: &str) -> bool {
     let found =
         env::var_os("PATH").is_some_and(|paths| env::split_paths(&paths).any(|folder| folder.join(command).is_file()));

@@ -51,13 +51,19 @@ pub(in crate::cli) struct BulkArgs {
     )]
     all_expiring: Option<Duration>,
     /// Print CSV, one line an organization, a column for each label: for a mail merge
-    #[arg(long, requires = "all_expiring", conflicts_with = "json")]
+    #[arg(long, requires = "all_expiring", conflicts_with_all = ["organization", "json"])]
     csv: bool,
     /// Say on which day to send each, evenly over this time, working days only, the soonest to end first
-    #[arg(long, value_name = "DURATION", value_parser = spread_days, requires = "all_expiring")]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = spread_days,
+        requires = "all_expiring",
+        conflicts_with = "organization"
+    )]
     spread: Option<i64>,
     /// Only those with this label; may be given several times
-    #[arg(long = "label", value_name = "KEY=VALUE", requires = "all_expiring")]
+    #[arg(long = "label", value_name = "KEY=VALUE", requires = "all_expiring", conflicts_with = "organization")]
     labels: Vec<Label>,
 }
 
