@@ -139,7 +139,8 @@ async fn invited(
 
 /// What people call the issuer: by its kind, else by its host, else as the operator named it.
 fn issuer_name(provider: &ProviderConfig) -> String {
-    let url = provider.issuer.as_ref().or(provider.authorize_url.as_ref());
+    // Where the person will be, before where the worker asks: both may be one issuer by two names.
+    let url = provider.authorize_url.as_ref().or(provider.issuer.as_ref());
     match (provider.kind, url.and_then(|url| url.host_str())) {
         (Kind::VismaConnect, _) => "Visma Connect".to_owned(),
         (_, Some(host)) => host.to_owned(),

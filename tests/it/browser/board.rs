@@ -27,6 +27,8 @@ use crate::harness::{
 const ORGANIZATIONS: usize = 10_000;
 /// Organizations of one consent, so that the issuer has not too many to answer for.
 const OF_ONE_CONSENT: usize = 20;
+/// Organizations that come from one file, so that a slow machine is through with it in time.
+const OF_ONE_FILE: usize = 1000;
 /// One consent in so many is at an issuer that nobody reaches.
 const UNREACHABLE_EVERY: usize = 20;
 /// Nobody listens there: port 9 is for a service that throws away what it is sent.
@@ -114,9 +116,12 @@ fn fill(worker: &Worker, stand: &Stand) {
         }));
     }
     let file = worker.file("fleet.jsonl");
-    fs::write(&file, lines.join("\n")).expect("the folder is ours");
-    let imported = worker.command(&["import", file.to_str().expect("a temporary folder has a plain name")]);
-    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    let path = file.to_str().expect("a temporary folder has a plain name");
+    for lines in lines.chunks(OF_ONE_FILE) {
+        fs::write(&file, lines.join("\n")).expect("the folder is ours");
+        let imported = worker.command(&["import", path]);
+        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    }
     let failing = ORGANIZATIONS / UNREACHABLE_EVERY;
     eventually("what can be exchanged is", || {
         let states = worker.get("/v1/status").json()["organizations"].clone();

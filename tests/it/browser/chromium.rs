@@ -310,8 +310,13 @@ impl Chromium {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        // It fails only where the browser has ended already; its other processes end with it.
-        let _ = kill_process(self.browser, Signal::KILL);
+        if thread::panicking() {
+            // It fails only where the browser has ended already; its other processes end with it.
+            let _ = kill_process(self.browser, Signal::KILL);
+        } else {
+            // Asked softly it ends whole: what is killed may write to its folder after that was removed.
+            http::over_tcp(&self.address, "DELETE", &format!("/session/{}", self.session), &[JSON], "");
+        }
         let _ = self.driver.0.kill();
         let folder = self.folder.take().map(TempDir::keep).unwrap_or_default();
         for _ in 0..REMOVALS {
