@@ -7,10 +7,8 @@ use url::Url;
 use crate::{
     config::{Kind, ProviderConfig, ResponseMode},
     model::Secret,
+    provider::OFFLINE_ACCESS,
 };
-
-/// Asks the issuer for a refresh token (`OpenID` Connect Core section 11).
-const OFFLINE_ACCESS: &str = "offline_access";
 
 /// What is in a request beside what the provider's configuration says.
 #[derive(Debug)]

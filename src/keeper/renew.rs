@@ -16,7 +16,7 @@ use crate::{
         Answer, AwaitReason, Awaiting, ExchangeOutcome, Grant, GrantId, Labels, NoAnswer, Organization, OrganizationId,
         Place, ProviderName, RevokedLinks, Secret, Timestamp,
     },
-    provider::Redemption,
+    provider::{OFFLINE_ACCESS, Redemption},
     vault::{Change, VaultError},
 };
 
@@ -437,8 +437,9 @@ fn detail_of(outcome: &ExchangeOutcome) -> String {
 fn tell_missing_scopes(lane: &Lane, organization: &str, given: Option<&str>) {
     let Some(given) = given else { return };
     let given: Vec<&str> = given.split_ascii_whitespace().collect();
-    let missing: Vec<&str> =
-        lane.config.scopes.iter().map(String::as_str).filter(|scope| !given.contains(scope)).collect();
+    // A refresh token came, whatever the issuer says of its scope.
+    let lacks = |scope: &&str| *scope != OFFLINE_ACCESS && !given.contains(scope);
+    let missing: Vec<&str> = lane.config.scopes.iter().map(String::as_str).filter(lacks).collect();
     if !missing.is_empty() {
         let missing = missing.join(" ");
         tracing::warn!(

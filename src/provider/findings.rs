@@ -4,7 +4,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::{
-    Exchange, TokenEndpoint as _,
+    Exchange, OFFLINE_ACCESS, TokenEndpoint as _,
     client::{Provider, configured_urls},
     client_secrets,
     discovery::Document,
@@ -21,8 +21,6 @@ use crate::{
 
 /// What every client id of Visma Connect begins with.
 const VISMA_CLIENT_PREFIX: &str = "isv_";
-/// The scope without which there is no refresh token (`OpenID` Connect Core section 11).
-const OFFLINE_ACCESS: &str = "offline_access";
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -36,6 +36,9 @@ use crate::{
     secret_file::SecretFileProblem,
 };
 
+/// The scope without which there is no refresh token (`OpenID` Connect Core section 11).
+pub const OFFLINE_ACCESS: &str = "offline_access";
+
 /// What an issuer wrote, fit for a log or a page: on one line, cut, without anything as long as a token.
 pub fn cleaned(text: &str) -> String {
     detail::Cleaner::of([]).clean(text)
