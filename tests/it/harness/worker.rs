@@ -177,14 +177,17 @@ impl Setup {
         let folder = worker.folder.path().display();
         let mode = if self.for_all { "0666" } else { "0600" };
         let log = if self.log.is_empty() { "level = \"debug\"" } else { &self.log };
+        // A test may write a section of its own.
+        let schedule =
+            if self.schedule.is_empty() { String::new() } else { format!("[schedule]\n{}\n", self.schedule) };
         let mut text = format!(
             "[vault]\npath = \"{}\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
              [socket]\npath = \"{}\"\nmode = \"{mode}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\n{log}\n\n\
-             [schedule]\n{}\n[refresh]\n{}\n{}\n",
+             {}[refresh]\n{}\n{}\n",
             worker.vault.display(),
             worker.socket.display(),
             worker.http,
-            self.schedule,
+            schedule,
             self.refresh,
             self.access,
         );
