@@ -242,7 +242,7 @@ impl Outbox {
     }
 
     /// Deliveries to make now, the longest due first, at most `max`. Each is handed out once: until it is answered, or for
-    /// [`rows::LEASE`] where it never is.
+    /// `rows::LEASE` where it never is.
     pub fn due(&self, now: Timestamp, max: usize) -> Vec<Delivery> {
         self.rows().due(now, max)
     }

@@ -164,7 +164,7 @@ fn unknown(why: NoAnswer, detail: String) -> ExchangeOutcome {
 }
 
 /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date that is compared with `now`; at most
-/// [`MAX_RETRY_AFTER`]. `None` if it is absent or unreadable.
+/// `MAX_RETRY_AFTER`. `None` if it is absent or unreadable.
 pub fn retry_after(value: Option<&HeaderValue>, now: Timestamp) -> Option<Duration> {
     let text = value?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
