@@ -55,10 +55,12 @@ impl Keeper {
 impl Shared {
     /// The organization in memory; while the vault is still being loaded, the one that is asked for is read.
     pub(super) async fn find(&self, organization: &OrganizationId) -> Result<Arc<Entry>, KeeperError> {
+        // Asked first: what is loaded between the two questions is found by the second.
+        let is_loaded = self.is_loaded();
         if let Some(entry) = self.index.find(organization) {
             return Ok(entry);
         }
-        if self.is_loaded() {
+        if is_loaded {
             return Err(KeeperError::UnknownOrganization);
         }
         self.load_one(organization).await

@@ -82,6 +82,8 @@ struct State {
     told: BTreeMap<EventId, String>,
     /// The organizations that there were events of a doubt about.
     doubted: BTreeSet<String>,
+    /// When the vault went back in time last, on the simulation's own clock.
+    went_back: Option<Duration>,
     /// The vault of the present life.
     vault: Option<Vault>,
 }
@@ -267,6 +269,11 @@ impl Judge {
         }
     }
 
+    /// The vault goes back in time: what it had noted of warnings may be gone.
+    pub(super) fn went_back(&self) {
+        self.state().went_back = Some(self.machine.age());
+    }
+
     /// Looks through the vault: nothing in it may be in another state than the issuers say it can be.
     pub(super) fn audit(&self, vault: &Vault, networks: &[Arc<Network>]) {
         let truth = self.machine.truth();
@@ -373,6 +380,11 @@ impl Judge {
             if !was_told(kind, &moment) {
                 self.wrong(&format!("{name} is noted as warned {before:?} before its end, and there is no such event"));
             }
+        }
+        // What went back is told again, under the same ids, by the passes that come.
+        let age = self.machine.age();
+        if self.state().went_back.is_some_and(|at| age.saturating_sub(at) < WARNED_WITHIN) {
+            return;
         }
         let late = self.machine.truth().min(self.machine.now().wall) - WARNED_WITHIN;
         if grant.state != GrantState::Lost && warns_at(grant, &WARN_BEFORE).is_some_and(|at| at < late) {

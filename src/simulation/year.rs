@@ -137,13 +137,14 @@ impl World {
             return;
         }
         self.judge.count(|counts| counts.steps_back += 1);
+        self.judge.went_back();
         self.machine.begin_outside();
         if let Err(error) = self.disk.accept() {
             self.judge.wrong(&format!("a vault that went back in time is not accepted: {error}"));
         }
         // What was enrolled, or removed, since then may be gone or back; and what was given has perhaps been spent.
         for customer in &mut *self.customers() {
-            (customer.enrolled, customer.secret) = (Enrolled::Perhaps, None);
+            (customer.enrolled, customer.secret, customer.adrift) = (Enrolled::Perhaps, None, true);
         }
     }
 
