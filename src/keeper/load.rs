@@ -9,7 +9,7 @@ use super::{
     KeeperError, Shared,
     blocking::blocking,
     index::Entry,
-    slot::{Slot, living_subject},
+    slot::{Slot, living_subject, text_hash},
 };
 use crate::{
     lifecycle::{self, Notice},
@@ -19,6 +19,9 @@ use crate::{
 
 /// How many grants in doubt are told of one by one when the vault was loaded; the rest is counted.
 const MOST_REMINDERS: usize = 1000;
+
+/// The epoch of a vault that never went back in time.
+const FIRST_EPOCH: u32 = 1;
 
 /// How many grants that have to be looked at first share a commit: so many that after a restore a million of them are
 /// written in a minute, and so few that whoever asks for one meanwhile waits for milliseconds.
@@ -47,6 +50,9 @@ pub(super) async fn load(shared: Arc<Shared>) {
         Ok(Err(error)) => return shared.load_failed(&failure.unwrap_or_else(|| error.to_string())),
         Err(_) => return shared.load_failed("the loader died"),
     };
+    if let Err(error) = shared.list_the_unlisted().await {
+        failure = failure.or(Some(error.to_string()));
+    }
     if let Err(error) = shared.load_awaiting() {
         failure = failure.or(Some(error.to_string()));
     }
@@ -165,6 +171,42 @@ impl Shared {
             Ok(())
         })?;
         Ok(count)
+    }
+
+    /// After a vault went back in time an organization's record and its grant's may be of different times. One that its
+    /// grant does not list is written back into the list, or else the grant would go with the last one that it does list.
+    async fn list_the_unlisted(&self) -> Result<(), KeeperError> {
+        if self.vault.epoch() <= FIRST_EPOCH {
+            return Ok(());
+        }
+        let mut listed = HashSet::new();
+        let read = self.vault.for_each_grant(&mut |stored| {
+            let grant = stored.value;
+            listed.extend(grant.organizations.iter().map(|id| (grant.id, text_hash(id.as_str()))));
+            Ok(())
+        });
+        read.map_err(|error| self.vault_failed(&error))?;
+        let mut unlisted = Vec::new();
+        self.index.for_each(&mut |entry| {
+            if !listed.contains(&(entry.slot.id, text_hash(entry.id.as_str()))) {
+                unlisted.push(Arc::clone(entry));
+            }
+        });
+        for entry in unlisted {
+            let slot = &entry.slot;
+            let _record = slot.record.lock().await;
+            let mut grant = self.read(slot)?.value;
+            if grant.organizations.contains(&entry.id) {
+                continue;
+            }
+            let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+            grant.organizations.push(entry.id.clone());
+            let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+            let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+            self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
+            tracing::warn!(organization = entry.id.as_str(), "its grant did not list it any more, and does again");
+        }
+        Ok(())
     }
 
     /// The one organization that is asked for while the rest is still being loaded.

@@ -42,9 +42,6 @@ pub(super) struct Customer {
     /// Takes the secret of this customer instead of one of its own.
     pub(super) follows: Option<usize>,
     pub(super) enrolled: Enrolled,
-    /// The vault went back in time since it was enrolled: its record and its grant's may be of different times, so that it
-    /// may still go with others of that grant.
-    pub(super) adrift: bool,
     /// What was given last, and has not been found to be of no use.
     pub(super) secret: Option<Secret>,
     /// Since when the operator sees it in doubt.
@@ -113,7 +110,6 @@ pub(super) fn customers(count: usize) -> Vec<Customer> {
             family: family.iter().map(|number| name_of(*number)).collect(),
             follows: (persons == 0 && family[0] != number).then_some(family[0]),
             enrolled: Enrolled::No,
-            adrift: false,
             secret: None,
             doubtful_since: None,
             paused: false,

@@ -197,10 +197,7 @@ impl Life {
         let patience = if calm { Duration::ZERO } else { PATIENCE };
         let renew = {
             let customer = &mut self.world.customers()[number];
-            // A removal that failed with the vault may be found done by the next process: what is shown now proves nothing.
-            if self.vault.poisoned().is_none() && !customer.adrift {
-                customer.enrolled = Enrolled::Yes;
-            }
+            customer.enrolled = Enrolled::Yes;
             customer.paused = shown.paused;
             let doubtful = shown.state == "in_doubt";
             customer.doubtful_since = customer.doubtful_since.filter(|_| doubtful).or(doubtful.then_some(now));
@@ -277,10 +274,7 @@ impl Life {
         }
         self.world.judge.count(|counts| counts.enrolments += 1);
         match result {
-            Ok(_) => {
-                let customer = &mut self.world.customers()[number];
-                (customer.enrolled, customer.adrift) = (Enrolled::Yes, false);
-            }
+            Ok(_) => self.world.customers()[number].enrolled = Enrolled::Yes,
             Err(error) => {
                 if matches!(error.code(), Code::AlreadySpent | Code::Refused | Code::InDoubt | Code::ConsentLost) {
                     self.forget(&customer, &secret);

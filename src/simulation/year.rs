@@ -144,7 +144,7 @@ impl World {
         }
         // What was enrolled, or removed, since then may be gone or back; and what was given has perhaps been spent.
         for customer in &mut *self.customers() {
-            (customer.enrolled, customer.secret, customer.adrift) = (Enrolled::Perhaps, None, true);
+            (customer.enrolled, customer.secret) = (Enrolled::Perhaps, None);
         }
     }
 
