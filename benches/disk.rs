@@ -173,12 +173,7 @@ fn bytes_below(path: &Path) -> Result<u64> {
 }
 
 /// Lets days go by in a process of its own, which the sizes are looked at beside; gives what it used.
-fn run_days(
-    site: &Site,
-    first: u64,
-    days: u64,
-    seen: &mut dyn FnMut(u64, &Sizes),
-) -> Result<(Vec<Value>, Duration)> {
+fn run_days(site: &Site, first: u64, days: u64, seen: &mut dyn FnMut(u64, &Sizes)) -> Result<(Vec<Value>, Duration)> {
     let arguments = [site.config_file().display().to_string(), first.to_string(), days.to_string()];
     let mut process = Process::role("days", &arguments, None)?;
     let mut kept = Vec::new();
