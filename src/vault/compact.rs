@@ -70,7 +70,7 @@ pub(super) struct Rewrite {
 }
 
 impl Compaction {
-    /// A group was committed and is in the engine: it goes to the successor as well.
+    /// A group was committed: it goes to the successor as well.
     pub(super) fn follow(&mut self, batches: &[Batch]) {
         let Some(rewrite) = &mut self.rewrite else { return };
         match engine::apply(&rewrite.successor, rewrite.mark, batches) {
@@ -202,7 +202,7 @@ impl Writer {
         match opened.engine.mark() {
             Ok(Some(mark)) if mark == self.mark => {}
             Ok(_) => {
-                self.shared.poison(&VaultError::Engine { detail: "it lost commits when it was opened".to_owned() })
+                self.shared.poison(&VaultError::Engine { detail: "it lost commits when it was opened".to_owned() });
             }
             Err(error) => self.shared.poison(&error),
         }

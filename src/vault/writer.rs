@@ -227,11 +227,9 @@ impl Writer {
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
         self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
+        self.compaction.follow(&batches);
         match self.apply(&batches) {
-            Ok(mark) => {
-                self.mark = mark;
-                self.compaction.follow(&batches);
-            }
+            Ok(mark) => self.mark = mark,
             Err(error) => {
                 // Read from here before anybody is told.
                 self.shared.strand(&batches);
