@@ -158,7 +158,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
-    let pages = Pages::new(current.clone(), clock.clone());
+    let pages = Pages::new(current.clone(), clock.clone(), metrics.clone());
     if let Some(public) = public {
         serving.spawn(public.serve(pages.clone(), stop_serving.clone()));
     }

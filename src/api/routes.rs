@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Api, Peer, Reach,
-    audit::{self, Action},
+    audit::{self, Action, On},
     confirm, events, link,
     problems::Refusal,
     request, vault,
@@ -284,7 +284,7 @@ impl Api {
         if matches!(self.0.access.load().scope(peer, role), Reach::All) {
             return Ok(());
         }
-        audit::record(peer, action, None, "denied");
+        audit::record(peer, action, On::Vault, "denied");
         let detail = format!(
             "user {} may not do this; that takes an [[access]] rule with role {} for every organization",
             peer.uid,

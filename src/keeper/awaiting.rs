@@ -224,6 +224,17 @@ impl Shared {
         named
     }
 
+    /// The provider of each consent that an operator has to confirm, for an organization which `scope` allows.
+    pub(super) fn to_be_confirmed(&self, scope: Option<Scope<'_>>) -> Vec<u16> {
+        let waits = |awaiting: &&Awaiting| {
+            let mut places = awaiting.places.iter();
+            awaiting.reason != AwaitReason::Unfinished
+                && scope.is_none_or(|scope| places.any(|place| scope(&place.organization)))
+        };
+        let grants: Vec<GrantId> = self.awaiting().values().filter(waits).map(|awaiting| awaiting.grant).collect();
+        grants.into_iter().filter_map(|grant| self.index.slot(grant)).map(|slot| slot.provider).collect()
+    }
+
     fn subject_of(&self, grant: GrantId) -> Option<String> {
         self.vault.grant(grant).ok().flatten().and_then(|stored| stored.value.subject)
     }

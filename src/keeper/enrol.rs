@@ -229,18 +229,26 @@ impl Shared {
             return Err(KeeperError::BadRequest(why.into()));
         }
         let organization = self.organization_record(&wanted, grant.id)?;
+        // Until now nobody used it, and nobody was told.
+        let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
+        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
+        // A consent in the place of what the organization had, and proven: whichever way the person gave it.
+        let renews = left.is_some() && grant.consent.is_some() && !matches!(grant.state, State::InDoubt(_));
+        if renews {
+            events.push(self.renewed(&grant, &organization));
+        }
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
         changes.extend(left.iter().flat_map(Left::changes));
-        // Until now nobody used it, and nobody was told.
-        let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
-        let events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
         let commit = self.outbox.commit(changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
         if doubtful {
             self.tell(&grant, Notice::InDoubt);
+        }
+        if renews {
+            super::swap::tell_renewed(&grant, &wanted.organization);
         }
         self.moved(&wanted.organization, slot, left, sequence).await
     }

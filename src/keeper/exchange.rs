@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, DoubtfulTry, FROZEN_RETRY},
+    lifecycle::{self, DoubtfulTry, FROZEN_RETRY, Situation},
     model::{Credential, EventKind, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
     provider::Exchange,
     vault::Change as VaultChange,
@@ -160,12 +160,13 @@ impl Shared {
         }
         let (now, policy) = (self.now(), &self.lane(slot).policy);
         let (fleet, boot_id) = (self.fleet(slot.provider, grant), self.clock.boot_id());
-        match lifecycle::may_try(grant, intent, policy, fleet, now, boot_id) {
+        let situation = Situation { grant, intent, policy, fleet, now, boot_id };
+        match lifecycle::may_try(situation) {
             DoubtfulTry::Before(moment) => Ok(Some(moment)),
             DoubtfulTry::Harmless => Ok(None),
             // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
             DoubtfulTry::No => {
-                let due = lifecycle::due(grant, intent, policy, fleet, now, boot_id, 0.0);
+                let due = lifecycle::due(situation, 0.0);
                 self.amend_brief(slot, now, |brief| brief.due = due);
                 Err(in_doubt(reason, grant))
             }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{Fleet, due, refresh_after, warns_at},
+    lifecycle::{Fleet, Situation, due, refresh_after, warns_at},
     model::{DoubtReason, Fingerprint, Grant, Intent, State},
 };
 
@@ -51,9 +51,10 @@ impl Shared {
         let lane = &self.lanes[usize::from(provider)];
         let chance = self.chance();
         let fleet = self.fleet(provider, grant);
-        let due = due(grant, intent, &lane.policy, fleet, now, self.clock.boot_id(), chance);
+        let boot_id = self.clock.boot_id();
+        let due = due(Situation { grant, intent, policy: &lane.policy, fleet, now, boot_id }, chance);
         let refresh_after = grant.access.as_ref().map(|access| refresh_after(access, &lane.policy, chance));
-        let brief = Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, self.clock.boot_id());
+        let brief = Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, boot_id);
         Brief { warns_at: warns_at(grant, &self.warn_before), ..brief }
     }
 

@@ -355,7 +355,7 @@ impl Shared {
     }
 
     /// What is told of an organization that a new consent serves; its labels as they will be stored.
-    fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
+    pub(super) fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
         let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
@@ -394,13 +394,7 @@ impl Shared {
 fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
     let provider = grant.provider.as_str();
     for organization in connect {
-        tracing::info!(
-            event = "consent.renewed",
-            organization = organization.as_str(),
-            provider,
-            state = grant.state.word(),
-            "a person gave consent, and it serves from now on"
-        );
+        tell_renewed(grant, organization);
     }
     if let Some(rest) = rest {
         for place in &rest.places {
@@ -413,6 +407,17 @@ fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaitin
             );
         }
     }
+}
+
+/// The log's line of a consent that serves an organization from now on.
+pub(super) fn tell_renewed(grant: &Grant, organization: &OrganizationId) {
+    tracing::info!(
+        event = "consent.renewed",
+        organization = organization.as_str(),
+        provider = grant.provider.as_str(),
+        state = grant.state.word(),
+        "a person gave consent, and it serves from now on"
+    );
 }
 
 /// Records that are held, with their slots, in the order of their grants' ids.

@@ -84,6 +84,12 @@ families! {
     consents_expired: Gauge = "consentry_consents_expired",
     /// Consents whose end date was assumed, since none was given at enrolment.
     consents_end_assumed: Gauge = "consentry_consents_end_assumed",
+    /// Consents that an operator has to confirm before they take their place.
+    consents_awaiting: Gauge = "consentry_consents_awaiting",
+    /// People who were sent to an issuer to give consent, and what came of those who came back.
+    consent_flows: Counter = "consentry_consent_flows_total",
+    /// Authorization codes that were sent to an issuer, by whether a consent came back.
+    consent_redemptions: Counter = "consentry_consent_redemptions_total",
     /// When a consent ends, for those inside the longest warning or not active; stays after the end.
     consent_expiration: Written = "consentry_consent_expiration_timestamp_seconds",
     /// Consents that want attention but found no room among the series named by organization.

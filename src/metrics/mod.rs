@@ -7,6 +7,7 @@
 
 mod census;
 mod families;
+mod flow;
 mod series;
 
 use std::{
@@ -18,7 +19,10 @@ use std::{
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-pub use self::census::{Census, ExpiringSeries, ProviderCensus, STATES};
+pub use self::{
+    census::{Census, ExpiringSeries, ProviderCensus, STATES},
+    flow::Flow,
+};
 use self::{
     families::{FAMILIES, describe_all},
     series::ProviderTable,
@@ -113,6 +117,16 @@ impl Metrics {
     /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one.
     pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Duration) {
         self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
+    }
+
+    /// A person was sent to the provider's issuer to give consent, or has come back with what `flow` says.
+    pub fn flow(&self, provider: &ProviderName, flow: Flow) {
+        self.0.providers.get(&self.0.recorder, provider).flow(flow);
+    }
+
+    /// An authorization code was sent to the provider's issuer; `given`: it gave a consent for it.
+    pub fn redeemed(&self, provider: &ProviderName, given: bool) {
+        self.0.providers.get(&self.0.recorder, provider).redeemed(given);
     }
 
     /// A consent was told of that ends within `before`.

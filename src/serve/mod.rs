@@ -5,6 +5,7 @@
 //! callers who fetch twice a minute. [`Watched`] tells the two apart.
 
 mod places;
+mod tcp;
 mod watched;
 
 use std::{
@@ -37,7 +38,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::places::{Caller, Limits};
+pub(crate) use self::{
+    places::{Caller, Limits},
+    tcp::{Bound, bind},
+};
 use self::{
     places::{Place, Places},
     watched::{Activity, Watched},

@@ -40,6 +40,7 @@ mod panics;
 mod recipients;
 mod rekey;
 mod restore;
+mod shared;
 #[cfg(test)]
 mod simulated;
 mod sled;

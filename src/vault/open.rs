@@ -8,11 +8,11 @@ use super::{
     codec::{Encoder, Meta, Record},
     engine::{self, Engine, Mark},
     folder::{self, Folder, Plate},
-    handle::{Opened, Shared},
     journal::{self, Batch, Entry, Journal},
     keyring::Keyring,
     name::{Kind, Name, Namer},
     recipients::{self, Recipient},
+    shared::{Opened, Shared},
     sled::SledEngine,
     writer::Writer,
 };

@@ -16,7 +16,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{
-    Vault, VaultError, cipher, folder, handle::Shared, journal::Entry, keyring::Keyring, name::Name, writer::Writer,
+    Vault, VaultError, cipher, folder, journal::Entry, keyring::Keyring, name::Name, shared::Shared, writer::Writer,
 };
 
 /// How many records are looked at in one go: commits wait that long.

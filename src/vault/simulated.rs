@@ -20,11 +20,11 @@ use super::{
     codec::{Encoder, Meta},
     engine::{self, Each, Engine, Mark},
     folder::Folder,
-    handle::{Opened, Shared},
     journal::{Batch, Entry, Journal, Storage},
     keyring::Keyring,
     name::{Kind, Name, Namer},
     open, restore,
+    shared::{Opened, Shared},
     writer::Writer,
 };
 use crate::metrics::Metrics;

@@ -20,11 +20,11 @@ use super::{
     codec::{Encoder, Record},
     engine::{self, Mark},
     folder::{self, Folder},
-    handle::{Opened, Shared},
     journal::{Batch, Entry, Journal},
     name::Kind,
     panics::caught,
     rekey::Rekey,
+    shared::{Opened, Shared},
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.

@@ -18,12 +18,12 @@ use std::{
 use super::{
     engine::{Each, Engine, Mark},
     folder::Folder,
-    handle::{Opened, Shared},
     journal::Journal,
     keyring::Keyring,
     memory::Memory,
     name::{Kind, Namer},
     open,
+    shared::{Opened, Shared},
     sled::SledEngine,
     writer::Writer,
     *,
