@@ -91,7 +91,7 @@ impl Shared {
         if let Some(flight) = under_way(slot) {
             let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
         }
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let grant = self.read(slot)?.value;
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         let goes = grant.organizations.is_empty();

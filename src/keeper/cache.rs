@@ -33,7 +33,7 @@ impl TokenCache {
     pub(super) fn put(&self, slot: &Arc<Slot>, token: Arc<CachedToken>, fits: impl FnOnce(&SlotState) -> bool) {
         let had_one = {
             let mut state = slot.lock();
-            if state.removed || !fits(&state) {
+            if state.is_removed() || !fits(&state) {
                 return;
             }
             self.bytes.fetch_add(token.cost(), Ordering::Relaxed);
@@ -82,7 +82,7 @@ impl TokenCache {
             if state.token.is_none() {
                 continue;
             }
-            if std::mem::take(&mut state.used) {
+            if state.take_used() {
                 drop(state);
                 order.push_back(weak);
             } else {
@@ -141,7 +141,7 @@ mod tests {
         let slots: Vec<_> = (0..4).map(slot).collect();
         cache.put(&slots[0], token(), |_| true);
         cache.put(&slots[1], token(), |_| true);
-        slots[0].lock().used = true;
+        slots[0].lock().use_token();
         cache.put(&slots[2], token(), |_| true);
         assert!(slots[0].lock().token.is_some(), "used");
         assert!(slots[1].lock().token.is_none());

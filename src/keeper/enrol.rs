@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::sync::{MutexGuard, OwnedMutexGuard};
+use tokio::sync::MutexGuard;
 
-use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot, store::in_doubt};
+use super::{
+    Keeper, KeeperError, Shared,
+    operate::Enrolled,
+    slot::{Record, Slot},
+    store::in_doubt,
+};
 use crate::{
     lifecycle::{Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
     model::{
@@ -102,7 +107,7 @@ impl Shared {
     /// to send it is a replay, and could end what the same person has given since.
     fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
         let remembers = |grant: &Grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint);
-        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().removed);
+        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
         if let Some(slot) = slot {
             let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
@@ -215,7 +220,7 @@ impl Shared {
         // `leave` has taken this slot's record too where there is an old grant, in the order of their ids.
         let own = match left.as_mut().and_then(|left| left.new_record.take()) {
             Some(record) => record,
-            None => Arc::clone(&slot.record).lock_owned().await,
+            None => slot.record().await,
         };
         let mut grant = self.read(slot)?.value;
         // Read before the commit: what fails after it would leave the slot behind the record.
@@ -288,17 +293,17 @@ impl Shared {
                 return Ok(None);
             }
             // A grant that goes with its last organization: its exchange ends first, so that no answer is orphaned.
-            let flight = old.lock().flight.clone();
+            let flight = old.lock().flight().cloned();
             if let Some(flight) = flight.filter(|_| old.brief().organizations <= 1) {
                 let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
             }
             let (mut new_record, first) = match new {
-                Some(new) if new.id < old.id => (Some(Arc::clone(&new.record).lock_owned().await), true),
+                Some(new) if new.id < old.id => (Some(new.record().await), true),
                 _ => (None, false),
             };
-            let record = Arc::clone(&old.record).lock_owned().await;
+            let record = old.record().await;
             if let (Some(new), false) = (new, first) {
-                new_record = Some(Arc::clone(&new.record).lock_owned().await);
+                new_record = Some(new.record().await);
             }
             // While this waited, the organization may have been removed or moved by somebody else.
             if !self.index.find(organization).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &old)) {
@@ -329,7 +334,7 @@ impl Shared {
         let lane = self.lane(slot);
         let access = {
             // Between another task's commit and its publication the record is newer than the slot knows.
-            let _record = slot.record.lock().await;
+            let _record = slot.record().await;
             self.read(slot)?.value.access
         };
         let Some(access) = access else {
@@ -354,12 +359,12 @@ impl Shared {
     /// intent tells that its exchange died): then its grant is kept without an organization, and whoever enrols the
     /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let Ok(stored) = self.read(slot) else { return };
         let grant = stored.value;
         let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
         let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
-        if spent || !grant.organizations.is_empty() || slot.lock().flight.is_some() {
+        if spent || !grant.organizations.is_empty() || slot.lock().flight().is_some() {
             tracing::warn!(
                 provider = grant.provider.as_str(),
                 "an enrolment failed after its one-time token was sent; the grant is kept, enrol the same token again to join it"
@@ -395,8 +400,8 @@ pub(super) struct Left {
     pub(super) intent: Option<Intent>,
     /// What is remembered of the grant if it goes.
     pub(super) grave: Option<Grant>,
-    new_record: Option<OwnedMutexGuard<()>>,
-    _record: OwnedMutexGuard<()>,
+    new_record: Option<Record>,
+    _record: Record,
 }
 
 impl Left {
@@ -406,7 +411,7 @@ impl Left {
         grant: Grant,
         intent: Option<Intent>,
         grave: Option<Grant>,
-        record: OwnedMutexGuard<()>,
+        record: Record,
     ) -> Self {
         Self { slot, grant, intent, grave, new_record: None, _record: record }
     }

@@ -83,8 +83,8 @@ impl Shared {
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design).
     async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Prepared, KeeperError> {
-        let _record = slot.record.lock().await;
-        if slot.lock().removed {
+        let _record = slot.record().await;
+        if slot.lock().is_removed() {
             return Err(KeeperError::UnknownOrganization);
         }
         let mut grant = self.read(slot)?.value;

@@ -162,7 +162,7 @@ impl Shared {
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
         let cached = Arc::new(self.cacheable(access));
         // Another task may have stored a newer one since; that one stays.
-        let kept = |state: &SlotState| state.brief.access.is_some_and(|times| times.is_of(&cached.access));
+        let kept = |state: &SlotState| state.brief().access.is_some_and(|times| times.is_of(&cached.access));
         self.cache.put(slot, Arc::clone(&cached), kept);
         Ok(cached)
     }
@@ -179,8 +179,8 @@ impl Shared {
             let state = slot.lock();
             // Its timer may be set to a moment before an idle limit, far behind the end of this token. One that waits in
             // a backlog is moved before those that nobody fetches.
-            let waits = state.queued.is_some_and(|place| place.urgency > Urgency::Fetched);
-            (state.brief, state.flight.is_none() || waits)
+            let waits = state.queued().is_some_and(|place| place.urgency > Urgency::Fetched);
+            (state.brief(), state.flight().is_none() || waits)
         };
         let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
         if idle && overdue && brief.state == State::Active && brief.due.is_some() {
@@ -243,7 +243,7 @@ impl Shared {
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
             () = self.stopping.cancelled() => {
                 // What is still queued has no turn any more; what is under way ends.
-                if slot.lock().queued.is_some() {
+                if slot.lock().queued().is_some() {
                     return Err(KeeperError::Starting);
                 }
                 tokio::time::timeout(patience, flight.ended()).await
@@ -263,7 +263,7 @@ impl Shared {
         let now = self.now();
         let (brief, flying) = {
             let state = slot.lock();
-            (state.brief, state.flight.is_some())
+            (state.brief(), state.flight().is_some())
         };
         if flying {
             return Ok(());
@@ -279,7 +279,7 @@ impl Shared {
         if let Some(reason) = self.lane(slot).circuit.frozen_for(brief.own_client) {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
-        slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
+        slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
         self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
 
@@ -313,8 +313,8 @@ impl Shared {
 /// about; this use spares it once.
 fn remembered(slot: &Slot) -> (Brief, Option<Arc<CachedToken>>) {
     let mut state = slot.lock();
-    state.used = true;
-    let brief = state.brief;
+    state.use_token();
+    let brief = state.brief();
     let fits = |token: &Arc<CachedToken>| brief.access.is_some_and(|times| times.is_of(&token.access));
     (brief, state.token.clone().filter(fits))
 }

@@ -194,7 +194,7 @@ impl Shared {
         });
         for entry in unlisted {
             let slot = &entry.slot;
-            let _record = slot.record.lock().await;
+            let _record = slot.record().await;
             let mut grant = self.read(slot)?.value;
             if grant.organizations.contains(&entry.id) {
                 continue;
@@ -298,11 +298,11 @@ impl Shared {
         let now = self.now();
         // Counted first, so that two grants of one subject see each other.
         let subject = living_subject(grant);
-        self.index.count_subject(provider, subject, true);
+        self.index.subjects.count(provider, subject, true);
         let brief = self.brief(provider, grant, sequence, intent, now);
         let slot = Arc::new(Slot::new(grant.id, provider, brief, grant.last_fetched_at));
         if self.index.add_slot(Arc::clone(&slot)).is_err() {
-            self.index.count_subject(provider, subject, false);
+            self.index.subjects.count(provider, subject, false);
             return;
         }
         self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);

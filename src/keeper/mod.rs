@@ -12,6 +12,7 @@
 mod awaiting;
 mod backup;
 mod blocking;
+mod brief;
 mod budget;
 mod cache;
 mod census;
@@ -34,6 +35,7 @@ mod run;
 mod search;
 mod slot;
 mod store;
+mod subjects;
 mod swap;
 mod telling;
 #[cfg(test)]

@@ -108,7 +108,7 @@ impl Shared {
             }
             // Unless an exchange that a caller asked for has ended meanwhile: then that one's due moment counts.
             Err(later) => self.timers.set(slot, |state| {
-                let moment = if state.brief.due == brief.due { later } else { state.brief.due };
+                let moment = if state.brief().due == brief.due { later } else { state.brief().due };
                 moment.map(|moment| boot_moment(moment, now))
             }),
         }
@@ -122,7 +122,7 @@ impl Shared {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
             let by_wall = boot_moment(due, now);
-            self.timers.set(&slot, |state| state.timer.map(|timer| timer.min(by_wall)));
+            self.timers.set(&slot, |state| state.timer.map(|timer| timer.get().min(by_wall)));
         }
     }
 
@@ -133,8 +133,9 @@ impl Shared {
         let mut found = 0;
         for slot in self.index.slots() {
             let (brief, timer, flying) = {
-                let state = slot.lock();
-                (state.brief, state.timer, state.flight.is_some())
+                let mut state = slot.lock();
+                state.calm_down(now.boot);
+                (state.brief(), state.timer, state.flight().is_some())
             };
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {

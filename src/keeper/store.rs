@@ -74,7 +74,7 @@ impl Shared {
         prepared: &Prepared,
         outcome: &ExchangeOutcome,
     ) -> Result<Result<(), KeeperError>, KeeperError> {
-        let record = slot.record.lock().await;
+        let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
         let stored = match self.read(slot) {
@@ -332,9 +332,12 @@ fn result_of(grant: &Grant, outcome: &ExchangeOutcome, now: Timestamp) -> Result
 /// An access token's life is counted from when its request left, also where wall time went back meanwhile.
 fn bound_by_boot_time(slot: &Slot, grant: &Grant, asked: Now) {
     let Some(stored) = grant.access.as_ref().filter(|access| access.issued_at == asked.wall) else { return };
-    if let Some(access) = &mut slot.lock().brief.access {
+    let mut state = slot.lock();
+    let mut brief = state.brief();
+    if let Some(access) = &mut brief.access {
         access.expires_boot = access.expires_boot.min(asked.boot + stored.lifetime());
     }
+    state.set_brief(&brief);
 }
 
 fn tell_stray(grant: &Grant, why: &str) {

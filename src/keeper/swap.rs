@@ -3,13 +3,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::OwnedMutexGuard;
-
 use super::{
     ConsentError, Consented, KeeperError, Shared,
     enrol::{Left, MAX_ORGANIZATION_BYTES, reach_in_words},
     resolve::under_way,
-    slot::Slot,
+    slot::{Record, Slot},
 };
 use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
@@ -225,7 +223,7 @@ impl Shared {
     /// The stored grant. Between another task's commit and its publication the record is newer than the slot knows, so its
     /// lock is taken.
     async fn read_settled(&self, slot: &Arc<Slot>) -> Result<Grant, Unsettled> {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         self.read(slot).map(|stored| stored.value).map_err(Unsettled::Failed)
     }
 
@@ -291,7 +289,7 @@ impl Shared {
             }
             let mut held = BTreeMap::new();
             for (id, one) in &all {
-                held.insert(*id, (Arc::clone(one), Arc::clone(&one.record).lock_owned().await));
+                held.insert(*id, (Arc::clone(one), one.record().await));
             }
             let began = all.values().any(|old| goes(old) && under_way(old).is_some());
             if !began || tried >= FLIGHT_TRIES {
@@ -301,12 +299,7 @@ impl Shared {
     }
 
     /// What stays of a grant that some organizations leave.
-    fn left_by(
-        &self,
-        connect: &[OrganizationId],
-        old: Arc<Slot>,
-        record: OwnedMutexGuard<()>,
-    ) -> Result<Left, KeeperError> {
+    fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, record: Record) -> Result<Left, KeeperError> {
         let mut grant = self.read(&old)?.value;
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|organization| !connect.contains(organization));
@@ -370,7 +363,7 @@ impl Shared {
             return;
         }
         let provider = grant.provider.clone();
-        if self.index.may_be_shared(slot.provider, slot.brief().living_subject) {
+        if self.index.subjects.may_be_shared(slot.provider, slot.brief().living_subject) {
             tracing::info!(
                 provider = provider.as_str(),
                 "an old consent is forgotten and not revoked: another grant is, or may be, of the same person"
@@ -421,7 +414,7 @@ pub(super) fn tell_renewed(grant: &Grant, organization: &OrganizationId) {
 }
 
 /// Records that are held, with their slots, in the order of their grants' ids.
-type Records = BTreeMap<GrantId, (Arc<Slot>, OwnedMutexGuard<()>)>;
+type Records = BTreeMap<GrantId, (Arc<Slot>, Record)>;
 
 /// Why a consent did not take its place.
 pub(super) enum Unsettled {
