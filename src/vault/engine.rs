@@ -1,6 +1,6 @@
 //! What the vault asks of an engine, and how a batch is brought into one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use super::{
     error::VaultError,
@@ -26,6 +26,14 @@ pub(super) trait Engine: Send + Sync {
     /// Hands over every record of that kind, in order of names, until `each` fails.
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError>;
 
+    /// At most `most` records of that kind: the first in order of names.
+    fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let mut records = self.next(None, usize::MAX)?;
+        records.retain(|(name, _)| name.kind() == kind);
+        records.truncate(most);
+        Ok(records)
+    }
+
     /// The next records in order of names, of all kinds: those after `after`, or from the first on, at most `most`.
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError>;
 
@@ -40,6 +48,12 @@ pub(super) trait Engine: Send + Sync {
 
     /// Bytes on disk.
     fn bytes(&self) -> u64;
+
+    /// Lets its own files and those in the folder `successor`, which are durable and which nobody has open, change places
+    /// durably, and goes on with them; reads wait meanwhile. After an error it has its own files still, or fails from then on.
+    fn replace(&self, _successor: &Path) -> Result<(), VaultError> {
+        Err(VaultError::Engine { detail: "it has no files that could be exchanged".to_owned() })
+    }
 }
 
 /// The last sixteen bytes of a sealed record, as a number. For a record that opens this is the cipher's tag, which no

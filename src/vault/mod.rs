@@ -25,6 +25,7 @@
 mod backup;
 mod cipher;
 mod codec;
+mod compact;
 mod engine;
 mod error;
 mod folder;

@@ -7,12 +7,15 @@
 //!   [`SledEngine::write_through`] makes them synchronous where the file system can.
 //! - Damaged files make it panic: every call is caught.
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
+//! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
+//!   meanwhile ([`SledEngine::replace`]), and nobody holds it for longer than a few records take.
 
 use std::{
     collections::HashMap,
     fs::File,
     ops::Bound,
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -35,19 +38,65 @@ const FLUSH_EVERY_MS: u64 = 1000;
 /// How often, and at what distance, a lock that an earlier handle of this process still holds is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How many records of a scan are read in one go.
+const SCAN_CHUNK: usize = 64;
 
 /// The engine in one folder.
 pub(super) struct SledEngine {
     path: PathBuf,
-    /// `None` only while it is dropped.
-    db: Option<Db>,
-    main_file: File,
+    cache_bytes: u64,
+    /// `None` while it is dropped, and where its files could not be opened any more after they were exchanged.
+    files: RwLock<Option<Files>>,
+}
+
+/// The database, and its main file.
+struct Files {
+    db: Db,
+    main: File,
 }
 
 impl SledEngine {
     /// Opens the database in `path`, or makes one. To be called only with the vault's lock held, or on a copy. A
     /// database that sled refuses or panics at is [`VaultError::Damaged`].
     pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
+        let files = Files::open(path, cache_bytes)?;
+        Ok(Self { path: path.to_owned(), cache_bytes, files: RwLock::new(Some(files)) })
+    }
+
+    /// Asks the file system to finish each write to the main file before it returns (`chattr +S`). sled orders its writes
+    /// with `sync_file_range`, which orders nothing on the disk; so, a power cut leaves what a kill would. Not every file
+    /// system can; there, a power cut between checkpoints may leave a database that is refused.
+    pub(super) fn write_through(&self) {
+        if let Some(files) = &*self.files.read().unwrap_or_else(PoisonError::into_inner) {
+            files.write_through();
+        }
+    }
+
+    fn call<T>(&self, f: impl FnOnce(&Db) -> ::sled::Result<T>) -> Result<T, VaultError> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Files { db, .. } = files.as_ref().ok_or(VaultError::Closed)?;
+        match caught(|| f(db)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
+            Ok(Err(error)) => Err(VaultError::Engine { detail: words(&error) }),
+            Err(panic) => Err(VaultError::Engine { detail: panic }),
+        }
+    }
+}
+
+impl SledEngine {
+    /// At most `most` records of one kind, in order of names: those after `last`, or from the first on.
+    fn of_kind(&self, kind: Kind, last: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let (first, end) = ([kind.byte()], [kind.byte() + 1]);
+        let after = last.map_or(Bound::Included(&first[..]), |name| Bound::Excluded(name.as_bytes()));
+        let range = (after, Bound::Excluded(&end[..]));
+        let found = self.call(|db| db.range::<&[u8], _>(range).take(most).collect::<::sled::Result<Vec<_>>>())?;
+        found.into_iter().map(|(key, value)| Ok((name(&key, Some(kind))?, value.to_vec()))).collect()
+    }
+}
+
+impl Files {
+    fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
         let mut tries = 0;
         let db = loop {
             let config = ::sled::Config::new()
@@ -67,29 +116,20 @@ impl SledEngine {
             }
         };
         let main = path.join("db");
-        let main_file = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
-        Ok(Self { path: path.to_owned(), db: Some(db), main_file })
+        let main = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
+        Ok(Self { db, main })
     }
 
-    /// Asks the file system to finish each write to the main file before it returns (`chattr +S`). sled orders its writes
-    /// with `sync_file_range`, which orders nothing on the disk; so, a power cut leaves what a kill would. Not every file
-    /// system can; there, a power cut between checkpoints may leave a database that is refused.
-    pub(super) fn write_through(&self) {
-        let set =
-            ioctl_getflags(&self.main_file).and_then(|flags| ioctl_setflags(&self.main_file, flags | IFlags::SYNC));
+    fn write_through(&self) {
+        let set = ioctl_getflags(&self.main).and_then(|flags| ioctl_setflags(&self.main, flags | IFlags::SYNC));
         if let Err(error) = set {
             tracing::debug!(error = %error, "the file system has no flag for synchronous writes");
         }
     }
 
-    fn call<T>(&self, f: impl FnOnce(&Db) -> ::sled::Result<T>) -> Result<T, VaultError> {
-        let db = self.db.as_ref().ok_or(VaultError::Closed)?;
-        match caught(|| f(db)) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
-            Ok(Err(error)) => Err(VaultError::Engine { detail: words(&error) }),
-            Err(panic) => Err(VaultError::Engine { detail: panic }),
-        }
+    fn close(self) {
+        // It flushes on its way out, and panics if it cannot. What matters was synced before.
+        let _ = caught(|| drop(self.db));
     }
 }
 
@@ -103,11 +143,19 @@ impl Engine for SledEngine {
     }
 
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
-        let mut records = self.call(|db| Ok(db.scan_prefix([kind.byte()])))?;
-        while let Some((key, value)) = self.call(|_| records.next().transpose())? {
-            each(&name(&key, Some(kind))?, value.to_vec())?;
+        let mut last = None;
+        loop {
+            let records = self.of_kind(kind, last.as_ref(), SCAN_CHUNK)?;
+            let Some((name, _)) = records.last() else { return Ok(()) };
+            last = Some(*name);
+            for (name, value) in records {
+                each(&name, value)?;
+            }
         }
-        Ok(())
+    }
+
+    fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        self.of_kind(kind, None, most)
     }
 
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
@@ -141,10 +189,22 @@ impl Engine for SledEngine {
 
     fn sync(&self) -> Result<(), VaultError> {
         self.call(|db| db.flush().map(drop))?;
-        self.main_file
-            .sync_all()
-            .and_then(|()| folder::sync_tree(&self.path))
-            .map_err(|error| VaultError::io(&self.path, &error))
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Files { main, .. } = files.as_ref().ok_or(VaultError::Closed)?;
+        main.sync_all().and_then(|()| folder::sync_tree(&self.path)).map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    fn replace(&self, successor: &Path) -> Result<(), VaultError> {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = files.take() {
+            files.close();
+        }
+        let exchanged = folder::exchange(&self.path, successor);
+        // Whichever are in their place now are whole.
+        let opened = Files::open(&self.path, self.cache_bytes)?;
+        opened.write_through();
+        *files = Some(opened);
+        exchanged
     }
 
     fn bytes(&self) -> u64 {
@@ -154,9 +214,9 @@ impl Engine for SledEngine {
 
 impl Drop for SledEngine {
     fn drop(&mut self) {
-        let db = self.db.take();
-        // It flushes on its way out, and panics if it cannot. What matters was synced before.
-        let _ = caught(|| drop(db));
+        if let Some(files) = self.files.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            files.close();
+        }
     }
 }
 

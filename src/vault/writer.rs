@@ -18,6 +18,7 @@ use super::{
     Change, Vault, VaultError,
     backup::Tee,
     codec::{Encoder, Record},
+    compact::Compaction,
     engine::{self, Mark},
     folder::{self, Folder},
     journal::{Batch, Entry, Journal},
@@ -62,6 +63,7 @@ pub(super) struct Writer {
     /// The engine's last batch.
     pub(super) mark: Mark,
     pub(super) rekey: Rekey,
+    pub(super) compaction: Compaction,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
     /// Where commits go as well, while a backup is made.
@@ -81,6 +83,7 @@ impl Writer {
         let (mut writer, sender, mut requests) = Self::new(shared, folder, journal, mark);
         let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
         writer.tell_progress();
+        writer.compact_if_grown();
         let run = move || {
             if let Err(panic) = caught(|| writer.run(&mut requests)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
@@ -102,6 +105,7 @@ impl Writer {
         let shared = Arc::new(shared);
         let writer = Self {
             rekey: Rekey::of(&shared),
+            compaction: Compaction::default(),
             shared,
             folder,
             journal,
@@ -122,7 +126,7 @@ impl Writer {
                 Err(TryRecvError::Disconnected) => None,
                 Err(TryRecvError::Empty) => {
                     self.idle();
-                    if self.idle_work() {
+                    if self.idle_work() || self.compact_some() {
                         continue;
                     }
                     requests.blocking_recv()
@@ -148,6 +152,7 @@ impl Writer {
                 }
             }
             self.work_between_requests();
+            self.compact_between_requests();
         }
         ControlFlow::Continue(())
     }
@@ -180,6 +185,7 @@ impl Writer {
     fn keep_room(&mut self) {
         if self.journal.wants_checkpoint() && self.shared.poison.get().is_none() {
             let _ = self.checkpoint();
+            self.compact_if_grown();
         }
     }
 
@@ -222,7 +228,10 @@ impl Writer {
         self.unnoted = true;
         self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
         match self.apply(&batches) {
-            Ok(mark) => self.mark = mark,
+            Ok(mark) => {
+                self.mark = mark;
+                self.compaction.follow(&batches);
+            }
             Err(error) => {
                 // Read from here before anybody is told.
                 self.shared.strand(&batches);
@@ -268,7 +277,8 @@ impl Writer {
 
     /// Ends the vault. The journal is marked as closed cleanly only if nothing failed and no reader is left; either way
     /// everything that was committed is there when it is next opened.
-    fn close(&mut self) -> Result<(), VaultError> {
+    pub(super) fn close(&mut self) -> Result<(), VaultError> {
+        self.compaction.abandon();
         let checkpoint = self.checkpoint();
         let Some(opened) = self.shared.opened.swap(None).and_then(last_reader_done) else { return checkpoint };
         let Opened { engine, lock } = opened;

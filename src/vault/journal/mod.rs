@@ -80,7 +80,7 @@ use super::{
 };
 
 /// The size of a new journal, in bytes: enough for some thousand commits between checkpoints.
-pub(super) const DEFAULT_CAPACITY: u64 = 16 * 1024 * 1024;
+pub(super) const DEFAULT_CAPACITY: u64 = 8 * 1024 * 1024;
 /// The largest journal that is read, in bytes.
 const MAX_CAPACITY: u64 = 1024 * 1024 * 1024;
 /// The smallest that is made, in bytes.

@@ -4,6 +4,7 @@
 mod back;
 mod backup;
 mod backup_parts;
+mod compact;
 mod damage;
 mod fuzz;
 mod killed;
