@@ -8,11 +8,11 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::KeeperError;
+use super::{KeeperError, answer::CachedToken};
 use crate::{
     clock::Now,
     lifecycle::{Standing, remaining},
-    model::{AccessToken, Credential, Fingerprint, Grant, GrantId, GrantKind, State, Timestamp, Usage},
+    model::{Credential, Fingerprint, Grant, GrantId, GrantKind, State, Timestamp, Usage},
 };
 
 /// The living subject of a grant that is not alive.
@@ -137,11 +137,6 @@ impl BriefAccess {
         self.expires_at.since(now.wall).min(self.expires_boot.saturating_sub(now.boot))
     }
 
-    /// Whether these are the times of that token.
-    pub(super) fn is_of(&self, access: &AccessToken) -> bool {
-        (self.issued_at, self.expires_at) == (access.issued_at, access.expires_at)
-    }
-
     /// Whether the moment of its refresh has passed, by either clock.
     pub(super) fn is_overdue(&self, now: Now) -> bool {
         let life = self.expires_at.since(self.issued_at);
@@ -154,21 +149,6 @@ impl BriefAccess {
 pub(super) struct Outcome {
     issued_at: Option<Timestamp>,
     retry_at: Option<Timestamp>,
-}
-
-/// An access token ready to be handed out.
-#[derive(Debug)]
-pub(super) struct CachedToken {
-    pub(super) access: AccessToken,
-    pub(super) etag: String,
-}
-
-impl CachedToken {
-    /// What it takes of the cache's bound, in bytes: text and bookkeeping.
-    pub(super) fn cost(&self) -> usize {
-        let scope = self.access.scope.as_ref().map_or(0, String::len);
-        self.access.token.expose().len() + self.access.token_type.len() + scope + self.etag.len() + 160
-    }
 }
 
 /// An exchange that others may wait for: `None` while it goes on.
