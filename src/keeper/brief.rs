@@ -80,11 +80,6 @@ impl BriefAccess {
         self.expires_at.since(now.wall).min(self.expires_boot.saturating_sub(now.boot))
     }
 
-    /// Whether these are the times of that token.
-    pub(super) fn is_of(&self, access: &AccessToken) -> bool {
-        (self.issued_at, self.expires_at) == (access.issued_at, access.expires_at)
-    }
-
     /// Whether the moment of its refresh has passed, by either clock.
     pub(super) fn is_overdue(&self, now: Now) -> bool {
         let life = self.expires_at.since(self.issued_at);

@@ -6,7 +6,10 @@ use std::{
     },
 };
 
-use super::slot::{CachedToken, Slot, SlotState};
+use super::{
+    answer::CachedToken,
+    slot::{Slot, SlotState},
+};
 
 /// Places in the order that are always there.
 const LEAST_ORDER: usize = 64;
@@ -132,7 +135,8 @@ mod tests {
             expires_at: Timestamp::default(),
             issued_boot: None,
         };
-        Arc::new(CachedToken { access, etag: "e".into() })
+        let provider = "p".parse().expect("a name");
+        Arc::new(CachedToken::new(&provider, &access, None, "e".into()))
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Shared {
     ) {
         let now = self.now();
         let brief = self.brief(slot.provider, grant, sequence, intent, now);
-        let token = grant.access.clone().map(|access| Arc::new(self.cacheable(access)));
+        let token = grant.access.as_ref().map(|access| Arc::new(self.cacheable(slot, access, brief.consent_ends)));
         self.set_brief(slot, brief, now);
         match token {
             Some(token) => self.cache.put(slot, token, |_| true),

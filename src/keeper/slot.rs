@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::KeeperError;
+use super::{KeeperError, answer::CachedToken};
 pub(super) use super::brief::{
     Brief, BriefAccess, FirstRefusal, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
 };
@@ -73,21 +73,6 @@ pub(super) enum Urgency {
     Fetched,
     /// Neither.
     Idle,
-}
-
-/// An access token ready to be handed out.
-#[derive(Debug)]
-pub(super) struct CachedToken {
-    pub(super) access: AccessToken,
-    pub(super) etag: String,
-}
-
-impl CachedToken {
-    /// What it takes of the cache's bound, in bytes: text and bookkeeping.
-    pub(super) fn cost(&self) -> usize {
-        let scope = self.access.scope.as_ref().map_or(0, String::len);
-        self.access.token.expose().len() + self.access.token_type.len() + scope + self.etag.len() + 160
-    }
 }
 
 /// An exchange that others may wait for: `None` while it goes on.

@@ -252,7 +252,8 @@ impl Shared {
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));
-        self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
+        let token = self.cacheable(slot, &access, slot.brief().consent_ends);
+        self.cache.put(slot, Arc::new(token), |_| true);
         Some(times.issued_at + times.refresh_after)
     }
 

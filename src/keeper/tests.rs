@@ -70,7 +70,7 @@ async fn many_callers_of_a_lapsed_token_share_one_exchange() {
     let before = world.issuer.count();
     let fetches = (0..200).map(|_| {
         let keeper = world.keeper.clone();
-        tokio::spawn(async move { keeper.token(&org("a"), Duration::ZERO).await.expect("served").token.access_token })
+        tokio::spawn(async move { keeper.token(&org("a"), Duration::ZERO).await.expect("served").read().access_token })
     });
     let mut tokens = Vec::new();
     for fetch in fetches.collect::<Vec<_>>() {
@@ -252,10 +252,10 @@ async fn a_forced_refresh_names_the_rejected_token_and_is_bounded() {
     let world = World::new().await;
     world.enrol("a", "key-a").await.expect("enrolled");
     let first = world.fetch("a").await.expect("served");
-    let second = world.keeper.refresh(&org("a"), Some(&first.etag)).await.expect("exchanged");
+    let second: Fetched = world.keeper.refresh(&org("a"), Some(&first.etag)).await.expect("exchanged").into();
     assert_ne!(first.etag, second.etag);
     let again = world.keeper.refresh(&org("a"), Some(&first.etag)).await.expect("a newer one is there");
-    assert_eq!(again.etag, second.etag);
+    assert_eq!(Fetched::from(again).etag, second.etag);
     assert_eq!(code(world.keeper.refresh(&org("a"), Some(&second.etag)).await), Code::TooManyRequests);
     assert_eq!(world.issuer.count(), 2);
     world.advance(Duration::from_secs(10));
@@ -272,8 +272,8 @@ async fn more_than_half_a_tokens_life_cannot_be_asked_for_and_less_is_refreshed_
     };
     assert!(matches!(ask(1801).await, Err(KeeperError::MinTtlTooLong { limit: 1800 })));
     world.clock.advance(Duration::from_secs(1900));
-    assert_eq!(ask(1700).await.expect("enough left").token.access_token, "at-1");
-    assert_eq!(ask(1800).await.expect("refreshed").token.access_token, "at-2");
+    assert_eq!(ask(1700).await.expect("enough left").read().access_token, "at-1");
+    assert_eq!(ask(1800).await.expect("refreshed").read().access_token, "at-2");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ enum Kind {
     Counter,
     Gauge,
     Histogram,
-    /// Written by hand into the rendered text, since its series come and go.
+    /// Written by hand into the rendered text: its series come and go, or it is counted without the recorder.
     Written,
 }
 
@@ -105,7 +105,7 @@ families! {
     /// Fetches and forced refreshes by outcome: ok, degraded, or the code of the error.
     fetch_requests: Counter = "consentry_fetch_requests_total",
     /// How long fetches and forced refreshes took.
-    fetch_duration: Histogram = "consentry_fetch_duration_seconds",
+    fetch_duration: Written = "consentry_fetch_duration_seconds",
     /// Warnings given before the end of consents.
     consent_warnings: Counter = "consentry_consent_warnings_total",
     /// Deliveries to webhooks by result.

@@ -255,7 +255,7 @@ impl Judge {
     pub(super) fn served(&self, issuer: &Issuer, organization: &OrganizationId, served: &Served) {
         self.count(|counts| counts.fetches += 1);
         let truth = self.machine.truth();
-        let token = &served.token.access_token;
+        let token = &served.read().access_token;
         let Some((given, end)) = life_of(token) else {
             return self.wrong(&format!("{organization} was given something that is no token"));
         };

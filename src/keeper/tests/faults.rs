@@ -447,7 +447,7 @@ async fn who_waits_for_a_grant_that_is_replaced_meanwhile_gets_the_new_ones_toke
     gate.add_permits(10);
     for waiting in [fetched, refreshed] {
         let served = waiting.await.expect("no panic").expect("the new grant's token");
-        assert_eq!(served.etag, world.fetch("a").await.expect("served").etag);
+        assert_eq!(Fetched::from(served).etag, world.fetch("a").await.expect("served").etag);
     }
     assert_eq!(world.sent("reuse-b"), 1);
 }

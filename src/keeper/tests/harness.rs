@@ -294,8 +294,8 @@ impl World {
         self.keeper.enrol(org(organization), enrolment(secret)).await
     }
 
-    pub(super) async fn fetch(&self, organization: &str) -> Result<Served, KeeperError> {
-        self.keeper.token(&org(organization), Duration::ZERO).await
+    pub(super) async fn fetch(&self, organization: &str) -> Result<Fetched, KeeperError> {
+        self.keeper.token(&org(organization), Duration::ZERO).await.map(Fetched::from)
     }
 
     pub(super) async fn state(&self, organization: &str) -> String {
@@ -381,4 +381,17 @@ pub(super) fn code<T>(result: Result<T, KeeperError>) -> Code {
 
 pub(super) fn silence() -> ExchangeOutcome {
     ExchangeOutcome::Unknown { why: NoAnswer::Timeout, detail: "no answer".into() }
+}
+
+/// What was fetched, as a client reads it.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) token: wire::Token,
+    pub(super) etag: String,
+}
+
+impl From<Served> for Fetched {
+    fn from(served: Served) -> Self {
+        Self { token: served.read(), etag: String::from_utf8_lossy(served.etag()).into_owned() }
+    }
 }
