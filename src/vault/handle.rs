@@ -3,9 +3,11 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        mpsc::RecvTimeoutError,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -15,7 +17,7 @@ use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use super::{
@@ -26,7 +28,7 @@ use super::{
     folder::Lock,
     journal::Batch,
     keyring::Keyring,
-    name::{Kind, Name, Namer},
+    name::{Kind, Name, Namer, Part},
     rekey::Rekeying,
     writer::{Commit, Request, Writer},
 };
@@ -40,6 +42,8 @@ use crate::{
 
 /// How many commits may be under way or wait; more wait for a place.
 pub(super) const MAX_WAITING: usize = 4096;
+/// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
+const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
 /// How many bytes of the hash an entity tag shows.
 const ENTITY_TAG_BYTES: usize = 12;
 
@@ -101,7 +105,7 @@ impl Vault {
     /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
     /// it is the error.
     pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
@@ -109,7 +113,25 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
+    }
+
+    /// As [`for_each_grant`](Self::for_each_grant), for a part of the grants: several threads can share the work.
+    pub fn for_each_grant_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
+    }
+
+    /// As [`for_each_organization`](Self::for_each_organization), for a part of the organizations.
+    pub fn for_each_organization_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
     }
 
     /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
@@ -117,12 +139,12 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
     pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Which of an organization's links were revoked; `None` if none were.
@@ -135,7 +157,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
@@ -143,7 +165,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
@@ -151,7 +173,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
@@ -240,6 +262,26 @@ impl Vault {
         GrantId::from_bytes((self.0.shared.random_id)())
     }
 
+    /// Waits until it is known whether the vault holds what it should: at once, but for one that was opened after a crash
+    /// and whose records are still being counted. Until then a record that is read is right or refused, and may be older
+    /// than it should be, or removed since: nothing is to be sent by it that must not be sent twice.
+    ///
+    /// The error is what an opening would have been refused with. Nothing was committed then.
+    pub async fn judged(&self) -> Result<(), VaultError> {
+        let mut judgement = self.0.shared.judgement.subscribe();
+        let known = judgement.wait_for(|judgement| !matches!(judgement, Judgement::Pending)).await;
+        match known.as_deref() {
+            Ok(Judgement::Damaged(error)) => Err(error.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(VaultError::Closed),
+        }
+    }
+
+    /// Whether [`judged`](Self::judged) would answer at once.
+    pub fn is_judged(&self) -> bool {
+        !matches!(*self.0.shared.judgement.borrow(), Judgement::Pending)
+    }
+
     /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         self.0.shared.poison.get().cloned()
@@ -263,7 +305,14 @@ impl Vault {
     pub fn close(self) -> Result<(), VaultError> {
         let (done, answer) = std::sync::mpsc::sync_channel(1);
         self.0.send(Request::Close(done))?;
-        answer.recv().map_err(|_| self.0.shared.gone())?
+        let closed = match answer.recv_timeout(JUDGING_PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.0.shared.ending.store(true, Ordering::Relaxed);
+                answer.recv().ok()
+            }
+            closed => closed.ok(),
+        };
+        closed.ok_or_else(|| self.0.shared.gone())?
     }
 
     /// Lets the writer do something between two commits, and waits for it. Blocks.
@@ -341,6 +390,10 @@ pub(super) struct Shared {
     pub(super) poison: OnceLock<String>,
     /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
     pub(super) stranded: ArcSwapOption<Stranded>,
+    /// Whether what is in the engine is known to be all that should be.
+    pub(super) judgement: watch::Sender<Judgement>,
+    /// The vault is to be closed without a judgement.
+    pub(super) ending: AtomicBool,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -356,6 +409,17 @@ pub(super) struct Shared {
     entity_tags: hmac::Key,
     link_key: Zeroizing<[u8; 32]>,
     events: hmac::Key,
+}
+
+/// What is known of all records together.
+#[derive(Clone, Debug)]
+pub(super) enum Judgement {
+    /// They are still being counted.
+    Pending,
+    /// They are what the vault should hold.
+    Whole,
+    /// They are not.
+    Damaged(VaultError),
 }
 
 /// Sealed records by name; `None` stands for one that was removed.
@@ -409,6 +473,8 @@ impl Shared {
             own: Vec::new(),
             poison: OnceLock::new(),
             stranded: ArcSwapOption::empty(),
+            judgement: watch::Sender::new(Judgement::Whole),
+            ending: AtomicBool::new(false),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
@@ -483,7 +549,11 @@ impl Shared {
         }
     }
 
-    fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+    fn for_each<R: Record>(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
         let stranded = self.stranded.load_full();
         let (mut unreadable, mut stopped) = (None, false);
@@ -495,12 +565,13 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
+        let scanned = opened.engine.scan_part(R::KIND, part, &mut |name, sealed| match &stranded {
             Some(stranded) if stranded.contains_key(name) => Ok(()),
             _ => hand_over(name, sealed),
         });
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
+            let kept = stranded.iter().flat_map(|stranded| stranded.iter());
+            let kept = kept.filter(|(name, _)| name.kind() == R::KIND && part.contains(name));
             kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
                 .try_for_each(|(name, sealed)| hand_over(name, sealed))
         });

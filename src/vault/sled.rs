@@ -7,6 +7,9 @@
 //!   [`SledEngine::write_through`] makes them synchronous where the file system can.
 //! - Damaged files make it panic: every call is caught.
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
+//! - It makes damage worse while it opens: [`outline`] tells beforehand whether what it goes by is whole.
+
+pub(super) mod outline;
 
 use std::{
     collections::HashMap,
@@ -24,7 +27,7 @@ use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
     folder,
-    name::{Kind, Name},
+    name::{Kind, Name, Part},
     panics::caught,
 };
 
@@ -53,6 +56,7 @@ impl SledEngine {
             let config = ::sled::Config::new()
                 .path(path)
                 .cache_capacity(cache_bytes)
+                .segment_size(outline::SEGMENT_BYTES)
                 .mode(Mode::LowSpace)
                 .flush_every_ms(Some(FLUSH_EVERY_MS));
             match caught(|| config.open()) {
@@ -103,7 +107,12 @@ impl Engine for SledEngine {
     }
 
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
-        let mut records = self.call(|db| Ok(db.scan_prefix([kind.byte()])))?;
+        self.scan_part(kind, Part::ALL, each)
+    }
+
+    fn scan_part(&self, kind: Kind, part: Part, each: Each<'_>) -> Result<(), VaultError> {
+        let (from, to) = part.bounds(kind);
+        let mut records = self.call(|db| Ok(db.range(from..to)))?;
         while let Some((key, value)) = self.call(|_| records.next().transpose())? {
             each(&name(&key, Some(kind))?, value.to_vec())?;
         }
@@ -140,11 +149,18 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), VaultError> {
+        let mark = self.mark()?;
         self.call(|db| db.flush().map(drop))?;
         self.main_file
             .sync_all()
             .and_then(|()| folder::sync_tree(&self.path))
-            .map_err(|error| VaultError::io(&self.path, &error))
+            .map_err(|error| VaultError::io(&self.path, &error))?;
+        if let Some(mark) = mark
+            && let Err(error) = outline::keep(&self.path, &self.main_file, mark.applied)
+        {
+            tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
