@@ -121,8 +121,11 @@ impl Writer {
         if self.is_unjudged() {
             self.judge();
         }
-        if self.is_unjudged() {
-            return self.end_unjudged(requests);
+        let judgement = self.shared.judgement.borrow().clone();
+        match judgement {
+            Judgement::Whole => {}
+            Judgement::Pending => return self.refuse_all(requests, None),
+            Judgement::Damaged(error) => return self.refuse_all(requests, Some(&error)),
         }
         loop {
             let request = match requests.try_recv() {
@@ -166,15 +169,17 @@ impl Writer {
         shared.judgement.send_replace(judgement);
     }
 
-    /// Ends a vault that was not judged: nothing is written, and the next opening finds what this one has found.
-    fn end_unjudged(&mut self, requests: &mut Requests) {
+    /// Writes nothing until the vault is closed: it was found damaged, or is closed before it is known whether it is. Then the
+    /// next opening finds what this one has found.
+    fn refuse_all(&mut self, requests: &mut Requests, damage: Option<&VaultError>) {
+        let error = damage.unwrap_or(&VaultError::Closed);
         while let Some(request) = requests.blocking_recv() {
             match request {
-                Request::Commit(commit) => answer(commit, Err(VaultError::Closed)),
+                Request::Commit(commit) => answer(commit, Err(error.clone())),
                 Request::Run(_) => {}
                 Request::Close(done) => {
                     self.shared.opened.swap(None).and_then(last_reader_done);
-                    let _ = done.send(Ok(()));
+                    let _ = done.send(damage.map_or(Ok(()), |error| Err(error.clone())));
                     return;
                 }
             }

@@ -6,6 +6,7 @@ mod backup;
 mod backup_parts;
 mod damage;
 mod fuzz;
+mod judged;
 mod killed;
 mod recipients;
 mod rekey;
