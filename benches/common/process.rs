@@ -98,6 +98,11 @@ impl Process {
         Ok(line.trim_end().to_owned())
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time that all of its threads have used, in user mode and in the kernel.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;

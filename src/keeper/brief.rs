@@ -5,7 +5,7 @@ use std::{num::NonZeroI64, time::Duration};
 use crate::{
     clock::Now,
     lifecycle::{Standing, remaining},
-    model::{AccessToken, Credential, Grant, GrantKind, State, Timestamp},
+    model::{Credential, Grant, GrantKind, State, Timestamp},
 };
 
 /// The living subject of a grant that is not alive.

@@ -6,7 +6,7 @@ use super::{
     Keeper, KeeperError, Served, Shared,
     answer::CachedToken,
     index::Entry,
-    slot::{Brief, Flight, Outcome, Slot, SlotState, Urgency},
+    slot::{Brief, Flight, Outcome, Slot, Urgency},
 };
 use crate::{
     clock::Now,

@@ -152,6 +152,10 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
     let lane = &shared.lanes[number];
     let provider = u16::try_from(number).unwrap_or(u16::MAX);
     let thawed = |slot: &Slot| lane.circuit.frozen_for(slot.brief().own_client).is_none();
+    if shared.vault.judged().await.is_err() {
+        // A token may be older than one that was sent since: none is sent, and the worker ends.
+        return;
+    }
     loop {
         lane.something_to_do().await;
         if lane.circuit.frozen().is_some() {

@@ -9,12 +9,12 @@ use std::{
 
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::{KeeperError, answer::CachedToken};
 pub(super) use super::brief::{
     Brief, BriefAccess, FirstRefusal, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
 };
 use super::brief::{PackedBrief, Second};
-use crate::model::{AccessToken, Fingerprint, Grant, GrantId, Timestamp, Usage};
+use super::{KeeperError, answer::CachedToken};
+use crate::model::{Fingerprint, Grant, GrantId, Timestamp, Usage};
 
 /// One grant in memory: what a fetch, the timers and the counts need, and no long-lived secret.
 ///

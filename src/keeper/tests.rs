@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 pub(super) use self::harness::provider_config;
-use self::harness::{Issuer, World, code, enrolment, keeper, links, org, silence, unverified, vault_config};
+use self::harness::{Fetched, Issuer, World, code, enrolment, keeper, links, org, silence, unverified, vault_config};
 use super::*;
 use crate::{
     clock::ManualClock,

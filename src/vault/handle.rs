@@ -1,7 +1,8 @@
 use std::{
     fmt,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::RecvTimeoutError},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -13,7 +14,8 @@ use zeroize::Zeroizing;
 use super::name::Kind;
 use super::{
     Change, Stored, Stray, VaultError,
-    shared::Shared,
+    name::Part,
+    shared::{Judgement, Shared},
     writer::{Commit, Request, Writer},
 };
 use crate::model::{
@@ -23,6 +25,8 @@ use crate::model::{
 
 /// How many commits may be under way or wait; more wait for a place.
 pub(super) const MAX_WAITING: usize = 4096;
+/// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
+const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
 /// How many bytes of the hash an entity tag shows.
 const ENTITY_TAG_BYTES: usize = 12;
 
@@ -84,7 +88,7 @@ impl Vault {
     /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
     /// it is the error.
     pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
@@ -92,7 +96,25 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
+    }
+
+    /// As [`for_each_grant`](Self::for_each_grant), for a part of the grants: several threads can share the work.
+    pub fn for_each_grant_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
+    }
+
+    /// As [`for_each_organization`](Self::for_each_organization), for a part of the organizations.
+    pub fn for_each_organization_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
     }
 
     /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
@@ -100,12 +122,12 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
     pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Which of an organization's links were revoked; `None` if none were.
@@ -118,7 +140,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
@@ -126,7 +148,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
@@ -134,7 +156,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
@@ -223,6 +245,26 @@ impl Vault {
         GrantId::from_bytes((self.0.shared.random_id)())
     }
 
+    /// Waits until it is known whether the vault holds what it should: at once, but for one that was opened after a crash
+    /// and whose records are still being counted. Until then a record that is read is right or refused, and may be older
+    /// than it should be, or removed since: nothing is to be sent by it that must not be sent twice.
+    ///
+    /// The error is what an opening would have been refused with. Nothing was committed then.
+    pub async fn judged(&self) -> Result<(), VaultError> {
+        let mut judgement = self.0.shared.judgement.subscribe();
+        let known = judgement.wait_for(|judgement| !matches!(judgement, Judgement::Pending)).await;
+        match known.as_deref() {
+            Ok(Judgement::Damaged(error)) => Err(error.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(VaultError::Closed),
+        }
+    }
+
+    /// Whether [`judged`](Self::judged) would answer at once.
+    pub fn is_judged(&self) -> bool {
+        !matches!(*self.0.shared.judgement.borrow(), Judgement::Pending)
+    }
+
     /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         self.0.shared.poison.get().cloned()
@@ -246,7 +288,14 @@ impl Vault {
     pub fn close(self) -> Result<(), VaultError> {
         let (done, answer) = std::sync::mpsc::sync_channel(1);
         self.0.send(Request::Close(done))?;
-        answer.recv().map_err(|_| self.0.shared.gone())?
+        let closed = match answer.recv_timeout(JUDGING_PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.0.shared.ending.store(true, Ordering::Relaxed);
+                answer.recv().ok()
+            }
+            closed => closed.ok(),
+        };
+        closed.ok_or_else(|| self.0.shared.gone())?
     }
 
     /// Lets the writer do something between two commits, and waits for it. Blocks.

@@ -13,7 +13,7 @@
 //! | `keyring.age` | the keys, encrypted by age to every recipient; only ever replaced whole (`rekey`, `recipients`) |
 //! | `recipients.txt` | the public keys of those recipients, for people |
 //! | `journal` | the latest commits |
-//! | `db/` | the engine's files |
+//! | `db/` | the engine's files, and `outline`, which says what they have to have |
 //! | `LOCK` | locked while a process has the vault open; holds that process's id |
 //!
 //! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
@@ -54,6 +54,7 @@ pub use backup::{BackedUp, ScheduledBackups};
 pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
+pub use name::Part;
 pub use open::Inspection;
 pub use recipients::{Recipient, RecipientsDiffer, recipients_differ};
 pub use rekey::Rekeying;

@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -12,6 +12,7 @@ use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
     folder::Lock,
     journal::Batch,
     keyring::Keyring,
-    name::{Kind, Name, Namer},
+    name::{Kind, Name, Namer, Part},
     rekey::Rekeying,
 };
 use crate::metrics::Metrics;
@@ -41,6 +42,10 @@ pub(super) struct Shared {
     pub(super) poison: OnceLock<String>,
     /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
     pub(super) stranded: ArcSwapOption<Stranded>,
+    /// Whether what is in the engine is known to be all that should be.
+    pub(super) judgement: watch::Sender<Judgement>,
+    /// The vault is to be closed without a judgement.
+    pub(super) ending: AtomicBool,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -62,6 +67,17 @@ pub(super) struct Shared {
 pub(super) struct Opened {
     pub(super) engine: Box<dyn Engine>,
     pub(super) lock: Option<Lock>,
+}
+
+/// What is known of all records together.
+#[derive(Clone, Debug)]
+pub(super) enum Judgement {
+    /// They are still being counted.
+    Pending,
+    /// They are what the vault should hold.
+    Whole,
+    /// They are not.
+    Damaged(VaultError),
 }
 
 /// Sealed records by name; `None` stands for one that was removed.
@@ -98,6 +114,8 @@ impl Shared {
             own: Vec::new(),
             poison: OnceLock::new(),
             stranded: ArcSwapOption::empty(),
+            judgement: watch::Sender::new(Judgement::Whole),
+            ending: AtomicBool::new(false),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
@@ -174,6 +192,7 @@ impl Shared {
 
     pub(super) fn for_each<R: Record>(
         &self,
+        part: Part,
         f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
@@ -187,12 +206,13 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
+        let scanned = opened.engine.scan_part(R::KIND, part, &mut |name, sealed| match &stranded {
             Some(stranded) if stranded.contains_key(name) => Ok(()),
             _ => hand_over(name, sealed),
         });
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
+            let kept = stranded.iter().flat_map(|stranded| stranded.iter());
+            let kept = kept.filter(|(name, _)| name.kind() == R::KIND && part.contains(name));
             kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
                 .try_for_each(|(name, sealed)| hand_over(name, sealed))
         });

@@ -9,6 +9,9 @@
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
 //! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
 //!   meanwhile ([`SledEngine::replace`]), and nobody holds it for longer than a few records take.
+//! - It makes damage worse while it opens: [`outline`] tells beforehand whether what it goes by is whole.
+
+pub(super) mod outline;
 
 use std::{
     collections::HashMap,
@@ -27,7 +30,7 @@ use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
     folder,
-    name::{Kind, Name},
+    name::{Kind, Name, Part},
     panics::caught,
 };
 
@@ -85,9 +88,16 @@ impl SledEngine {
 }
 
 impl SledEngine {
-    /// At most `most` records of one kind, in order of names: those after `last`, or from the first on.
-    fn of_kind(&self, kind: Kind, last: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
-        let (first, end) = ([kind.byte()], [kind.byte() + 1]);
+    /// At most `most` records of one kind, of a part of the names and in order of them: those after `last`, or from the
+    /// first on.
+    fn of_kind(
+        &self,
+        kind: Kind,
+        part: Part,
+        last: Option<&Name>,
+        most: usize,
+    ) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let (first, end) = part.bounds(kind);
         let after = last.map_or(Bound::Included(&first[..]), |name| Bound::Excluded(name.as_bytes()));
         let range = (after, Bound::Excluded(&end[..]));
         let found = self.call(|db| db.range::<&[u8], _>(range).take(most).collect::<::sled::Result<Vec<_>>>())?;
@@ -102,6 +112,7 @@ impl Files {
             let config = ::sled::Config::new()
                 .path(path)
                 .cache_capacity(cache_bytes)
+                .segment_size(outline::SEGMENT_BYTES)
                 .mode(Mode::LowSpace)
                 .flush_every_ms(Some(FLUSH_EVERY_MS));
             match caught(|| config.open()) {
@@ -143,9 +154,13 @@ impl Engine for SledEngine {
     }
 
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
+        self.scan_part(kind, Part::ALL, each)
+    }
+
+    fn scan_part(&self, kind: Kind, part: Part, each: Each<'_>) -> Result<(), VaultError> {
         let mut last = None;
         loop {
-            let records = self.of_kind(kind, last.as_ref(), SCAN_CHUNK)?;
+            let records = self.of_kind(kind, part, last.as_ref(), SCAN_CHUNK)?;
             let Some((name, _)) = records.last() else { return Ok(()) };
             last = Some(*name);
             for (name, value) in records {
@@ -155,7 +170,7 @@ impl Engine for SledEngine {
     }
 
     fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
-        self.of_kind(kind, None, most)
+        self.of_kind(kind, Part::ALL, None, most)
     }
 
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
@@ -188,10 +203,19 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), VaultError> {
+        let mark = self.mark()?;
         self.call(|db| db.flush().map(drop))?;
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let Files { main, .. } = files.as_ref().ok_or(VaultError::Closed)?;
-        main.sync_all().and_then(|()| folder::sync_tree(&self.path)).map_err(|error| VaultError::io(&self.path, &error))
+        main.sync_all()
+            .and_then(|()| folder::sync_tree(&self.path))
+            .map_err(|error| VaultError::io(&self.path, &error))?;
+        if let Some(mark) = mark
+            && let Err(error) = outline::keep(&self.path, main, mark.applied)
+        {
+            tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+        }
+        Ok(())
     }
 
     fn replace(&self, successor: &Path) -> Result<(), VaultError> {

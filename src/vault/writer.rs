@@ -22,10 +22,12 @@ use super::{
     engine::{self, Mark},
     folder::{self, Folder},
     journal::{Batch, Entry, Journal},
-    name::Kind,
+    name::{Kind, Part},
+    open::as_damage,
     panics::caught,
     rekey::Rekey,
-    shared::{Opened, Shared},
+    shared::{Judgement, Opened, Shared},
+    sled::outline,
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.
@@ -120,6 +122,15 @@ impl Writer {
 
     /// Serves requests in order until the vault is closed or nobody is left to ask.
     fn run(&mut self, requests: &mut Requests) {
+        if self.is_unjudged() {
+            self.judge();
+        }
+        let judgement = self.shared.judgement.borrow().clone();
+        match judgement {
+            Judgement::Whole => {}
+            Judgement::Pending => return self.refuse_all(requests, None),
+            Judgement::Damaged(error) => return self.refuse_all(requests, Some(&error)),
+        }
         loop {
             let request = match requests.try_recv() {
                 Ok(request) => Some(request),
@@ -135,6 +146,46 @@ impl Writer {
             let Some(request) = request else { return };
             if self.serve(request, requests).is_break() {
                 return;
+            }
+        }
+    }
+
+    fn is_unjudged(&self) -> bool {
+        matches!(*self.shared.judgement.borrow(), Judgement::Pending)
+    }
+
+    /// After a crash: counts every record before the first is written, while others read. Where they are not what the mark
+    /// says, nothing is ever written, and the next opening tries a copy, so that it is refused as the vault is. The vault may
+    /// be closed meanwhile; then this is left to the next opening.
+    fn judge(&mut self) {
+        let shared = &self.shared;
+        let Some(opened) = shared.opened.load_full() else { return };
+        let verified = engine::verify_in_parts(&*opened.engine, &self.mark, &Part::by_cores(), &shared.ending);
+        let judgement = match verified.map_err(as_damage) {
+            Ok(()) => Judgement::Whole,
+            Err(VaultError::Closed) => return,
+            Err(error) => {
+                outline::forget(&self.folder.db());
+                shared.poison(&error);
+                Judgement::Damaged(error)
+            }
+        };
+        shared.judgement.send_replace(judgement);
+    }
+
+    /// Writes nothing until the vault is closed: it was found damaged, or is closed before it is known whether it is. Then the
+    /// next opening finds what this one has found.
+    fn refuse_all(&mut self, requests: &mut Requests, damage: Option<&VaultError>) {
+        let error = damage.unwrap_or(&VaultError::Closed);
+        while let Some(request) = requests.blocking_recv() {
+            match request {
+                Request::Commit(commit) => answer(commit, Err(error.clone())),
+                Request::Run(_) => {}
+                Request::Close(done) => {
+                    self.shared.opened.swap(None).and_then(last_reader_done);
+                    let _ = done.send(damage.map_or(Ok(()), |error| Err(error.clone())));
+                    return;
+                }
             }
         }
     }

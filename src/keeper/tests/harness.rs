@@ -19,7 +19,7 @@ use crate::{
     model::{Answer, ClientCredentials, ExchangeOutcome, NoAnswer, OrganizationId, Secret, Timestamp, Usage},
     provider::{BoxFuture, Exchange, ProviderError, Redemption},
     vault::Identity,
-    wire::{Code, Enrolment},
+    wire::{self, Code, Enrolment},
 };
 
 /// How often a test looks whether what it waits for is so, five milliseconds apart, before it gives up.

@@ -7,6 +7,7 @@ mod backup_parts;
 mod compact;
 mod damage;
 mod fuzz;
+mod judged;
 mod killed;
 mod recipients;
 mod rekey;

@@ -1,0 +1,87 @@
+//! What a worker costs that has nothing to do: every access token lives for long, and nobody asks for one.
+//!
+//! Absolute: the processor time of a minute, with 100,000 organizations, and with a million where `CONSENTRY_BENCH_MILLION`
+//! is set. The default schedule wakes its sweep in that minute.
+
+#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+
+#[path = "common/mod.rs"]
+#[expect(dead_code, reason = "each benchmark uses its part of what they share")]
+mod common;
+
+use std::{
+    fs,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use self::common::{
+    process::Process,
+    report::{Report, Series, table, thousands},
+    site::{Fleet, Options, Site, organization},
+    worker::Worker,
+};
+
+/// As the worker's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long a worker that is ready is left alone before it is measured.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long it is measured for.
+const WATCHED: Duration = Duration::from_mins(1);
+/// In so many parts, so that the spread can be told.
+const PARTS: u32 = 3;
+
+fn main() -> Result<()> {
+    let mut report = Report::new("idle");
+    let mut sizes = vec![100_000];
+    if std::env::var_os("CONSENTRY_BENCH_MILLION").is_some() {
+        sizes.push(1_000_000);
+    }
+    report.note(&format!(
+        "{} s in {PARTS} parts, {} s after readiness; every token lives, nobody asks; nothing is pinned",
+        WATCHED.as_secs(),
+        SETTLE.as_secs()
+    ));
+    let (mut rows, mut kept) = (Vec::new(), Vec::new());
+    for size in sizes {
+        let site = Site::new(Options::default())?;
+        site.fill(0, size, Fleet::Warm)?;
+        let mut worker = Worker::start(&site, None)?;
+        worker.ready()?;
+        sleep(SETTLE);
+        let (mut share, mut wakes) = (Series::default(), Series::default());
+        for _ in 0..PARTS {
+            let (cpu, woken, began) = (worker.process.cpu()?, switches(&worker.process)?, Instant::now());
+            sleep(WATCHED / PARTS);
+            let seconds = began.elapsed().as_secs_f64();
+            share.push(worker.process.cpu_since(cpu)?.as_secs_f64() / seconds);
+            wakes.push((switches(&worker.process)? - woken) as f64 / seconds);
+        }
+        let path = format!("/v1/organizations/{}/token", organization(size / 2));
+        anyhow::ensure!(worker.get(&path)?.is_ok, "it is alive");
+        worker.process.terminate()?;
+        rows.push(vec![thousands(size as f64, 0), format!("{} %", share.scaled(100.0).shown(2)), wakes.shown(0)]);
+        kept.push(json!({
+            "organizations": size, "share_of_a_core": share.json(), "wakes_per_second": wakes.json(),
+        }));
+    }
+    table(&["organizations", "of a core", "threads woken, a second"], &rows);
+    report.keep("sizes", json!(kept));
+    report.finish()
+}
+
+/// How often its threads gave up a core of their own accord, which is how often they were woken.
+fn switches(process: &Process) -> Result<u64> {
+    let mut all = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", process.id()))? {
+        let text = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        all += line.map_or(Ok(0), |line| line.trim().parse::<u64>()).context("a count")?;
+    }
+    Ok(all)
+}
