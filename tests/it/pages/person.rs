@@ -91,10 +91,8 @@ impl Person {
         let host = url.host_str().expect("a host").to_owned();
         let is_ours = url.origin() == self.public_url.origin();
         let address = if is_ours { self.pages.clone() } else { authority(&url) };
-        let mut path = url.path().to_owned();
-        if is_ours && !self.proxy_keeps_path {
-            path = path.strip_prefix(self.public_url.path()).expect("below the path").to_owned();
-        }
+        let cut = if is_ours && !self.proxy_keeps_path { self.public_url.path() } else { "" };
+        let mut path = url.path().strip_prefix(cut).expect("below the path").to_owned();
         if let Some(query) = url.query() {
             path.extend(["?", query]);
         }
