@@ -13,7 +13,8 @@ use super::{
 use crate::{
     lifecycle::{Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
     model::{
-        ClientCredentials, Credential, Fingerprint, Grant, GrantId, Intent, Labels, Organization, OrganizationId, State,
+        ClientCredentials, Credential, FailingReason, Fingerprint, Grant, GrantId, Intent, Labels, Organization,
+        OrganizationId, State,
     },
     provider::ProviderError,
     vault::{Change, MAX_RECORD_BYTES},
@@ -238,7 +239,8 @@ impl Shared {
         let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
         let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
         // A consent in the place of what the organization had, and proven: whichever way the person gave it.
-        let renews = left.is_some() && grant.consent.is_some() && !matches!(grant.state, State::InDoubt(_));
+        let unproven = matches!(grant.state, State::InDoubt(_) | State::Failing(FailingReason::Unverified));
+        let renews = left.is_some() && grant.consent.is_some() && !unproven;
         if renews {
             events.push(self.renewed(&grant, &organization));
         }

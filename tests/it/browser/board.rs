@@ -158,9 +158,8 @@ fn copied_link(browser: &Chromium) -> String {
     copied.as_str().expect("a link is text").to_owned()
 }
 
-/// On a small laptop the cards of the states are one row, and those of what ends are another.
+/// At the width of a small laptop, which the browser has, the cards of the states are one row, and those of what ends are another.
 fn no_card_stands_alone(browser: &Chromium) {
-    browser.resize(Some((1000, 700)));
     let rows = browser.script(
         "const rows = new Map(); \
          for (const card of document.querySelectorAll('.tile')) { \
@@ -168,8 +167,6 @@ fn no_card_stands_alone(browser: &Chromium) {
          return [...rows.values()]",
     );
     assert_eq!(rows, json!([5, 2]));
-    browser.screenshot("board-laptop");
-    browser.resize(None);
 }
 
 /// Goes from one thing that can be used to the next, through the page's head and into the table, and looks whether a person
