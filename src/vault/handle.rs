@@ -1,5 +1,4 @@
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, OnceLock,
@@ -20,11 +19,11 @@ use zeroize::Zeroizing;
 
 use super::{
     Change, Stored, Stray, VaultError,
+    backlog::Backlog,
     cipher::{self, Cipher},
     codec::{Meta, Record},
     engine::{Engine, Mark},
     folder::Lock,
-    journal::Batch,
     keyring::Keyring,
     name::{Kind, Name, Namer},
     rekey::Rekeying,
@@ -295,7 +294,7 @@ impl Vault {
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
         let shared = &self.0.shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
-        shared.stranded.store(Some(Arc::new(HashMap::from([(name, Some(vec![0; 64]))]))));
+        shared.backlog.plant(name, vec![0; 64]);
     }
 
     /// What readers and the writer have in common.
@@ -339,8 +338,8 @@ pub(super) struct Shared {
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
     pub(super) poison: OnceLock<String>,
-    /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
-    pub(super) stranded: ArcSwapOption<Stranded>,
+    /// What is durable in the journal and not yet in the engine; where that failed, it stays here.
+    pub(super) backlog: Backlog,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -357,9 +356,6 @@ pub(super) struct Shared {
     link_key: Zeroizing<[u8; 32]>,
     events: hmac::Key,
 }
-
-/// Sealed records by name; `None` stands for one that was removed.
-type Stranded = HashMap<Name, Option<Vec<u8>>>;
 
 /// The engine, and the lock that must not be released before it.
 pub(super) struct Opened {
@@ -408,7 +404,7 @@ impl Shared {
             random_id,
             own: Vec::new(),
             poison: OnceLock::new(),
-            stranded: ArcSwapOption::empty(),
+            backlog: Backlog::default(),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
@@ -423,14 +419,6 @@ impl Shared {
     pub(super) fn count(&self, mark: &Mark) {
         self.records.store(mark.records(), Ordering::Relaxed);
         self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
-    }
-
-    /// Keeps batches that are durable and that the engine does not take, so that they are read from here.
-    pub(super) fn strand(&self, batches: &[Batch]) {
-        let mut stranded = self.stranded.load_full().unwrap_or_default();
-        let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
-        Arc::make_mut(&mut stranded).extend(entries.map(|entry| (entry.name, entry.sealed)));
-        self.stranded.store(Some(stranded));
     }
 
     /// Ends all writing but what the journal can still keep; the first reason stays.
@@ -460,8 +448,8 @@ impl Shared {
     }
 
     fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        match self.stranded.load().as_ref().and_then(|stranded| stranded.get(name)) {
-            Some(sealed) => Ok(sealed.clone()),
+        match self.backlog.get(name) {
+            Some(sealed) => Ok(sealed),
             None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
         }
     }
@@ -485,7 +473,7 @@ impl Shared {
 
     fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
-        let stranded = self.stranded.load_full();
+        let newer = self.backlog.names(R::KIND);
         let (mut unreadable, mut stopped) = (None, false);
         let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
             Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
@@ -495,14 +483,15 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
-            Some(stranded) if stranded.contains_key(name) => Ok(()),
-            _ => hand_over(name, sealed),
-        });
+        let scanned = opened
+            .engine
+            .scan(R::KIND, &mut |name, sealed| if newer.contains(name) { Ok(()) } else { hand_over(name, sealed) });
+        // Wherever the newest of these is by now.
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
-            kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
-                .try_for_each(|(name, sealed)| hand_over(name, sealed))
+            newer.iter().try_for_each(|name| match self.sealed(&opened, name)? {
+                Some(sealed) => hand_over(name, sealed),
+                None => Ok(()),
+            })
         });
         if let (Err(error), false) = (&scanned, stopped) {
             self.poison(error);
