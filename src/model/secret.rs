@@ -61,6 +61,12 @@ mod tests {
     }
 
     #[test]
+    fn clones_share_one_copy_of_the_text() {
+        let secret = Secret::new("hunter2");
+        assert!(std::ptr::eq(secret.expose(), secret.clone().expose()));
+    }
+
+    #[test]
     fn equality_is_by_text() {
         assert!(Secret::new("a").same_as(&Secret::new("a")));
         assert!(!Secret::new("a").same_as(&Secret::new("ab")));
