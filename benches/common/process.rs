@@ -144,6 +144,18 @@ impl Process {
         if status.success() { Ok(()) } else { bail!("a process of the benchmark failed: {status}") }
     }
 
+    /// Waits until it has ended by itself, and gives all processor time that it used.
+    pub(crate) fn wait_counted(self) -> Result<Duration> {
+        let stat = format!("/proc/{}/stat", self.child.id());
+        // One that has ended keeps its figures until somebody waits for it.
+        while !fs::read_to_string(&stat)?.rsplit_once(')').context("stat")?.1.trim_start().starts_with('Z') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let used = self.cpu()?;
+        self.wait()?;
+        Ok(used)
+    }
+
     /// Ends it as a power cut would.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill()?;

@@ -225,7 +225,7 @@ pub(crate) fn refresh_token(number: u64, usage: Usage, exchanged: u64) -> String
 }
 
 /// A grant and its organization.
-fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change; 2] {
+pub(crate) fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change; 2] {
     let organization: OrganizationId = organization(number).parse().expect("digits");
     let usage = match fleet {
         Fleet::Warm => Usage::Reuse,

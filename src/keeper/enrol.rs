@@ -206,13 +206,14 @@ impl Shared {
         let left = self.leave(&wanted.organization, None).await?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
         let record = self.organization_record(&wanted, grant.id)?;
+        let labels = record.labels.clone();
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
         changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
-        self.moved(&wanted.organization, &slot, left, sequence).await
+        self.moved(&wanted.organization, labels, &slot, &grant, left, sequence)
     }
 
     /// Gives the organization this grant, in one commit with leaving the one that it had.
@@ -235,6 +236,7 @@ impl Shared {
             return Err(KeeperError::BadRequest(why.into()));
         }
         let organization = self.organization_record(&wanted, grant.id)?;
+        let labels = organization.labels.clone();
         // Until now nobody used it, and nobody was told.
         let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
         let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
@@ -257,14 +259,16 @@ impl Shared {
         if renews {
             super::swap::tell_renewed(&grant, &wanted.organization);
         }
-        self.moved(&wanted.organization, slot, left, sequence).await
+        self.moved(&wanted.organization, labels, slot, &grant, left, sequence)
     }
 
-    /// After the commit: the index follows.
-    async fn moved(
+    /// After the commit: the index follows. `labels` and `grant` are as they were stored.
+    fn moved(
         &self,
         organization: &OrganizationId,
+        labels: Labels,
         slot: &Arc<Slot>,
+        grant: &Grant,
         left: Option<Left>,
         sequence: u64,
     ) -> Result<Enrolled, KeeperError> {
@@ -277,8 +281,8 @@ impl Shared {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
         }
-        let organization = self.view(organization).await?;
-        Ok(Enrolled { created, changed: true, organization })
+        let entry = self.index.find(organization).ok_or(KeeperError::UnknownOrganization)?;
+        Ok(Enrolled { created, changed: true, organization: self.view_with(&entry, grant, labels) })
     }
 
     /// Prepares that the organization leaves the grant it has, if it has one; `new` is the slot it goes to. Both

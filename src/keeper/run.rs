@@ -177,8 +177,11 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let on_trial = lane.circuit.is_on_trial();
         // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first, and what was
         // refused before goes last: most likely it is dead, and a provider that refuses it again is none the worse for it.
-        let first = on_trial.then(|| lane.take(|slot| thawed(slot) && harmless(slot) && !was_refused(slot))).flatten();
-        let first = first.or_else(|| lane.take(|slot| on_trial && thawed(slot) && !was_refused(slot)));
+        let first = on_trial.then(|| {
+            let harmless = lane.take(|slot| thawed(slot) && harmless(slot) && !was_refused(slot));
+            harmless.or_else(|| lane.take(|slot| thawed(slot) && !was_refused(slot)))
+        });
+        let first = first.flatten();
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchange = Arc::clone(&shared).exchange(slot, in_flight);
         let exchanging = shared.tasks.spawn(async move {

@@ -77,8 +77,8 @@ impl Shared {
         let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let stored = match self.read(slot) {
-            Ok(stored) => stored.value,
+        let stored = match self.as_stored_now(slot, prepared) {
+            Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
                 self.keep_stray(prepared, outcome, "its grant had been removed when the answer came").await?;
                 return Ok(Err(KeeperError::UnknownOrganization));
@@ -110,6 +110,16 @@ impl Shared {
             self.tell_refreshed(&grant);
         }
         Ok(result_of(&grant, outcome, now.wall))
+    }
+
+    /// The grant as it is stored now, to be asked for with its record's lock held. It is read again only where a commit has
+    /// changed or removed it since the exchange began: each tells the slot before it lets go of the lock.
+    fn as_stored_now(&self, slot: &Slot, prepared: &Prepared) -> Result<Grant, KeeperError> {
+        let is_unchanged = {
+            let state = slot.lock();
+            !state.is_removed() && state.brief().sequence == prepared.sequence
+        };
+        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot)?.value) }
     }
 
     /// The end of the exchange as the rules are to see it.

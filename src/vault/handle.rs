@@ -327,7 +327,7 @@ impl Vault {
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
         let shared = &self.0.shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
-        shared.stranded.store(Some(Arc::new(std::collections::HashMap::from([(name, Some(vec![0; 64]))]))));
+        shared.backlog.plant(name, vec![0; 64]);
     }
 
     /// What readers and the writer have in common.

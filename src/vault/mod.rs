@@ -1,9 +1,10 @@
 //! Records at rest: sealed, durable, and refused when anything about them is wrong.
 //!
 //! A commit is sealed record by record (`cipher`), written to the journal and synced there (`journal`): that sync
-//! *is* the commit. The engine (`engine`, `sled`) follows behind and is brought to the disk at checkpoints, after
-//! which the journal starts over. Every write goes through one thread (`writer`), which gives out sequence numbers
-//! and lets the commits that wait share one sync; reads go to the engine from any thread (`handle`).
+//! *is* the commit. The engine (`engine`, `sled`) follows behind in larger steps (`backlog`) and is brought to the disk at
+//! checkpoints, after which the journal starts over. Every write goes through one thread (`writer`), which gives out
+//! sequence numbers and lets the commits that wait share one sync; reads go to the backlog and then to the engine, from any
+//! thread (`handle`).
 //!
 //! The folder of a vault:
 //!
@@ -22,6 +23,7 @@
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 
+mod backlog;
 mod backup;
 mod cipher;
 mod codec;

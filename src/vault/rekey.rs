@@ -157,6 +157,8 @@ impl Writer {
 
     /// Looks at the next chunk; gives the pass to go on with, or `None` when all is done.
     fn advance(&mut self, mut pass: Pass) -> Result<Option<Pass>, VaultError> {
+        // What is sealed anew must be the newest.
+        self.bring_up()?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         let records = opened.engine.next(pass.cursor.as_ref(), CHUNK);
         let records = records.inspect_err(|error| self.shared.poison(error))?;

@@ -1,9 +1,6 @@
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Mutex, OnceLock,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwapOption;
@@ -17,11 +14,11 @@ use zeroize::Zeroizing;
 
 use super::{
     Stored, VaultError,
+    backlog::Backlog,
     cipher::{self, Cipher},
     codec::{Meta, Record},
     engine::{Engine, Mark},
     folder::Lock,
-    journal::Batch,
     keyring::Keyring,
     name::{Kind, Name, Namer, Part},
     rekey::Rekeying,
@@ -40,8 +37,8 @@ pub(super) struct Shared {
     pub(super) random_id: fn() -> [u8; 16],
     /// Why nothing more is written.
     pub(super) poison: OnceLock<String>,
-    /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
-    pub(super) stranded: ArcSwapOption<Stranded>,
+    /// What is durable in the journal and not yet in the engine; where that failed, it stays here.
+    pub(super) backlog: Backlog,
     /// Whether what is in the engine is known to be all that should be.
     pub(super) judgement: watch::Sender<Judgement>,
     /// The vault is to be closed without a judgement.
@@ -80,9 +77,6 @@ pub(super) enum Judgement {
     Damaged(VaultError),
 }
 
-/// Sealed records by name; `None` stands for one that was removed.
-pub(super) type Stranded = HashMap<Name, Option<Vec<u8>>>;
-
 impl Shared {
     pub(super) fn new(
         opened: Opened,
@@ -113,7 +107,7 @@ impl Shared {
             random_id,
             own: Vec::new(),
             poison: OnceLock::new(),
-            stranded: ArcSwapOption::empty(),
+            backlog: Backlog::default(),
             judgement: watch::Sender::new(Judgement::Whole),
             ending: AtomicBool::new(false),
             rekeying: Mutex::default(),
@@ -130,14 +124,6 @@ impl Shared {
     pub(super) fn count(&self, mark: &Mark) {
         self.records.store(mark.records(), Ordering::Relaxed);
         self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
-    }
-
-    /// Keeps batches that are durable and that the engine does not take, so that they are read from here.
-    pub(super) fn strand(&self, batches: &[Batch]) {
-        let mut stranded = self.stranded.load_full().unwrap_or_default();
-        let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
-        Arc::make_mut(&mut stranded).extend(entries.map(|entry| (entry.name, entry.sealed)));
-        self.stranded.store(Some(stranded));
     }
 
     /// Ends all writing but what the journal can still keep; the first reason stays.
@@ -167,8 +153,8 @@ impl Shared {
     }
 
     fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        match self.stranded.load().as_ref().and_then(|stranded| stranded.get(name)) {
-            Some(sealed) => Ok(sealed.clone()),
+        match self.backlog.get(name) {
+            Some(sealed) => Ok(sealed),
             None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
         }
     }
@@ -196,7 +182,8 @@ impl Shared {
         f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
-        let stranded = self.stranded.load_full();
+        let mut newer = self.backlog.names(R::KIND);
+        newer.retain(|name| part.contains(name));
         let (mut unreadable, mut stopped) = (None, false);
         let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
             Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
@@ -206,15 +193,15 @@ impl Shared {
                 Ok(())
             }
         };
-        let scanned = opened.engine.scan_part(R::KIND, part, &mut |name, sealed| match &stranded {
-            Some(stranded) if stranded.contains_key(name) => Ok(()),
-            _ => hand_over(name, sealed),
+        let scanned = opened.engine.scan_part(R::KIND, part, &mut |name, sealed| {
+            if newer.contains(name) { Ok(()) } else { hand_over(name, sealed) }
         });
+        // Wherever the newest of these is by now.
         let scanned = scanned.and_then(|()| {
-            let kept = stranded.iter().flat_map(|stranded| stranded.iter());
-            let kept = kept.filter(|(name, _)| name.kind() == R::KIND && part.contains(name));
-            kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
-                .try_for_each(|(name, sealed)| hand_over(name, sealed))
+            newer.iter().try_for_each(|name| match self.sealed(&opened, name)? {
+                Some(sealed) => hand_over(name, sealed),
+                None => Ok(()),
+            })
         });
         if let (Err(error), false) = (&scanned, stopped) {
             self.poison(error);

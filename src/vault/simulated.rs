@@ -158,6 +158,10 @@ impl Disk {
                 }
                 if requests.is_empty() {
                     writer.idle();
+                    // Now and then nothing comes for so long that the engine is given what it lacks.
+                    if chance.bool() {
+                        let _ = writer.bring_up();
+                    }
                 }
             }
         });

@@ -8,10 +8,14 @@ use std::{
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{
-    OwnedSemaphorePermit,
-    mpsc::{self, error::TryRecvError},
-    oneshot,
+use tokio::{
+    runtime::{self, Runtime},
+    sync::{
+        OwnedSemaphorePermit,
+        mpsc::{self, error::TryRecvError},
+        oneshot,
+    },
+    time::timeout,
 };
 
 use super::{
@@ -33,6 +37,12 @@ use super::{
 /// How often, and at what distance, closing looks whether the last reader is done.
 const CLOSE_TRIES: u32 = 200;
 const CLOSE_PAUSE: Duration = Duration::from_millis(10);
+/// How long nothing must have come before the engine is given what it lacks. Under load it is given more at once, so that
+/// what comes and goes in between costs it nothing.
+const REST: Duration = Duration::from_millis(100);
+/// The engine is given what it lacks when that is as large as this share of the largest group: an eighth of a group, or a 64th
+/// of the journal. Reads of the engine wait for as long as it takes that, and should it fail, the journal has room left.
+const BACKLOG_SHARE: usize = 8;
 
 /// What the writer is asked for.
 pub(super) enum Request {
@@ -62,8 +72,10 @@ pub(super) struct Writer {
     pub(super) journal: Journal,
     encoder: Encoder,
     random: SystemRandom,
-    /// The engine's last batch.
+    /// What the vault holds after the last commit.
     pub(super) mark: Mark,
+    /// The last commit that the engine was given.
+    given: u64,
     pub(super) rekey: Rekey,
     pub(super) compaction: Compaction,
     /// Whether a commit was synced since the last note.
@@ -86,8 +98,10 @@ impl Writer {
         let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
         writer.tell_progress();
         writer.compact_if_grown();
+        let waiting = runtime::Builder::new_current_thread().enable_time().build();
+        let waiting = waiting.map_err(|error| VaultError::io(&path, &error))?;
         let run = move || {
-            if let Err(panic) = caught(|| writer.run(&mut requests)) {
+            if let Err(panic) = caught(|| writer.run(&mut requests, &waiting)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
             }
         };
@@ -114,14 +128,15 @@ impl Writer {
             encoder: Encoder::new(),
             random: SystemRandom::new(),
             mark,
+            given: mark.applied,
             unnoted: false,
             tee: Weak::new(),
         };
         (writer, sender, requests)
     }
 
-    /// Serves requests in order until the vault is closed or nobody is left to ask.
-    fn run(&mut self, requests: &mut Requests) {
+    /// Serves requests in order until the vault is closed or nobody is left to ask. `waiting` ends waits.
+    fn run(&mut self, requests: &mut Requests, waiting: &Runtime) {
         if self.is_unjudged() {
             self.judge();
         }
@@ -140,7 +155,18 @@ impl Writer {
                     if self.idle_work() || self.compact_some() {
                         continue;
                     }
-                    requests.blocking_recv()
+                    if self.is_behind() {
+                        match waiting.block_on(async { timeout(REST, requests.recv()).await }) {
+                            Ok(request) => request,
+                            Err(_) => {
+                                // Whoever commits next is told of a failure.
+                                let _ = self.bring_up();
+                                continue;
+                            }
+                        }
+                    } else {
+                        requests.blocking_recv()
+                    }
                 }
             };
             let Some(request) = request else { return };
@@ -278,37 +304,53 @@ impl Writer {
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
         self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
-        match self.apply(&batches) {
-            Ok(mark) => {
-                self.mark = mark;
-                self.compaction.follow(&batches);
-            }
-            Err(error) => {
-                // Read from here before anybody is told.
-                self.shared.strand(&batches);
-                // The engine never sees these numbers; the journal goes on with them.
-                self.mark.applied = last;
-                if self.shared.poison.get().is_none() {
-                    self.shared.poison(&error);
-                }
-            }
+        self.compaction.follow(&batches);
+        let first = self.mark.applied + 1;
+        let taken = self.take_in(batches);
+        // Whatever the engine says to it: the journal goes on with the next number.
+        self.mark.applied = last;
+        if let Err(error) = taken
+            && self.shared.poison.get().is_none()
+        {
+            self.shared.poison(&error);
         }
-        for (commit, batch) in waiting.into_iter().zip(&batches) {
-            answer(commit, Ok(batch.sequence));
+        for (commit, sequence) in waiting.into_iter().zip(first..) {
+            answer(commit, Ok(sequence));
+        }
+        if self.shared.backlog.bytes() >= self.journal.limit() / BACKLOG_SHARE {
+            // Whoever commits next is told of a failure.
+            let _ = self.bring_up();
         }
     }
 
-    /// Brings batches into the engine, unless something has failed before.
-    fn apply(&self, batches: &[Batch]) -> Result<Mark, VaultError> {
+    /// Lets every read see commits that are durable.
+    fn take_in(&mut self, batches: Vec<Batch>) -> Result<(), VaultError> {
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         if let Some(tee) = self.tee.upgrade() {
-            tee.committed(batches, &*opened.engine);
+            tee.committed(&batches, &*opened.engine);
         }
+        self.shared.backlog.add(batches, &*opened.engine, &mut self.mark)?;
+        self.shared.count(&self.mark);
+        self.folder.check_room(0)
+    }
+
+    /// Whether the engine lacks commits that it is still to be given.
+    pub(super) fn is_behind(&self) -> bool {
+        self.given < self.mark.applied && self.shared.poison.get().is_none()
+    }
+
+    /// Gives the engine every commit that it lacks. Whoever looks at the engine as a whole asks for this first.
+    pub(super) fn bring_up(&mut self) -> Result<(), VaultError> {
         if let Some(error) = self.shared.poisoned() {
             return Err(error);
         }
-        self.folder.check_room(0)?;
-        engine::apply(&*opened.engine, self.mark, batches).inspect(|mark| self.shared.count(mark))
+        if self.is_behind() {
+            let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
+            let given = self.shared.backlog.give(&*opened.engine, &self.mark);
+            given.inspect_err(|error| self.shared.poison(error))?;
+            self.given = self.mark.applied;
+        }
+        Ok(())
     }
 
     /// Brings the engine to the disk, and lets the journal start over.
@@ -320,6 +362,7 @@ impl Writer {
         let done = self
             .folder
             .check_room(0)
+            .and_then(|()| self.bring_up())
             .and_then(|()| opened.engine.sync())
             .and_then(|()| self.journal.start_over(self.mark.applied, None));
         self.unnoted = false;
