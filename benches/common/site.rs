@@ -47,7 +47,7 @@ pub(crate) struct Options {
 impl Default for Options {
     /// As the configuration's own defaults.
     fn default() -> Self {
-        Self { vault_cache: "64MB", token_cache: "256MB", issuer: None }
+        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None }
     }
 }
 
