@@ -84,6 +84,7 @@ fn measure() -> Result<()> {
     let started = Instant::now();
     let (kept, cpu) = run_days(&site, 0, DAYS, &mut |day, sizes| {
         if SHOWN.contains(&day) {
+            say(&format!("day {day}: {} MB", thousands(sizes.all as f64 / 1e6, 1)));
             rows.push(sizes.row(&format!("day {day}")));
         }
     })?;

@@ -204,7 +204,7 @@ impl Writer {
         match opened.engine.mark() {
             Ok(Some(mark)) if mark == self.mark => {}
             Ok(_) => {
-                self.shared.poison(&VaultError::Engine { detail: "it lost commits when it was opened".to_owned() })
+                self.shared.poison(&VaultError::Engine { detail: "it lost commits when it was opened".to_owned() });
             }
             Err(error) => self.shared.poison(&error),
         }

@@ -15,6 +15,7 @@
 //! | `recipients.txt` | the public keys of those recipients, for people |
 //! | `journal` | the latest commits |
 //! | `db/` | the engine's files, and `outline`, which says what they have to have |
+//! | `db.trial-…/` | a copy of them that is tried out, or their successor being written (`compact`); what a process left is removed at the next start |
 //! | `LOCK` | locked while a process has the vault open; holds that process's id |
 //!
 //! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older

@@ -165,7 +165,7 @@ async fn files_that_come_back_without_every_commit_end_all_writing() {
     let place = tempfile::tempdir_in(&fixture.config.path).unwrap();
     folder::copy_tree(&older.path("db"), &place.path().join("db")).unwrap();
     assert!(vault.ask(move |writer| writer.exchange(place.path())).is_ok());
-    assert!(vault.poisoned().unwrap().to_string().contains("lost commits"));
+    assert!(vault.poisoned().unwrap().contains("lost commits"));
 }
 
 #[tokio::test]
