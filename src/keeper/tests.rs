@@ -3,6 +3,7 @@
 mod doubts;
 mod epoch;
 mod faults;
+mod judged;
 mod outages;
 mod renewals;
 mod telling;
