@@ -4,6 +4,7 @@ mod doubts;
 mod epoch;
 mod faults;
 mod harness;
+mod judged;
 mod outages;
 mod renewals;
 mod telling;

@@ -322,6 +322,17 @@ impl Vault {
         broken.unwrap();
     }
 
+    /// As while records are being counted after a crash, if `known` is `None`; else as when that has ended.
+    #[cfg(test)]
+    pub(crate) fn judge_for_test(&self, known: Option<Result<(), VaultError>>) {
+        let judgement = match known {
+            None => Judgement::Pending,
+            Some(Ok(())) => Judgement::Whole,
+            Some(Err(error)) => Judgement::Damaged(error),
+        };
+        self.0.shared.judgement.send_replace(judgement);
+    }
+
     /// As after a bad block: the organization's record does not open any more.
     #[cfg(test)]
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {

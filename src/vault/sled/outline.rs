@@ -30,11 +30,17 @@ use std::{
     io,
     ops::RangeInclusive,
     os::unix::fs::FileExt,
+    panic::resume_unwind,
     path::Path,
+    thread,
 };
 
 /// The size of a segment, in bytes: sled's own default, which an existing database keeps for ever.
 pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
+/// The same, as log sequence numbers count it.
+const SEGMENT_LENGTH: i64 = 512 * 1024;
+/// How many threads look at most.
+const MOST_THREADS: usize = 8;
 /// A segment's header: a checksum of the rest, its log sequence number, and what was stable when it was written.
 const SEGMENT_HEADER_BYTES: usize = 20;
 /// No message begins where less than this is left of a segment.
@@ -104,21 +110,38 @@ impl Outline {
         Ok(Self { applied, end, segments })
     }
 
-    /// Whether `main` still has all of it that matters to a sled whose snapshot ends at `snapshot`.
+    /// Whether `main` still has all of it that matters to a sled whose snapshot ends at `snapshot`. Several threads look.
     fn is_in(&self, main: &File, snapshot: i64) -> io::Result<bool> {
-        for (place, kept) in (0u64..).zip(&self.segments) {
-            let Some(lsn) = *kept else { continue };
-            match header(main, place)? {
-                Some(now) if now == lsn => {}
-                Some(now) if now >= self.end => continue,
-                _ => return Ok(false),
+        let kept: Vec<_> = (0u64..).zip(&self.segments).filter_map(|(place, lsn)| Some((place, (*lsn)?))).collect();
+        let cores = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+        let look = |part: &[(u64, i64)]| -> io::Result<bool> {
+            for (place, lsn) in part {
+                if !self.has_segment(main, snapshot, *place, *lsn)? {
+                    return Ok(false);
+                }
             }
-            let all = SEGMENT_BYTES as i64;
-            if lsn + all > snapshot && Segment::read(main, place, lsn)?.end()? < (self.end - lsn).min(all) {
-                return Ok(false);
+            Ok(true)
+        };
+        thread::scope(|scope| {
+            let parts = kept.chunks(kept.len().div_ceil(cores).max(1));
+            let looking: Vec<_> = parts.map(|part| scope.spawn(move || look(part))).collect();
+            let mut all = true;
+            for part in looking {
+                all &= part.join().unwrap_or_else(|panic| resume_unwind(panic))?;
             }
+            Ok(all)
+        })
+    }
+
+    /// Whether the segment at `place` is what it was, or was written over since.
+    fn has_segment(&self, main: &File, snapshot: i64, place: u64, lsn: i64) -> io::Result<bool> {
+        match header(main, place)? {
+            Some(now) if now == lsn => {
+                let is_read = lsn + SEGMENT_LENGTH > snapshot;
+                Ok(!is_read || Segment::read(main, place, lsn)?.end()? >= (self.end - lsn).min(SEGMENT_LENGTH))
+            }
+            now => Ok(now.is_some_and(|now| now >= self.end)),
         }
-        Ok(true)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -210,12 +233,12 @@ impl Segment {
         while at + MESSAGE_HEADER_BYTES <= SEGMENT_BYTES {
             match self.message(at) {
                 Some((kind, _)) if ELSEWHERE.contains(&kind) => return Err(io::ErrorKind::InvalidData.into()),
-                Some((CAP, _)) => return Ok(SEGMENT_BYTES as i64),
+                Some((CAP, _)) => return Ok(SEGMENT_LENGTH),
                 Some((_, length)) => at += length,
                 None => return Ok(i64::try_from(at).expect("less than a segment")),
             }
         }
-        Ok(SEGMENT_BYTES as i64)
+        Ok(SEGMENT_LENGTH)
     }
 
     /// The kind and the length of the message at `at`: its checksum, kind, length, segment and page, then its contents.
