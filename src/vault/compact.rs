@@ -198,7 +198,8 @@ impl Writer {
 
     /// Lets the engine go on with the files in `place`; gives their size. Should it not have come back with every commit,
     /// nothing more is written, and the next start judges what is there.
-    pub(super) fn exchange(&self, place: &Path) -> Result<u64, VaultError> {
+    pub(super) fn exchange(&mut self, place: &Path) -> Result<u64, VaultError> {
+        self.bring_up()?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         let replaced = opened.engine.replace(&place.join("db"));
         match opened.engine.mark() {
