@@ -10,7 +10,7 @@
 //! So each [`keep`] lists the segments and where the log ends, and [`is_as_kept`] says before sled is let near its
 //! files whether they have all that: every segment of the list has its header; of the tail, every message up to where the
 //! log ended has its checksum. A segment that is gone from the list's place must have been written over by a later part of
-//! the log. Of what was written after the list nothing is asked: the journal has those commits, and they are written once
+//! the log, or the file must end, where a segment ends, before it: sled gives back what is free there. Of what was written after the list nothing is asked: the journal has those commits, and they are written once
 //! more. The answer is no where anything is unclear, too, and that costs time and nothing else: a copy is tried then.
 //!
 //! The list is the file `outline` beside sled's own. It is neither synced nor missed, and all numbers are little endian:
@@ -140,7 +140,13 @@ impl Outline {
                 let is_read = lsn + SEGMENT_LENGTH > snapshot;
                 Ok(!is_read || Segment::read(main, place, lsn)?.end()? >= (self.end - lsn).min(SEGMENT_LENGTH))
             }
-            now => Ok(now.is_some_and(|now| now >= self.end)),
+            Some(now) => Ok(now >= self.end),
+            // sled gives free segments at the end of its file back, and never the one that the log ended in.
+            None => {
+                let length = main.metadata()?.len();
+                let is_past_the_end = place * SEGMENT_BYTES as u64 >= length;
+                Ok(is_past_the_end && length.is_multiple_of(SEGMENT_BYTES as u64) && lsn + SEGMENT_LENGTH < self.end)
+            }
         }
     }
 

