@@ -282,7 +282,7 @@ impl Shared {
             }
         }
         let entry = self.index.find(organization).ok_or(KeeperError::UnknownOrganization)?;
-        Ok(Enrolled { created, changed: true, organization: self.view_with(&entry, grant, labels) })
+        Ok(Enrolled { created, changed: true, organization: Self::view_with(&entry, grant, labels) })
     }
 
     /// Prepares that the organization leaves the grant it has, if it has one; `new` is the slot it goes to. Both

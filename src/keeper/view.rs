@@ -79,11 +79,11 @@ impl Shared {
         let failed = |error| self.vault_failed(&error);
         let Some(record) = self.vault.organization(&entry.id).map_err(failed)? else { return Ok(None) };
         let Some(grant) = self.vault.grant(entry.slot.id).map_err(failed)? else { return Ok(None) };
-        Ok(Some(self.view_with(entry, &grant.value, record.value.labels)))
+        Ok(Some(Self::view_with(entry, &grant.value, record.value.labels)))
     }
 
     /// One organization as operators see it, by what is stored of it.
-    pub(super) fn view_with(&self, entry: &Entry, grant: &Grant, labels: Labels) -> wire::Organization {
+    pub(super) fn view_with(entry: &Entry, grant: &Grant, labels: Labels) -> wire::Organization {
         let brief = entry.slot.brief();
         let shown = shown_usage(grant);
         let consent = grant.consent.as_ref().map(|consent| wire::Consent {

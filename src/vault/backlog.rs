@@ -49,9 +49,14 @@ impl Newest {
 }
 
 impl Backlog {
-    /// The sealed record of that name, `None` within if it was removed; `None` if the engine's is the newest.
-    pub(super) fn get(&self, name: &Name) -> Option<Option<Vec<u8>>> {
-        self.read().records.get(name).map(|newest| newest.sealed.clone())
+    /// The newest sealed record of that name; `engine` is asked where that is not here.
+    pub(super) fn newest(
+        &self,
+        name: &Name,
+        engine: impl FnOnce() -> Result<Option<Vec<u8>>, VaultError>,
+    ) -> Result<Option<Vec<u8>>, VaultError> {
+        let here = self.read().records.get(name).map(|newest| newest.sealed.clone());
+        here.map_or_else(engine, Ok)
     }
 
     /// The names of a kind of which the engine's record is not the newest.

@@ -153,10 +153,7 @@ impl Shared {
     }
 
     fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        match self.backlog.get(name) {
-            Some(sealed) => Ok(sealed),
-            None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
-        }
+        self.backlog.newest(name, || opened.engine.get(name).inspect_err(|error| self.poison(error)))
     }
 
     /// Opens a record that was read just now; `None` if it is gone. Where its data key was destroyed since, it is read once

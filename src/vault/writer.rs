@@ -155,18 +155,7 @@ impl Writer {
                     if self.idle_work() || self.compact_some() {
                         continue;
                     }
-                    if self.is_behind() {
-                        match waiting.block_on(async { timeout(REST, requests.recv()).await }) {
-                            Ok(request) => request,
-                            Err(_) => {
-                                // Whoever commits next is told of a failure.
-                                let _ = self.bring_up();
-                                continue;
-                            }
-                        }
-                    } else {
-                        requests.blocking_recv()
-                    }
+                    self.wait(requests, waiting)
                 }
             };
             let Some(request) = request else { return };
@@ -214,6 +203,18 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Waits for the next request; where none comes for a while, the engine is given what it lacks.
+    fn wait(&mut self, requests: &mut Requests, waiting: &Runtime) -> Option<Request> {
+        if self.is_behind() {
+            if let Ok(request) = waiting.block_on(async { timeout(REST, requests.recv()).await }) {
+                return request;
+            }
+            // Whoever commits next is told of a failure.
+            let _ = self.bring_up();
+        }
+        requests.blocking_recv()
     }
 
     /// Serves a request, and with a commit those that wait behind it; breaks when the vault was closed.

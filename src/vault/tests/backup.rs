@@ -123,7 +123,7 @@ fn all(vault: &Vault, engine: &Arc<Interrupted>) -> Records {
         let mut all = engine.all();
         let backlog = &writer.shared.backlog;
         for name in Kind::ALL.into_iter().flat_map(|kind| backlog.names(kind)) {
-            match backlog.get(&name).unwrap() {
+            match backlog.newest(&name, || unreachable!("it is here")).unwrap() {
                 Some(sealed) => all.insert(name, sealed),
                 None => all.remove(&name),
             };
