@@ -1,6 +1,8 @@
 //! How long a clean release build takes, and how large the binary is. Not part of `make bench`, since it builds every
 //! dependency anew in a folder of its own: `make bench NAME=build`, on a machine with nothing else to do.
 
+#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+
 #[path = "common/mod.rs"]
 #[expect(dead_code, reason = "each benchmark uses its part of what they share")]
 mod common;
@@ -30,7 +32,6 @@ fn main() -> Result<()> {
     ensure!(ended.success(), "the build failed: {ended}");
     let cpu = cpu_of_children()?;
     let bytes = fs::metadata(target.path().join("release/consentry"))?.len();
-    #[expect(clippy::cast_precision_loss, reason = "a size that is shown with three digits")]
     let megabytes = bytes as f64 / 1e6;
     table(
         &["clean release build s", "CPU s", "binary MB"],

@@ -185,8 +185,8 @@ fn import(site: &Site, file: &Path, cores: Cores) -> Result<Seen> {
     let caller = Process::start(&mut command, cores.other)?.wait_counted()?;
     let (took, used) = (started.elapsed(), worker.process.cpu_since(before)?);
     let status: Value = serde_json::from_slice(&worker.get("/v1/status")?.body)?;
-    let states = status["organizations"].as_object().context("the status counts organizations")?;
-    let enrolled: u64 = states.values().filter_map(Value::as_u64).sum();
+    let counted = status["organizations"].as_object().context("the status counts organizations")?;
+    let enrolled: u64 = counted.values().filter_map(Value::as_u64).sum();
     ensure!(enrolled == LINES, "{enrolled} organizations instead of {LINES}: {status}");
     worker.process.terminate()?;
     Ok(Seen { rate: rate(LINES, took), cpu: each(used, LINES), caller_cpu: each(caller, LINES) })
