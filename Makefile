@@ -19,7 +19,7 @@ help:
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory, board, disk and storm against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, import, start, idle, memory, board, disk and storm against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -53,7 +53,7 @@ image:
 
 # In release; each prints a table and writes target/bench/NAME.json. NAME=build times a clean build, and only when it is asked to.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board --bench disk --bench storm)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench import --bench start --bench idle --bench memory --bench board --bench disk --bench storm)
 
 # A browser, Prometheus and others from Debian; a certified authorization server; and a receiver of webhooks, which verifies with the specification's
 # own library. What is there is not fetched again.

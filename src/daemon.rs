@@ -158,7 +158,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
-    let pages = Pages::new(current.clone(), clock.clone());
+    let pages = Pages::new(current.clone(), clock.clone(), metrics.clone());
     if let Some(public) = public {
         serving.spawn(public.serve(pages.clone(), stop_serving.clone()));
     }
@@ -306,6 +306,15 @@ impl Running {
         Ok(())
     }
 
+    /// Waits for ever, unless the vault turns out not to hold what it should: it was opened after a crash, and nothing but
+    /// access tokens was given out since. Then the worker has to end, as one does that cannot open its vault.
+    pub async fn refuted(&self) -> VaultError {
+        match self.behind.vault.judged().await {
+            Err(error) if error.is_damaged() => error,
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Whether the vault is open and loaded.
     pub fn is_ready(&self) -> bool {
         self.current.get().is_some_and(|keeper| keeper.is_ready())
@@ -351,7 +360,14 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(watchdog(running.current.clone(), limit));
     }
-    while signals.next().await == Request::Reload {
+    loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Reload => {}
+                Request::Stop => break,
+            },
+            error = running.refuted() => return Err(error.into()),
+        }
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
             Err(error) => Err(error.into()),

@@ -70,7 +70,7 @@ pub(super) struct Rewrite {
 }
 
 impl Compaction {
-    /// A group was committed: it goes to the successor as well.
+    /// A group is durable: it goes to the successor as well.
     pub(super) fn follow(&mut self, batches: &[Batch]) {
         let Some(rewrite) = &mut self.rewrite else { return };
         match engine::apply(&rewrite.successor, rewrite.mark, batches) {
@@ -161,8 +161,10 @@ impl Writer {
         false
     }
 
-    /// Copies the next chunk; gives whether all are copied.
+    /// Copies the next chunk; gives whether all are copied. The engine has every commit then, and so nothing that is copied
+    /// is older than what the successor has of it.
     fn copy_chunk(&mut self) -> Result<bool, VaultError> {
+        self.bring_up()?;
         let Some(rewrite) = &mut self.compaction.rewrite else { return Ok(false) };
         self.folder.check_room(KEEP_FREE_BYTES)?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
@@ -196,7 +198,8 @@ impl Writer {
 
     /// Lets the engine go on with the files in `place`; gives their size. Should it not have come back with every commit,
     /// nothing more is written, and the next start judges what is there.
-    pub(super) fn exchange(&self, place: &Path) -> Result<u64, VaultError> {
+    pub(super) fn exchange(&mut self, place: &Path) -> Result<u64, VaultError> {
+        self.bring_up()?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         let replaced = opened.engine.replace(&place.join("db"));
         match opened.engine.mark() {

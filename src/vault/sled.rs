@@ -5,10 +5,14 @@
 //!   still reported here.
 //! - Between checkpoints its writes may reach the disk in any order, which it does not survive:
 //!   [`SledEngine::write_through`] makes them synchronous where the file system can.
+//! - It lets go of what it read too late: [`SledEngine::use_again`].
 //! - Damaged files make it panic: every call is caught.
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
 //! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
 //!   meanwhile ([`SledEngine::replace`]), and nobody holds it for longer than a few records take.
+//! - It makes damage worse while it opens: [`outline`] tells beforehand whether what it goes by is whole.
+
+pub(super) mod outline;
 
 use std::{
     collections::HashMap,
@@ -27,7 +31,7 @@ use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
     folder,
-    name::{Kind, Name},
+    name::{Kind, Name, Part},
     panics::caught,
 };
 
@@ -35,6 +39,10 @@ use super::{
 const MARK_KEY: [u8; 1] = [0];
 /// How often its own thread writes out what waits and collects garbage. Durability does not hang on it.
 const FLUSH_EVERY_MS: u64 = 1000;
+/// How often a record is used again after it was used, and in a scan, where a page is used for each of its records:
+/// [`SledEngine::use_again`].
+const USES: usize = 6;
+const USES_IN_SCAN: usize = 2;
 /// How often, and at what distance, a lock that an earlier handle of this process still holds is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -85,9 +93,24 @@ impl SledEngine {
 }
 
 impl SledEngine {
-    /// At most `most` records of one kind, in order of names: those after `last`, or from the first on.
-    fn of_kind(&self, kind: Kind, last: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
-        let (first, end) = ([kind.byte()], [kind.byte() + 1]);
+    /// sled notes the use of a page in one of 256 queues of 64 places, and looks whether its cache is too large only when
+    /// such a queue is full. Pages that are used once, as in a scan, would stay until there are 16,384 of them: 250 MB, whatever
+    /// the size of the cache. Used again, they fill the queues sooner, and some 30 MB stay. What fails here was done before
+    /// it, and fails again where it matters.
+    fn use_again(&self, key: &[u8], times: usize) {
+        let _ = self.call(|db| (0..times).try_for_each(|_| db.contains_key(key).map(drop)));
+    }
+
+    /// At most `most` records of one kind, of a part of the names and in order of them: those after `last`, or from the
+    /// first on.
+    fn of_kind(
+        &self,
+        kind: Kind,
+        part: Part,
+        last: Option<&Name>,
+        most: usize,
+    ) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let (first, end) = part.bounds(kind);
         let after = last.map_or(Bound::Included(&first[..]), |name| Bound::Excluded(name.as_bytes()));
         let range = (after, Bound::Excluded(&end[..]));
         let found = self.call(|db| db.range::<&[u8], _>(range).take(most).collect::<::sled::Result<Vec<_>>>())?;
@@ -102,6 +125,7 @@ impl Files {
             let config = ::sled::Config::new()
                 .path(path)
                 .cache_capacity(cache_bytes)
+                .segment_size(outline::SEGMENT_BYTES)
                 .mode(Mode::LowSpace)
                 .flush_every_ms(Some(FLUSH_EVERY_MS));
             match caught(|| config.open()) {
@@ -135,7 +159,11 @@ impl Files {
 
 impl Engine for SledEngine {
     fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))
+        let found = self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))?;
+        if found.is_some() {
+            self.use_again(name.as_bytes(), USES);
+        }
+        Ok(found)
     }
 
     fn tag(&self, name: &Name) -> Result<Option<u128>, VaultError> {
@@ -143,19 +171,24 @@ impl Engine for SledEngine {
     }
 
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
+        self.scan_part(kind, Part::ALL, each)
+    }
+
+    fn scan_part(&self, kind: Kind, part: Part, each: Each<'_>) -> Result<(), VaultError> {
         let mut last = None;
         loop {
-            let records = self.of_kind(kind, last.as_ref(), SCAN_CHUNK)?;
+            let records = self.of_kind(kind, part, last.as_ref(), SCAN_CHUNK)?;
             let Some((name, _)) = records.last() else { return Ok(()) };
             last = Some(*name);
             for (name, value) in records {
                 each(&name, value)?;
+                self.use_again(name.as_bytes(), USES_IN_SCAN);
             }
         }
     }
 
     fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
-        self.of_kind(kind, None, most)
+        self.of_kind(kind, Part::ALL, None, most)
     }
 
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
@@ -175,7 +208,11 @@ impl Engine for SledEngine {
             }
         }
         batch.insert(&MARK_KEY, &mark.encode()[..]);
-        self.call(|db| db.apply_batch(batch))
+        self.call(|db| db.apply_batch(batch))?;
+        for name in writes.keys() {
+            self.use_again(name.as_bytes(), USES);
+        }
+        Ok(())
     }
 
     fn mark(&self) -> Result<Option<Mark>, VaultError> {
@@ -188,10 +225,19 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), VaultError> {
+        let mark = self.mark()?;
         self.call(|db| db.flush().map(drop))?;
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let Files { main, .. } = files.as_ref().ok_or(VaultError::Closed)?;
-        main.sync_all().and_then(|()| folder::sync_tree(&self.path)).map_err(|error| VaultError::io(&self.path, &error))
+        main.sync_all()
+            .and_then(|()| folder::sync_tree(&self.path))
+            .map_err(|error| VaultError::io(&self.path, &error))?;
+        if let Some(mark) = mark
+            && let Err(error) = outline::keep(&self.path, main, mark.applied)
+        {
+            tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+        }
+        Ok(())
     }
 
     fn replace(&self, successor: &Path) -> Result<(), VaultError> {
