@@ -1,7 +1,7 @@
 //! How long a clean release build takes, and how large the binary is. Not part of `make bench`, since it builds every
 //! dependency anew in a folder of its own: `make bench NAME=build`, on a machine with nothing else to do.
 
-#![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
+#![expect(clippy::cast_precision_loss, reason = "sizes and counts are shown with three digits")]
 
 #[path = "common/mod.rs"]
 #[expect(dead_code, reason = "each benchmark uses its part of what they share")]

@@ -83,7 +83,13 @@ fn a_fetch_is_answered_alike_whether_or_not_it_takes_the_way_past_the_router() {
         let ask = |id: &str| worker.get(&format!("/v1/organizations/{id}/token{query}"));
         let (past, through) = (ask("481001"), ask("48%31001"));
         assert_eq!((past.status, through.status), (200, 200));
-        assert!(past.header_names().eq(through.header_names()), "{past:?} {through:?}");
+        // In whatever order they come.
+        let named = |answer: &Response| {
+            let mut names: Vec<_> = answer.header_names().map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(named(&past), named(&through));
         for name in past.header_names().filter(|name| !matches!(*name, "date" | "content-length")) {
             assert_eq!(past.header(name), through.header(name));
         }
