@@ -164,9 +164,8 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     }
     serving.close();
 
-    match begin(&config, &providers, receivers, &current, &metrics, &clock).await {
+    match begin(&config, &providers, receivers, (&current, &pages), &metrics, &clock).await {
         Ok(behind) => {
-            pages.set(offer(&config, &providers, &behind.vault));
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(behind.vault.clone());
             let config = Mutex::new(config);
             Ok(Running { http, consent, current, behind, api, pages, metrics, clock, config, serving, stop_serving })
@@ -184,7 +183,7 @@ async fn begin(
     config: &Config,
     providers: &Providers,
     receivers: Receivers,
-    current: &Current,
+    (current, pages): (&Current, &Pages),
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Result<Behind, DaemonError> {
@@ -230,6 +229,8 @@ async fn begin(
     // Before the keeper, which may have something to tell at once.
     let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
     let notice = Notice::start(receivers, parts);
+    // Before the keeper, too: as soon as it can make links they lead somewhere.
+    pages.set(offer(config, providers, &vault));
     current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.

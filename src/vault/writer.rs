@@ -97,7 +97,6 @@ impl Writer {
         let (mut writer, sender, mut requests) = Self::new(shared, folder, journal, mark);
         let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
         writer.tell_progress();
-        writer.compact_if_grown();
         let waiting = runtime::Builder::new_current_thread().enable_time().build();
         let waiting = waiting.map_err(|error| VaultError::io(&path, &error))?;
         let run = move || {
@@ -146,6 +145,7 @@ impl Writer {
             Judgement::Pending => return self.refuse_all(requests, None),
             Judgement::Damaged(error) => return self.refuse_all(requests, Some(&error)),
         }
+        self.compact_if_grown();
         loop {
             let request = match requests.try_recv() {
                 Ok(request) => Some(request),
