@@ -217,6 +217,11 @@ pub(crate) fn organization(number: u64) -> String {
     (FIRST + number).to_string()
 }
 
+/// Which one has this id.
+pub(crate) fn number(organization: &str) -> Option<u64> {
+    organization.parse::<u64>().ok()?.checked_sub(FIRST)
+}
+
 /// The refresh token that an organization is filled with; its number comes first, and of a one-time token how often it
 /// was exchanged.
 pub(crate) fn refresh_token(number: u64, usage: Usage, exchanged: u64) -> String {

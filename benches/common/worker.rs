@@ -34,7 +34,12 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts it on `core`; it is not ready yet.
     pub(crate) fn start(site: &Site, core: Option<usize>) -> Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_consentry"));
+        Self::start_build(Path::new(env!("CARGO_BIN_EXE_consentry")), site, core)
+    }
+
+    /// As [`start`](Self::start), but another build of the worker.
+    pub(crate) fn start_build(binary: &Path, site: &Site, core: Option<usize>) -> Result<Self> {
+        let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(site.config_file());
         command.stdout(Stdio::null()).stderr(File::create(site.log())?);
         let started = Instant::now();

@@ -1,9 +1,13 @@
-//! Fetches on the Unix socket of the real worker, against a bare hyper server that answers the same bytes.
+//! Fetches on the Unix socket of the real worker, against a bare hyper server that answers the same bytes: to each organization's
+//! path those which the worker sends.
 //!
-//! Hot: a thousand organizations whose access tokens live and are in the cache, of a thousand and, where
-//! `CONSENTRY_BENCH_MILLION` is set, of a million. Cold: twenty thousand in turn, and a cache that holds a few hundred, so that
-//! each token is read from the vault. 1, 16 and 64 connections that are kept. With one connection both sides share a core,
-//! because a wake-up of another core costs more than the fetch; otherwise each has its own.
+//! Hot: a thousand organizations whose access tokens live and are in the cache; and the bare server once more, asked for one
+//! organization only, so that what it sends is always in the nearest cache. Cold: twenty thousand in turn, and a cache that holds a
+//! few hundred, so that each token is read from the vault. 1, 16 and 64 connections that are kept. With one connection both sides share
+//! a core, because a wake-up of another core costs more than the fetch; otherwise each has its own.
+//!
+//! Hot ones alone, and beside the others, are measured where `CONSENTRY_BENCH_MILLION` is set: a thousand of a million; or where
+//! `CONSENTRY_BENCH_OTHER` names another build of the worker.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -23,7 +27,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use self::common::{
-    caller::{Connection, Load, get, load},
+    caller::{Answer, Connection, Load, get, load},
     process::{Cores, Process, on_core, role},
     report::{Report, Series, table, thousands},
     site::{Fleet, Options, Site, organization},
@@ -51,6 +55,7 @@ struct Side<'a> {
     name: String,
     process: &'a Process,
     socket: PathBuf,
+    requests: &'a [Vec<u8>],
     rate: Series,
     cpu: Series,
     p50: Series,
@@ -71,9 +76,13 @@ fn measure() -> Result<()> {
     let cores = Cores::pick();
     report.note(&cores.in_words());
     let mut rows = Vec::new();
-    let hot = measure_hot(&mut report, &cores, &mut rows)?;
+    let is_set = |name| std::env::var_os(name).is_some();
+    let counts: &[u64] = if is_set("CONSENTRY_BENCH_MILLION") { &[HOT, MILLION] } else { &[HOT] };
+    let hot = measure_hot(&mut report, &cores, counts, &mut rows)?;
     report.keep("hot", hot);
-    report.keep("cold", measure_cold(&cores, &mut rows)?);
+    if !is_set("CONSENTRY_BENCH_MILLION") && !is_set("CONSENTRY_BENCH_OTHER") {
+        report.keep("cold", measure_cold(&cores, &mut rows)?);
+    }
     let columns = [
         "connections",
         "server",
@@ -89,17 +98,19 @@ fn measure() -> Result<()> {
     report.finish()
 }
 
-/// A thousand organizations in the cache, of a thousand and perhaps of a million.
-fn measure_hot(report: &mut Report, cores: &Cores, rows: &mut Vec<Vec<String>>) -> Result<Value> {
-    let site = Site::new(Options::default())?;
-    site.fill(0, HOT, Fleet::Warm)?;
-    let mut sites = vec![(HOT, site)];
-    if std::env::var_os("CONSENTRY_BENCH_MILLION").is_some() {
-        sites.push((MILLION, Site::kept(MILLION, Options::default())?));
-    }
+/// A thousand organizations in the cache, of so many.
+fn measure_hot(report: &mut Report, cores: &Cores, counts: &[u64], rows: &mut Vec<Vec<String>>) -> Result<Value> {
     let mut workers = Vec::new();
-    for (count, site) in &sites {
-        let mut worker = Worker::start(site, cores.subject)?;
+    let mut sites = Vec::new();
+    for count in counts {
+        let site = if *count == HOT {
+            let site = Site::new(Options::default())?;
+            site.fill(0, HOT, Fleet::Warm)?;
+            site
+        } else {
+            Site::kept(*count, Options::default())?
+        };
+        let mut worker = Worker::start(&site, cores.subject)?;
         let ready = worker.ready()?;
         report.note(&format!(
             "{} organizations were ready after {:.1} s",
@@ -107,8 +118,17 @@ fn measure_hot(report: &mut Report, cores: &Cores, rows: &mut Vec<Vec<String>>) 
             ready.as_secs_f64()
         ));
         workers.push((format!("consentry, hot of {}", thousands(*count as f64, 0)), worker));
+        sites.push(site);
     }
-    let kept = against_bare(cores, &sites[0].1, &workers, HOT, rows)?;
+    if let Some(binary) = std::env::var_os("CONSENTRY_BENCH_OTHER") {
+        let site = Site::new(Options::default())?;
+        site.fill(0, HOT, Fleet::Warm)?;
+        let mut worker = Worker::start_build(Path::new(&binary), &site, cores.subject)?;
+        worker.ready()?;
+        workers.push(("another consentry".to_owned(), worker));
+        sites.push(site);
+    }
+    let kept = against_bare(cores, &sites[0], &workers, HOT, rows)?;
     workers.into_iter().try_for_each(|(_, worker)| worker.process.terminate())?;
     Ok(kept)
 }
@@ -126,7 +146,7 @@ fn measure_cold(cores: &Cores, rows: &mut Vec<Vec<String>>) -> Result<Value> {
     Ok(kept)
 }
 
-/// Measures workers and a bare server that gives the same answer, in turns; the first `asked` organizations are asked for.
+/// Measures workers and a bare server that gives the first one's answers, in turns; the first `asked` organizations are asked for.
 fn against_bare(
     cores: &Cores,
     site: &Site,
@@ -136,23 +156,24 @@ fn against_bare(
 ) -> Result<Value> {
     let paths = (0..asked).map(|number| format!("/v1/organizations/{}/token", organization(number)));
     let requests: Vec<Vec<u8>> = paths.map(|path| get(&path)).collect();
-    let answer = workers[0].1.get(&format!("/v1/organizations/{}/token", organization(0)))?;
-    ensure!(answer.is_ok, "the first fetch failed: {}", answer.head);
-    let (bare_socket, answer_file) = (site.socket().with_file_name("bare.sock"), site.log().with_file_name("answer"));
-    bare::write(&answer_file, &answer)?;
+    let (bare_socket, answer_file) = (site.socket().with_file_name("bare.sock"), site.log().with_file_name("answers"));
+    bare::write(&answer_file, &answers(&workers[0].1, &requests)?)?;
     let arguments = [&bare_socket, &answer_file].map(|path| path.display().to_string());
     let mut bare = Process::role("bare", &arguments, cores.subject)?;
     bare.line()?;
 
     let mut kept = Vec::new();
     for connections in CONNECTIONS {
-        let mut sides = vec![Side::new("bare hyper", &bare, &bare_socket)];
-        sides.extend(workers.iter().map(|(name, worker)| Side::new(name, &worker.process, worker.socket())));
+        let mut sides = vec![Side::new("bare hyper", &bare, &bare_socket, &requests)];
+        if asked == HOT {
+            sides.push(Side::new("bare hyper, one answer", &bare, &bare_socket, &requests[..1]));
+        }
+        sides.extend(workers.iter().map(|(name, worker)| Side::new(name, &worker.process, worker.socket(), &requests)));
         // With one connection the two take turns, and never run at once.
         let core = if connections == 1 { cores.subject } else { cores.other };
-        for _ in 0..rounds() {
+        for _ in 0..common::rounds(ROUNDS) {
             for side in &mut sides {
-                on_core(core, || side.round(connections, &requests))??;
+                on_core(core, || side.round(connections))??;
             }
         }
         let baseline = &sides[0];
@@ -167,8 +188,16 @@ fn against_bare(
     Ok(json!({ "organizations": asked, "connections": kept }))
 }
 
-fn rounds() -> usize {
-    std::env::var("CONSENTRY_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
+/// What the worker answers.
+fn answers(worker: &Worker, requests: &[Vec<u8>]) -> Result<Vec<Answer>> {
+    let mut connection = Connection::new(UnixStream::connect(worker.socket())?);
+    let mut answer = |request: &Vec<u8>| {
+        connection.ask(request)?;
+        let answer = connection.answer()?;
+        ensure!(answer.is_ok, "a fetch failed: {}", answer.head);
+        Ok(answer)
+    };
+    requests.iter().map(&mut answer).collect()
 }
 
 fn ratio(series: &Series, of: &Series) -> f64 {
@@ -176,11 +205,12 @@ fn ratio(series: &Series, of: &Series) -> f64 {
 }
 
 impl<'a> Side<'a> {
-    fn new(name: &str, process: &'a Process, socket: &Path) -> Self {
+    fn new(name: &str, process: &'a Process, socket: &Path, requests: &'a [Vec<u8>]) -> Self {
         Self {
             name: name.to_owned(),
             process,
             socket: socket.to_owned(),
+            requests,
             rate: Series::default(),
             cpu: Series::default(),
             p50: Series::default(),
@@ -203,12 +233,12 @@ impl<'a> Side<'a> {
         ]
     }
 
-    fn round(&mut self, connections: usize, requests: &[Vec<u8>]) -> Result<()> {
+    fn round(&mut self, connections: usize) -> Result<()> {
         let connect = || Ok(Connection::new(UnixStream::connect(&self.socket)?));
         let mut connections: Vec<_> = (0..connections).map(|_| connect()).collect::<Result<_>>()?;
-        load(&mut connections, requests, WARM_UP)?;
+        load(&mut connections, self.requests, WARM_UP)?;
         let before = self.process.cpu()?;
-        let mut seen: Load = load(&mut connections, requests, ROUND)?;
+        let mut seen: Load = load(&mut connections, self.requests, ROUND)?;
         let cpu = self.process.cpu_since(before)?;
         self.rate.push(seen.rate());
         self.cpu.push(cpu.as_secs_f64() * 1e6 / seen.answers as f64);
