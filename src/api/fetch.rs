@@ -33,14 +33,14 @@ pub(super) fn answer(api: &Api, routes: &routes::Routes, peer: &Peer, request: R
     // Nothing of what was looked at is used after a panic; the router meets the same fault, or answers.
     let at_once = catch_unwind(AssertUnwindSafe(|| at_once(api, peer, request.method(), request.uri())));
     match at_once {
-        Ok(Some(response)) => Answering::AtOnce(Some(response)),
+        Ok(Some(served)) => Answering::AtOnce(Some(served)),
         _ => Answering::Routed(Box::pin(routes::answer(routes.clone(), peer.clone(), request))),
     }
 }
 
-/// The answer to `GET /v1/organizations/{org}/token` where the caller may have the token and it is at hand. `None` is no
+/// What answers `GET /v1/organizations/{org}/token` where the caller may have the token and it is at hand. `None` is no
 /// answer: the router gives it, and nothing was counted or noted.
-fn at_once(api: &Api, peer: &Peer, method: &Method, uri: &Uri) -> Option<Response<Reply>> {
+fn at_once(api: &Api, peer: &Peer, method: &Method, uri: &Uri) -> Option<Served> {
     if *method != Method::GET {
         return None;
     }
@@ -57,10 +57,14 @@ fn at_once(api: &Api, peer: &Peer, method: &Method, uri: &Uri) -> Option<Respons
     let now = api.0.clock.now();
     let served = api.0.keeper.get()?.token_at_once(organization, min_ttl, now)?;
     api.0.metrics.fetched(served.degraded().is_some(), api.0.clock.boot().saturating_sub(now.boot));
+    Some(served)
+}
+
+fn respond(served: Served) -> Response<Reply> {
     let headers = headers(&served);
     let mut response = Response::new(Reply::Token(Some(served.into_text())));
     *response.headers_mut() = headers;
-    Some(response)
+    response
 }
 
 /// A token as the routes answer it.
@@ -74,7 +78,7 @@ pub(super) fn routed(served: Served) -> Response {
 fn headers(served: &Served) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(etag) = HeaderValue::from_maybe_shared(served.etag().clone()) {
+    if let Ok(etag) = HeaderValue::from_bytes(served.etag()) {
         headers.insert(header::ETAG, etag);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -83,8 +87,8 @@ fn headers(served: &Served) -> HeaderMap {
 
 /// A request that is being answered.
 pub(super) enum Answering {
-    /// The answer is there.
-    AtOnce(Option<Response<Reply>>),
+    /// The token is there. The response is made where it is sent, since it is large and would be moved several times.
+    AtOnce(Option<Served>),
     /// The router makes it.
     Routed(Pin<Box<dyn Future<Output = Response> + Send>>),
 }
@@ -94,7 +98,7 @@ impl Future for Answering {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Reply>> {
         match &mut *self {
-            Self::AtOnce(response) => response.take().map_or(Poll::Pending, Poll::Ready),
+            Self::AtOnce(served) => served.take().map_or(Poll::Pending, |served| Poll::Ready(respond(served))),
             Self::Routed(answer) => answer.as_mut().poll(context).map(|response| response.map(Reply::Routed)),
         }
     }

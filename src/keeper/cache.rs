@@ -136,7 +136,7 @@ mod tests {
             issued_boot: None,
         };
         let provider = "p".parse().expect("a name");
-        Arc::new(CachedToken::new(&provider, &access, None, "e".into()))
+        Arc::new(CachedToken::new(&provider, &access, None, "e"))
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Shared {
         let verdict = self.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
             let served = self.serve(entry, degraded)?;
-            if served.etag() != rejected {
+            if served.etag() != rejected.as_bytes() {
                 return Ok(served);
             }
         }
@@ -175,7 +175,7 @@ impl Shared {
     /// An access token ready to be handed out, with the entity tag that names it.
     pub(super) fn cacheable(&self, slot: &Slot, access: &AccessToken, consent_ends: Option<Timestamp>) -> CachedToken {
         let etag = format!("\"{}\"", self.vault.entity_tag(&access.token));
-        CachedToken::new(&self.lane(slot).name, access, consent_ends, etag)
+        CachedToken::new(&self.lane(slot).name, access, consent_ends, &etag)
     }
 
     /// A grant that was left to idle and is fetched again past its refresh moment is refreshed behind the answer.
