@@ -169,6 +169,7 @@ where
         let answered = answer(request);
         let activity = &activity;
         async move {
+            activity.others_first().await;
             let response = answered.await;
             if response.extensions().get::<Endless>().is_some() {
                 activity.never_ends();

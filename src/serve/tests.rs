@@ -1,6 +1,11 @@
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
 use axum::{body::Body, response::IntoResponse};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::{Semaphore, mpsc},
 };
 
@@ -190,4 +195,62 @@ async fn a_caller_all_of_whose_connections_are_busy_is_told_so() {
 async fn a_panic_becomes_an_answer() {
     let response = catching_panics(async { panic!("on purpose") }, || "otherwise".into_response()).await;
     assert_eq!(response.status(), 200);
+}
+
+/// A stream that notes how many requests had begun whenever an answer is written to it.
+struct Noting {
+    stream: DuplexStream,
+    begun: Arc<AtomicU64>,
+    at_write: Arc<Mutex<Vec<u64>>>,
+}
+
+impl AsyncRead for Noting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Noting {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.at_write.lock().expect("nobody panics").push(self.begun.load(Ordering::Relaxed));
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[tokio::test]
+async fn what_several_connections_ask_is_read_before_the_first_answer_is_sent() {
+    let places = Places::new(LIMITS, CancellationToken::new());
+    let (begun, at_write) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let mut callers = Vec::new();
+    for _ in 0..3 {
+        let (ours, theirs) = duplex(4096);
+        let stream = Noting { stream: theirs, begun: Arc::clone(&begun), at_write: Arc::clone(&at_write) };
+        let (place, begun) = (places.take(SOMEBODY).expect("room"), Arc::clone(&begun));
+        tokio::spawn(connection(stream, place, move |_| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            async { "fine".into_response() }
+        }));
+        callers.push(ours);
+    }
+    // None of them waits, so that all requests are there before the first connection has its turn.
+    for caller in &mut callers {
+        caller.write_all(GET).await.expect("open");
+    }
+    for caller in &mut callers {
+        read_until(caller, "fine").await;
+    }
+    let seen = at_write.lock().expect("nobody panics").clone();
+    assert!(!seen.is_empty() && seen.iter().all(|begun| *begun == 3), "{seen:?}");
 }
