@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -62,6 +62,8 @@ impl Limits {
 pub(super) struct Places {
     limits: Limits,
     taken: Arc<Mutex<Taken>>,
+    /// How often any of the connections was used.
+    uses: Arc<AtomicU64>,
     shutdown: CancellationToken,
 }
 
@@ -100,7 +102,7 @@ pub(super) struct Place {
 impl Places {
     /// No connection yet; all of them are to end at `shutdown`.
     pub(super) fn new(limits: Limits, shutdown: CancellationToken) -> Self {
-        Self { limits, taken: Arc::default(), shutdown }
+        Self { limits, taken: Arc::default(), uses: Arc::new(AtomicU64::new(1)), shutdown }
     }
 
     /// A place for a new connection of `caller`; `None` where every connection that could end for it is busy.
@@ -118,7 +120,10 @@ impl Places {
             taken.tell(loser);
             taken.end_idlest(loser)?;
         }
-        let seat = Arc::new(Seat { activity: Arc::default(), ends: self.shutdown.child_token() });
+        let seat = Arc::new(Seat {
+            activity: Arc::new(Activity::new(Arc::clone(&self.uses))),
+            ends: self.shutdown.child_token(),
+        });
         taken.by.entry(caller).or_default().push(Arc::clone(&seat));
         taken.all += 1;
         Some(Place { caller, seat, places: self.clone() })

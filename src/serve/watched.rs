@@ -21,7 +21,9 @@ use super::{HEAD_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT};
 pub(super) struct Activity {
     began: AtomicU64,
     ended: AtomicU64,
-    /// When it was last used, as a number of uses of all connections.
+    /// How often any connection of the listener was used: which of two was used later needs no clock.
+    uses: Arc<AtomicU64>,
+    /// When this one was, as a number of those.
     used: AtomicU64,
     /// Whether an answer on it has no end of its own.
     endless: AtomicBool,
@@ -32,15 +34,13 @@ pub(super) struct Activity {
 /// After others were let go first and there were none, so many answers are sent at once.
 const AT_ONCE: u8 = 15;
 
-/// How often any connection was used: which of two was used later needs no clock.
-static USES: AtomicU64 = AtomicU64::new(1);
-
-impl Default for Activity {
-    /// That of a connection that was just made.
-    fn default() -> Self {
+impl Activity {
+    /// That of a connection that was just made, of a listener whose connections were used so often.
+    pub(super) fn new(uses: Arc<AtomicU64>) -> Self {
         let activity = Self {
             began: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            uses,
             used: AtomicU64::new(0),
             endless: AtomicBool::new(false),
             at_once: AtomicU8::new(0),
@@ -48,9 +48,7 @@ impl Default for Activity {
         activity.used();
         activity
     }
-}
 
-impl Activity {
     /// A request's head is complete.
     pub(super) fn request_began(&self) {
         count_one(&self.began);
@@ -70,9 +68,9 @@ impl Activity {
             self.at_once.store(left, Ordering::Relaxed);
             return;
         }
-        let before = USES.load(Ordering::Relaxed);
+        let before = self.uses.load(Ordering::Relaxed);
         behind_what_is_ready().await;
-        if USES.load(Ordering::Relaxed) == before {
+        if self.uses.load(Ordering::Relaxed) == before {
             self.at_once.store(AT_ONCE, Ordering::Relaxed);
         }
     }
@@ -89,7 +87,7 @@ impl Activity {
 
     /// The caller has sent a request or taken something of an answer.
     fn used(&self) {
-        self.used.store(USES.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.used.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// When it was last used: a higher number is later.
@@ -224,5 +222,35 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether an answer may be sent at once; if not, `meanwhile` happens before it is.
+    fn is_sent_at_once(activity: &Activity, meanwhile: impl FnOnce()) -> bool {
+        let mut others = Box::pin(activity.others_first());
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        if others.as_mut().poll(&mut context).is_ready() {
+            return true;
+        }
+        meanwhile();
+        assert!(others.as_mut().poll(&mut context).is_ready(), "others go first once");
+        false
+    }
+
+    #[test]
+    fn others_go_first_as_long_as_there_are_any() {
+        let uses = Arc::new(AtomicU64::new(1));
+        let [one, other] = [(); 2].map(|()| Activity::new(Arc::clone(&uses)));
+        for _ in 0..3 {
+            assert!(!is_sent_at_once(&one, || other.request_began()));
+        }
+        assert!(!is_sent_at_once(&one, || {}), "nobody knows yet that it is alone");
+        assert!((0..AT_ONCE).all(|_| is_sent_at_once(&one, || {})));
+        assert!(!is_sent_at_once(&one, || other.request_began()), "it is tried again");
+        assert!(!is_sent_at_once(&one, || {}));
     }
 }
