@@ -278,6 +278,10 @@ impl Engine for SledEngine {
     }
 
     fn replace(&self, successor: &Path) -> Result<(), VaultError> {
+        // While reads still go on.
+        if let Some(files) = &*self.files.read().unwrap_or_else(PoisonError::into_inner) {
+            files.finish_table();
+        }
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = files.take() {
             files.close();
@@ -364,17 +368,18 @@ mod tests {
         );
         assert!(next(Some(&stray), 9).is_empty());
     }
+
     #[test]
     fn once_much_was_written_the_table_of_pages_is_too_and_what_is_opened_by_it_holds_everything() {
         let temporary = tempfile::tempdir().unwrap();
         let (path, copy) = (temporary.path().join("db"), temporary.path().join("copy"));
         let namer = Namer::new(&[0; 32]);
         let engine = SledEngine::open(&path, 1 << 20).unwrap();
-        let names: Vec<_> = (0..400_u32).map(|number| namer.name(Kind::Grant, &number.to_le_bytes())).collect();
+        let grants: Vec<_> = (0..400_u32).map(|number| namer.name(Kind::Grant, &number.to_le_bytes())).collect();
         let (mut written, mut tables) = (HashMap::new(), 0);
         for round in 0..12_u8 {
             let mark = Mark { applied: u64::from(round), ..Mark::default() };
-            for (number, name) in names.iter().enumerate().skip(usize::from(round) % 3).step_by(3) {
+            for (number, name) in grants.iter().enumerate().skip(usize::from(round) % 3).step_by(3) {
                 let value = vec![round; 2000 + number];
                 engine.write(&HashMap::from([(*name, Some(&value[..]))]), &mark).unwrap();
                 written.insert(*name, value);

@@ -60,7 +60,7 @@ mod storage;
 mod window;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -93,7 +93,7 @@ const FRAMES_AT: u64 = 2 * HEADER_BYTES as u64;
 /// How much of the capacity one commit, or what is added before a group is full, may take: an eighth.
 const SHARE: u64 = 8;
 /// One commit may take so much in any journal that is no smaller than a new one, in bytes.
-const COMMIT_BYTES: u64 = 1024 * 1024;
+const COMMIT_BYTES: usize = 1024 * 1024;
 
 /// An open journal.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl Journal {
 
     /// The largest frame, in bytes.
     pub(super) const fn limit(&self) -> usize {
-        let least = if self.header.capacity < DEFAULT_CAPACITY { 0 } else { COMMIT_BYTES as usize };
+        let least = if self.header.capacity < DEFAULT_CAPACITY { 0 } else { COMMIT_BYTES };
         let share = self.group_limit();
         if share < least { least } else { share }
     }
@@ -316,7 +316,7 @@ impl Journal {
     /// Takes the right to write from the journal, so that its next write fails.
     #[cfg(test)]
     pub(super) fn break_for_test(&mut self) {
-        self.file = Box::new(File::open(&self.path).unwrap());
+        self.file = Box::new(std::fs::File::open(&self.path).unwrap());
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) const SEGMENT_LENGTH: i64 = 512 * 1024;
 /// A segment's header: a checksum of the rest, its log sequence number, and what was stable when it was written.
 const SEGMENT_HEADER_BYTES: usize = 20;
 /// No message begins where less than this is left of a segment.
-pub(super) const MESSAGE_HEADER_BYTES: usize = 32;
+const MESSAGE_HEADER_BYTES: usize = 32;
 /// The numbers in a segment's header are stored with all bits but the highest turned around, and checksums with all.
 const NUMBER_MASK: i64 = i64::MAX;
 

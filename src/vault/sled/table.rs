@@ -36,9 +36,7 @@ use std::{
 };
 
 use super::{
-    log::{
-        Kind, MESSAGE_HEADER_BYTES, Message, SEGMENT_BYTES, SEGMENT_LENGTH, Segment, TABLE, read_number, write_number,
-    },
+    log::{Kind, Message, SEGMENT_BYTES, SEGMENT_LENGTH, Segment, TABLE, read_number, write_number},
     outline::Outline,
 };
 use crate::vault::{VaultError, folder};
@@ -49,6 +47,8 @@ const UNFINISHED: &str = "pages.new";
 const END_BYTES: usize = 12;
 /// More parts than this no page can have.
 const MOST_PARTS: usize = 255;
+/// Where no more than this is left of a segment, sled goes on in another one.
+const LEAST_LEFT: i64 = 32;
 /// So much more of the disk than the older table has has to be free, in bytes.
 const ROOM: u64 = 1024 * 1024;
 
@@ -151,7 +151,7 @@ fn changes(main: &File, outline: &Outline, from: i64) -> io::Result<(u64, BTreeM
     }
     // Where too little is left of it, sled goes on in another one: the next time it will not be so.
     let (lsn, offset) = last.ok_or_else(wrong)?;
-    let is_within = (0..SEGMENT_LENGTH - MESSAGE_HEADER_BYTES as i64).contains(&(outline.end - lsn));
+    let is_within = (0..SEGMENT_LENGTH - LEAST_LEFT).contains(&(outline.end - lsn));
     if is_within { Ok((offset, changes)) } else { Err(wrong()) }
 }
 
