@@ -16,7 +16,12 @@ mod common;
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -54,6 +59,8 @@ const IMPORTED: u64 = 20;
 const DAYS_AFTER: u64 = 3;
 /// Removals in one commit.
 const REMOVED_AT_ONCE: usize = 250;
+/// How often the disk is looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 fn main() -> Result<()> {
     match role() {
@@ -82,6 +89,7 @@ fn measure() -> Result<()> {
 
     let mut rows = Vec::new();
     let started = Instant::now();
+    let watched = Watched::start(site.config()?.vault.path);
     let (kept, cpu) = run_days(&site, 0, DAYS, &mut |day, sizes| {
         if SHOWN.contains(&day) {
             say(&format!("day {day}: {} MB", thousands(sizes.all as f64 / 1e6, 1)));
@@ -90,7 +98,15 @@ fn measure() -> Result<()> {
     })?;
     let refreshes = (organizations * HOURS_A_DAY * DAYS) as f64;
     let (rate, cpu) = (refreshes / started.elapsed().as_secs_f64(), cpu.as_secs_f64() * 1e6 / refreshes);
+    let most = watched.end();
     report.keep("days", json!(kept));
+    report.keep("most_bytes_at_any_time", json!(most));
+    let live = kept.last().and_then(|day| day["sizes"]["live"].as_u64()).context("days went by")?;
+    report.note(&format!(
+        "at most {} MB at any time, {:.2} times the live data",
+        thousands(most as f64 / 1e6, 1),
+        most as f64 / live as f64
+    ));
     report.keep("refreshes_per_second", json!(rate));
     report.keep("cpu_microseconds_per_refresh", json!(cpu));
 
@@ -108,6 +124,34 @@ fn measure() -> Result<()> {
     table(&["when", "live MB", "database MB", "journal MB", "all MB", "ratio", "without journal"], &rows);
     report.note(&format!("{} refreshes/s, {} µs of CPU each", thousands(rate, 0), thousands(cpu, 0)));
     report.finish()
+}
+
+/// The most that lies on the disk at any time, what is written beside what it replaces included.
+struct Watched {
+    ends: Arc<AtomicBool>,
+    looking: JoinHandle<u64>,
+}
+
+impl Watched {
+    fn start(vault: PathBuf) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&ends);
+        let looking = thread::spawn(move || {
+            let mut most = 0;
+            while !ended.load(Ordering::Relaxed) {
+                // A folder may go while it is looked at.
+                most = most.max(bytes_below(&vault).unwrap_or(0));
+                thread::sleep(LOOK_EVERY);
+            }
+            most
+        });
+        Self { ends, looking }
+    }
+
+    fn end(self) -> u64 {
+        self.ends.store(true, Ordering::Relaxed);
+        self.looking.join().unwrap_or(0)
+    }
 }
 
 /// What lies on the disk, in bytes.

@@ -33,8 +33,9 @@ use self::common::{
 
 const SIZES: [u64; 3] = [10, 25_000, 100_000];
 const MILLION: u64 = 1_000_000;
-/// How long a worker that has nothing to do any more is left alone before it is looked at.
-const SETTLE: Duration = Duration::from_secs(3);
+/// How long a worker that has nothing to do any more is left alone before it is looked at: threads that have nothing to do end
+/// after ten seconds, and what they had put by goes with them.
+const SETTLE: Duration = Duration::from_secs(15);
 /// Connections on which every organization is fetched.
 const CONNECTIONS: usize = 16;
 /// How often the issuer is asked how far the refreshes are, and how long they may take.
@@ -58,9 +59,13 @@ fn measure() -> Result<()> {
     let mut site = Site::new(LEAST)?;
     let mut filled = 0;
     for size in SIZES.into_iter().chain(million.then_some(MILLION)) {
-        site.set(LEAST)?;
-        site.fill(filled, size, Fleet::Warm)?;
-        filled = size;
+        if size == MILLION {
+            site = Site::kept(size, LEAST)?;
+        } else {
+            site.set(LEAST)?;
+            site.fill(filled, size, Fleet::Warm)?;
+            filled = size;
+        }
         let mut worker = Worker::start(&site, None)?;
         worker.ready()?;
         found.look(&worker, "loaded", "1 MB each", size)?;
@@ -125,10 +130,10 @@ fn until_exchanged(issuer: std::net::SocketAddr, count: u64) -> Result<()> {
     }
 }
 
-/// What was seen, and of each way to look the size and the memory of the smallest fleet.
+/// What was seen, and of each way to look the sizes and the memory of the fleets, the smallest first.
 #[derive(Default)]
 struct Found {
-    few: BTreeMap<(&'static str, &'static str), (u64, u64)>,
+    before: BTreeMap<(&'static str, &'static str), Vec<(u64, u64)>>,
     rows: Vec<Vec<String>>,
     kept: Vec<Value>,
 }
@@ -139,8 +144,11 @@ impl Found {
         let resident = worker.process.status_bytes("VmRSS")?;
         let own = worker.process.status_bytes("RssAnon")?;
         let peak = worker.process.status_bytes("VmHWM")?;
-        let (base_size, base) = *self.few.entry((when, caches)).or_insert((size, own));
-        let each = (size > base_size).then(|| (own as f64 - base as f64) / (size - base_size) as f64);
+        let before = self.before.entry((when, caches)).or_default();
+        let further =
+            |than: Option<&(u64, u64)>| than.map(|(fewer, less)| (own as f64 - *less as f64) / (size - fewer) as f64);
+        let (all, last) = (further(before.first()), further(before.last()));
+        before.push((size, own));
         let mebibytes = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
         self.rows.push(vec![
             when.to_owned(),
@@ -149,11 +157,13 @@ impl Found {
             mebibytes(resident),
             mebibytes(own),
             mebibytes(peak),
-            each.map_or_else(|| "–".to_owned(), |each| thousands(each, 0)),
+            all.map_or_else(|| "–".to_owned(), |each| thousands(each, 0)),
+            last.map_or_else(|| "–".to_owned(), |each| thousands(each, 0)),
         ]);
         self.kept.push(json!({
             "when": when, "caches": caches, "organizations": size, "resident_bytes": resident, "anonymous_bytes": own,
-            "peak_bytes": peak, "bytes_per_further_organization": each,
+            "peak_bytes": peak, "bytes_per_further_organization_than_ten": all,
+            "bytes_per_further_organization_than_the_size_before": last,
         }));
         Ok(())
     }
@@ -161,13 +171,20 @@ impl Found {
     fn report(mut self) -> Result<()> {
         let mut report = Report::new("memory");
         report.note(
-            "3 s after the worker had nothing to do any more; what is mapped from files is in the resident set alone",
+            "15 s after the worker had nothing to do any more; what is mapped from files is in the resident set alone",
         );
         self.rows.sort_by(|a, b| (&a[1], &a[0]).cmp(&(&b[1], &b[0])));
-        table(
-            &["after", "caches", "organizations", "resident MiB", "anonymous", "at most", "bytes for each further"],
-            &self.rows,
-        );
+        let columns = [
+            "after",
+            "caches",
+            "organizations",
+            "resident MiB",
+            "anonymous",
+            "at most",
+            "bytes each, beyond 10",
+            "beyond the last",
+        ];
+        table(&columns, &self.rows);
         report.keep("seen", json!(self.kept));
         report.finish()
     }

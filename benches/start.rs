@@ -2,8 +2,8 @@
 //! same vault in a bare loop.
 //!
 //! The files are in the page cache, as after a restart of the worker alone. A million organizations take a minute to
-//! fill and are measured where `CONSENTRY_BENCH_MILLION` is set; where that is `only`, nothing else is.
-//! `CONSENTRY_BENCH_ROUNDS` says how often each is measured.
+//! fill, are kept for later runs, and are measured where `CONSENTRY_BENCH_MILLION` is set; where that is `only`, nothing else
+//! is. `CONSENTRY_BENCH_ROUNDS` says how often each is measured.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -14,7 +14,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use consentry::config::{Config, locate};
+use consentry::{
+    config::{Config, locate},
+    vault::Change,
+};
 use serde_json::{Value, json};
 
 use self::common::{
@@ -30,6 +33,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How often each is measured, unless `CONSENTRY_BENCH_ROUNDS` says otherwise.
 const ROUNDS: u64 = 5;
+/// From so many organizations on a filled vault is kept for later runs.
+const MANY: u64 = 1_000_000;
+/// Grants in one commit while all are written anew.
+const WRITTEN_AT_ONCE: usize = 250;
 
 /// What was measured of one way to start.
 #[derive(Default)]
@@ -42,6 +49,7 @@ struct Start {
 fn main() -> Result<()> {
     match role() {
         Some((role, arguments)) if role == "read" => read(&arguments),
+        Some((role, arguments)) if role == "write" => write(&arguments),
         Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
         None => measure(),
     }
@@ -52,21 +60,23 @@ fn measure() -> Result<()> {
     let mut sizes = vec![1000, 100_000];
     if let Ok(million) = std::env::var("CONSENTRY_BENCH_MILLION") {
         sizes.retain(|_| million != "only");
-        sizes.push(1_000_000);
+        sizes.push(MANY);
     }
     let rounds = std::env::var("CONSENTRY_BENCH_ROUNDS").map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
     report.note("nothing is pinned; the vault's files are in the page cache");
     let mut rows = Vec::new();
     let mut kept = Vec::new();
     for size in sizes {
-        let site = Site::new(Options::default())?;
         let started = Instant::now();
-        site.fill(0, size, Fleet::Warm)?;
+        let site = if size < MANY { Site::new(Options::default())? } else { Site::kept(size, Options::default())? };
+        if size < MANY {
+            site.fill(0, size, Fleet::Warm)?;
+        }
         let filled = started.elapsed();
         report.note(&format!("{} organizations filled in {:.1} s", thousands(size as f64, 0), filled.as_secs_f64()));
 
         let (mut opened, mut bare, mut bare_cpu) = (Series::default(), Series::default(), Series::default());
-        let (mut clean, mut crashed, mut unread) = (Start::default(), Start::default(), Start::default());
+        let (mut clean, mut crashed, mut written) = (Start::default(), Start::default(), Start::default());
         for round in 0..rounds {
             let arguments = [site.config_file().display().to_string()];
             let started = Instant::now();
@@ -82,22 +92,24 @@ fn measure() -> Result<()> {
             clean.round(&site, &asked)?.process.kill()?;
             crashed.round(&site, &asked)?.process.kill()?;
             // As after many days: everything was written anew since the engine was opened last.
-            forget_snapshots(&site)?;
-            unread.round(&site, &asked)?.process.terminate()?;
+            let mut process = Process::role("write", &arguments, None)?;
+            process.line()?;
+            process.kill()?;
+            written.round(&site, &asked)?.process.terminate()?;
         }
         rows.push(row(size, "bare loop", None, &bare, &bare_cpu, &bare));
         rows.push(row(size, "consentry", Some(&clean.first_token), &clean.ready, &clean.cpu, &bare));
         let name = "consentry, after it was killed";
         rows.push(row(size, name, Some(&crashed.first_token), &crashed.ready, &crashed.cpu, &bare));
         let name = "consentry, killed after all was written anew";
-        rows.push(row(size, name, Some(&unread.first_token), &unread.ready, &unread.cpu, &bare));
+        rows.push(row(size, name, Some(&written.first_token), &written.ready, &written.cpu, &bare));
         kept.push(json!({
             "organizations": size,
             "filled_in_seconds": filled.as_secs_f64(),
             "bare_loop": { "opened_seconds": opened.json(), "all_read_seconds": bare.json(), "cpu_seconds": bare_cpu.json() },
             "clean": clean.json(),
             "killed": crashed.json(),
-            "killed_after_all_was_written_anew": unread.json(),
+            "killed_after_all_was_written_anew": written.json(),
             "ready_ratio": clean.ready.median() / bare.median(),
         }));
     }
@@ -139,15 +151,24 @@ impl Start {
     }
 }
 
-/// Takes from the engine what it would remember of its log: it reads all of that then.
-fn forget_snapshots(site: &Site) -> Result<()> {
-    for entry in std::fs::read_dir(site.config()?.vault.path.join("db"))? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"snap.")) {
-            std::fs::remove_file(path)?;
+/// Writes every grant anew, says so, and waits to be killed.
+fn write(arguments: &[String]) -> Result<()> {
+    let file = arguments.first().context("a configuration")?;
+    let vault = open(&Config::load(&locate(Some(file.as_ref()))?)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let mut changes = Vec::new();
+    vault.for_each_grant(&mut |stored| {
+        changes.push(Change::PutGrant(Box::new(stored.value)));
+        if changes.len() == WRITTEN_AT_ONCE {
+            runtime.block_on(vault.commit(std::mem::take(&mut changes)))?;
         }
+        Ok(())
+    })?;
+    runtime.block_on(vault.commit(changes))?;
+    say("written");
+    loop {
+        std::thread::park();
     }
-    Ok(())
 }
 
 /// The baseline: opens the vault and reads every grant and every organization.

@@ -31,17 +31,25 @@ use super::{
     writer::Writer,
 };
 
-/// How many times as large as what is in them the engine's files may become. Left to itself the engine keeps them at about
-/// twice, and so they are hardly ever written anew but after a removal.
-const GROWN_TIMES: u64 = 3;
-/// Below this, in bytes, files are left as they are, whatever is in them.
-const MIN_BYTES: u64 = 32 * 1024 * 1024;
+/// How many times as large as what is in them the engine's files may become, in tenths. Left to itself, the engine keeps them at
+/// three to four times while everything in them is written again and again.
+const GROWN_TENTHS: u64 = 30;
+/// The same where there is little in them: the journal counts there, and to write them anew takes a fraction of a second.
+const SMALL_GROWN_TENTHS: u64 = 25;
+/// So much is little, in bytes.
+const SMALL_BYTES: u64 = 64 * 1024 * 1024;
+/// Below this, in bytes, files are left as they are, whatever is in them: of so few segments one or two more are much.
+const MIN_BYTES: u64 = 8 * 1024 * 1024;
+/// After so many bytes the successor is brought to the disk while it is written, so that there is little left to do, and
+/// little for its engine to read, when it takes its place. Commits wait that long.
+const SYNC_EVERY: u64 = 16 * 1024 * 1024;
 /// How much of the disk copying leaves free: it is nothing to run a disk full for.
 const KEEP_FREE_BYTES: u64 = 64 * 1024 * 1024;
 /// How many records are copied in one go: commits wait that long.
 const CHUNK: usize = 64;
-/// After how many requests in a row a chunk is copied although more of them wait.
-const PATIENCE: u32 = 8;
+/// After how many requests in a row a chunk is copied although more of them wait. One takes with it all commits that wait, and
+/// what they write makes the files grow the more the longer this takes.
+const PATIENCE: u32 = 1;
 /// How many records of each kind are looked at to tell how large they are. Their names are hashes, so that the first are
 /// as good as any.
 const SAMPLE: usize = 128;
@@ -65,6 +73,8 @@ pub(super) struct Rewrite {
     mark: Mark,
     /// The last name that was copied.
     cursor: Option<Name>,
+    /// How many bytes were copied since it was last brought to the disk.
+    unsynced: u64,
     /// The size of the first database's files when this began.
     before: u64,
 }
@@ -120,11 +130,11 @@ impl Writer {
     pub(super) fn begin_compaction(&mut self, live: u64) {
         let before = self.shared.opened.load().as_ref().map_or(0, |opened| opened.engine.bytes());
         let begin = || {
-            self.folder.check_room(live.saturating_mul(GROWN_TIMES).saturating_add(KEEP_FREE_BYTES))?;
+            self.folder.check_room(live.saturating_mul(GROWN_TENTHS / 10).saturating_add(KEEP_FREE_BYTES))?;
             let place = self.folder.beside()?;
             let successor = SledEngine::open(&place.path().join("db"), TRIAL_CACHE_BYTES)?;
             let mark = Mark { applied: self.mark.applied, ..Mark::default() };
-            Ok(Rewrite { successor, place, mark, cursor: None, before })
+            Ok(Rewrite { successor, place, mark, cursor: None, unsynced: 0, before })
         };
         match begin() {
             Ok(rewrite) => {
@@ -222,11 +232,16 @@ impl Rewrite {
         for (name, sealed) in records {
             // One that was committed since this began is there already.
             mark.replace(name.kind(), self.successor.tag(name)?, Some(engine::tag(sealed)));
+            self.unsynced += sealed.len() as u64;
             writes.insert(*name, Some(&sealed[..]));
         }
         self.successor.write(&writes, &mark)?;
         self.mark = mark;
         self.cursor = records.last().map(|(name, _)| *name);
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            self.successor.sync()?;
+        }
         Ok(())
     }
 
@@ -250,7 +265,8 @@ impl Rewrite {
 
 /// Whether files of so many bytes are too large for what is in them.
 const fn has_grown(bytes: u64, live: u64) -> bool {
-    bytes >= MIN_BYTES && bytes / GROWN_TIMES > live
+    let tenths = if live < SMALL_BYTES { SMALL_GROWN_TENTHS } else { GROWN_TENTHS };
+    bytes >= MIN_BYTES && bytes / tenths > live / 10
 }
 
 /// About how many bytes of names and records are in the engine: by the first few of each kind.
@@ -269,10 +285,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_have_grown_past_three_times_what_is_in_them_unless_they_are_small() {
+    fn files_have_grown_past_two_and_a_half_times_what_is_in_them_or_thrice_where_that_is_much_unless_they_are_small() {
         assert!(!has_grown(MIN_BYTES - 1, 0));
         assert!(has_grown(MIN_BYTES, 1000));
+        assert!(!has_grown(25_000_000, 10_000_000));
+        assert!(has_grown(25_000_025, 10_000_000));
         assert!(!has_grown(300_000_000, 100_000_000));
-        assert!(has_grown(300_000_003, 100_000_000));
+        assert!(has_grown(300_000_030, 100_000_000));
     }
 }

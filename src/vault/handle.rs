@@ -230,7 +230,8 @@ impl Vault {
         let shared = &*self.0.shared;
         VaultStats {
             records: shared.records.load(Ordering::Relaxed),
-            bytes: shared.journal_bytes + shared.opened.load().as_ref().map_or(0, |opened| opened.engine.bytes()),
+            bytes: shared.journal_bytes.load(Ordering::Relaxed)
+                + shared.opened.load().as_ref().map_or(0, |opened| opened.engine.bytes()),
             strays: shared.strays.load(Ordering::Relaxed),
             data_key: shared.cipher.current(),
         }

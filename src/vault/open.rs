@@ -52,7 +52,8 @@ impl Vault {
     }
 
     /// As [`create`](Self::create), with room for `journal_bytes` of commits between two checkpoints, from 4 KiB to 1 GiB:
-    /// a commit may take an eighth of it. A small one brings the engine to the disk often.
+    /// a commit may take an eighth of it, and 1 MiB from 4 MiB on. A small one brings the engine to the disk often. One of
+    /// 4 MiB, the default, grows with the vault, others never.
     pub fn create_with_journal(
         config: &VaultConfig,
         identity: &Identity,

@@ -181,7 +181,7 @@ impl Writer {
         for (name, sealed) in records {
             if cipher::key_number(&sealed) != Some(current) {
                 bytes += ENTRY_BYTES + sealed.len();
-                if bytes > self.journal.limit() && !entries.is_empty() {
+                if bytes > self.journal.group_limit() && !entries.is_empty() {
                     break;
                 }
                 match self.shared.cipher.seal_anew(&name, sealed) {

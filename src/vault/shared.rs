@@ -53,7 +53,8 @@ pub(super) struct Shared {
     pub(super) strays: AtomicU64,
     /// In milliseconds since the Unix epoch; 0: never.
     pub(super) last_backup: AtomicI64,
-    pub(super) journal_bytes: u64,
+    /// The journal's size on the disk.
+    pub(super) journal_bytes: AtomicU64,
     pub(super) fingerprints: hmac::Key,
     pub(super) entity_tags: hmac::Key,
     pub(super) link_key: Zeroizing<[u8; 32]>,
@@ -114,7 +115,7 @@ impl Shared {
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),
             last_backup: AtomicI64::new(0),
-            journal_bytes,
+            journal_bytes: AtomicU64::new(journal_bytes),
         };
         shared.count(mark);
         shared

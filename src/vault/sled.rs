@@ -11,22 +11,27 @@
 //! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
 //!   meanwhile ([`SledEngine::replace`]), and nobody holds it for longer than a few records take.
 //! - It makes damage worse while it opens: [`outline`] tells beforehand whether what it goes by is whole.
+//! - It writes its table of pages only when it is opened, and then reads all that is younger: [`table`] writes it before that.
 
+mod log;
 pub(super) mod outline;
+mod table;
 
 use std::{
     collections::HashMap,
     fs::File,
+    io,
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
-    thread,
+    sync::{Mutex, PoisonError, RwLock},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use ::sled::{Batch, Db, Mode};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
+use self::outline::Outline;
 use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
@@ -48,6 +53,9 @@ const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How many records of a scan are read in one go.
 const SCAN_CHUNK: usize = 64;
+/// How many segments the engine may have to read when it is opened next before its table of pages is written: 64 MB, some
+/// tenth of a second.
+const MOST_UNREAD: usize = 128;
 
 /// The engine in one folder.
 pub(super) struct SledEngine {
@@ -61,6 +69,8 @@ pub(super) struct SledEngine {
 struct Files {
     db: Db,
     main: File,
+    /// Who writes the table of pages.
+    table: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl SledEngine {
@@ -125,7 +135,7 @@ impl Files {
             let config = ::sled::Config::new()
                 .path(path)
                 .cache_capacity(cache_bytes)
-                .segment_size(outline::SEGMENT_BYTES)
+                .segment_size(log::SEGMENT_BYTES)
                 .mode(Mode::LowSpace)
                 .flush_every_ms(Some(FLUSH_EVERY_MS));
             match caught(|| config.open()) {
@@ -141,7 +151,7 @@ impl Files {
         };
         let main = path.join("db");
         let main = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
-        Ok(Self { db, main })
+        Ok(Self { db, main, table: Mutex::default() })
     }
 
     fn write_through(&self) {
@@ -151,7 +161,34 @@ impl Files {
         }
     }
 
+    /// Has the table of pages written, if opening these files would take long without it: by a thread, for a second at most
+    /// and while all goes on. What fails here costs the next opening time, and the next sync tries again.
+    fn write_table(&self, folder: &Path, outline: Outline, most_unread: usize) -> io::Result<()> {
+        let mut writing = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_under_way = writing.as_ref().is_some_and(|thread| !thread.is_finished());
+        if is_under_way || outline.tail(log::table_end(folder)?).len() <= most_unread {
+            return Ok(());
+        }
+        let (folder, main) = (folder.to_owned(), self.main.try_clone()?);
+        let write = move || {
+            if let Err(error) = table::advance(&folder, &main, &outline) {
+                tracing::debug!(%error, "the database's table of pages was not written; the next start reads more");
+            }
+        };
+        *writing = Some(thread::Builder::new().name("vault table".to_owned()).spawn(write)?);
+        Ok(())
+    }
+
+    /// Waits until nobody writes the table of pages any more.
+    fn finish_table(&self) {
+        let writing = self.table.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = writing {
+            let _ = thread.join();
+        }
+    }
+
     fn close(self) {
+        self.finish_table();
         // It flushes on its way out, and panics if it cannot. What matters was synced before.
         let _ = caught(|| drop(self.db));
     }
@@ -228,19 +265,23 @@ impl Engine for SledEngine {
         let mark = self.mark()?;
         self.call(|db| db.flush().map(drop))?;
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
-        let Files { main, .. } = files.as_ref().ok_or(VaultError::Closed)?;
-        main.sync_all()
-            .and_then(|()| folder::sync_tree(&self.path))
-            .map_err(|error| VaultError::io(&self.path, &error))?;
-        if let Some(mark) = mark
-            && let Err(error) = outline::keep(&self.path, main, mark.applied)
-        {
-            tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+        let files = files.as_ref().ok_or(VaultError::Closed)?;
+        let synced = files.main.sync_all().and_then(|()| folder::sync_tree(&self.path));
+        synced.map_err(|error| VaultError::io(&self.path, &error))?;
+        if let Some(mark) = mark {
+            let kept = outline::keep(&self.path, &files.main, mark.applied);
+            if let Err(error) = kept.and_then(|outline| files.write_table(&self.path, outline, MOST_UNREAD)) {
+                tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+            }
         }
         Ok(())
     }
 
     fn replace(&self, successor: &Path) -> Result<(), VaultError> {
+        // While reads still go on.
+        if let Some(files) = &*self.files.read().unwrap_or_else(PoisonError::into_inner) {
+            files.finish_table();
+        }
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = files.take() {
             files.close();
@@ -326,5 +367,42 @@ mod tests {
             (vec![(grant, b"g".to_vec())], vec![(stray, b"s".to_vec())])
         );
         assert!(next(Some(&stray), 9).is_empty());
+    }
+
+    #[test]
+    fn once_much_was_written_the_table_of_pages_is_too_and_what_is_opened_by_it_holds_everything() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (path, copy) = (temporary.path().join("db"), temporary.path().join("copy"));
+        let namer = Namer::new(&[0; 32]);
+        let engine = SledEngine::open(&path, 1 << 20).unwrap();
+        let grants: Vec<_> = (0..400_u32).map(|number| namer.name(Kind::Grant, &number.to_le_bytes())).collect();
+        let (mut written, mut tables) = (HashMap::new(), 0);
+        for round in 0..12_u8 {
+            let mark = Mark { applied: u64::from(round), ..Mark::default() };
+            for (number, name) in grants.iter().enumerate().skip(usize::from(round) % 3).step_by(3) {
+                let value = vec![round; 2000 + number];
+                engine.write(&HashMap::from([(*name, Some(&value[..]))]), &mark).unwrap();
+                written.insert(*name, value);
+            }
+            engine.sync().unwrap();
+            {
+                let files = engine.files.read().unwrap();
+                let files = files.as_ref().unwrap();
+                let before = log::table_end(&path).unwrap();
+                files.write_table(&path, Outline::of(&files.main, 0).unwrap(), 2).unwrap();
+                files.finish_table();
+                tables += u32::from(log::table_end(&path).unwrap() > before);
+            }
+            // What a kill would leave now.
+            folder::copy_tree(&path, &copy).unwrap();
+            let copied = SledEngine::open(&copy, 1 << 20).unwrap();
+            assert_eq!(copied.mark().unwrap(), Some(mark));
+            for (name, value) in &written {
+                assert_eq!(copied.get(name).unwrap().as_ref(), Some(value), "round {round}");
+            }
+            drop(copied);
+            std::fs::remove_dir_all(&copy).unwrap();
+        }
+        assert!(tables > 2, "{tables}");
     }
 }

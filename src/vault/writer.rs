@@ -2,7 +2,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -318,7 +318,7 @@ impl Writer {
         for (commit, sequence) in waiting.into_iter().zip(first..) {
             answer(commit, Ok(sequence));
         }
-        if self.shared.backlog.bytes() >= self.journal.limit() / BACKLOG_SHARE {
+        if self.shared.backlog.bytes() >= self.journal.group_limit() / BACKLOG_SHARE {
             // Whoever commits next is told of a failure.
             let _ = self.bring_up();
         }
@@ -360,14 +360,23 @@ impl Writer {
             return Err(error);
         }
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
-        let done = self
-            .folder
-            .check_room(0)
-            .and_then(|()| self.bring_up())
-            .and_then(|()| opened.engine.sync())
-            .and_then(|()| self.journal.start_over(self.mark.applied, None));
+        let done =
+            self.folder.check_room(0).and_then(|()| self.bring_up()).and_then(|()| opened.engine.sync()).and_then(
+                |()| {
+                    self.grow_journal(opened.engine.bytes());
+                    self.journal.start_over(self.mark.applied, None)
+                },
+            );
         self.unnoted = false;
+        self.shared.journal_bytes.store(self.journal.bytes(), Ordering::Relaxed);
         done.inspect_err(|error| self.shared.poison(error))
+    }
+
+    /// Lets the journal grow with a database of `bytes`. Where there is no room for it, it stays as it is.
+    fn grow_journal(&mut self, bytes: u64) {
+        if let Err(error) = self.journal.grow_beside(bytes) {
+            tracing::debug!(%error, "the vault's journal stays as small as it is");
+        }
     }
 
     /// Ends the vault. The journal is marked as closed cleanly only if nothing failed and no reader is left; either way

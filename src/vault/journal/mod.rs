@@ -1,7 +1,8 @@
 //! The journal: the latest commits, synced in groups. The sync of a frame is the commit it holds.
 //!
-//! The file has a fixed size and is written out once when it is made, so that a commit needs no space and no change to
-//! the file system's own records. All numbers are little endian; every checksum is CRC-32C (RFC 3720 appendix B.4).
+//! The file is written out once when it is made, so that a commit needs no space and no change to the file system's own
+//! records. It grows at a checkpoint alone, when nothing in it counts any more: first the file, and then, once that is on the
+//! disk, by the header that starts it over. Until that header is, the part that is new is no part of it. All numbers are little endian; every checksum is CRC-32C (RFC 3720 appendix B.4).
 //!
 //! ```text
 //! offset     bytes  what
@@ -59,13 +60,11 @@ mod storage;
 mod window;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
-
-use rustix::fs::{FallocateFlags, fallocate};
 
 pub(super) use self::{
     frame::{Batch, Entry},
@@ -82,7 +81,9 @@ use super::{
 };
 
 /// The size of a new journal, in bytes: enough for some thousand commits between checkpoints.
-pub(super) const DEFAULT_CAPACITY: u64 = 8 * 1024 * 1024;
+pub(super) const DEFAULT_CAPACITY: u64 = 4 * 1024 * 1024;
+/// What such a one grows to beside a database beside which that is little.
+pub(super) const LARGE_CAPACITY: u64 = 2 * DEFAULT_CAPACITY;
 /// The largest journal that is read, in bytes.
 const MAX_CAPACITY: u64 = 1024 * 1024 * 1024;
 /// The smallest that is made, in bytes.
@@ -91,6 +92,8 @@ const MIN_CAPACITY: u64 = 4096;
 const FRAMES_AT: u64 = 2 * HEADER_BYTES as u64;
 /// How much of the capacity one commit, or what is added before a group is full, may take: an eighth.
 const SHARE: u64 = 8;
+/// One commit may take so much in any journal that is no smaller than a new one, in bytes.
+const COMMIT_BYTES: usize = 1024 * 1024;
 
 /// An open journal.
 #[derive(Debug)]
@@ -98,6 +101,8 @@ pub(super) struct Journal {
     file: Box<dyn Storage>,
     path: PathBuf,
     header: Header,
+    /// For how many bytes of frames the file has room, from the next header on.
+    room: u64,
     /// Where the next frame goes, counted from `FRAMES_AT`.
     position: u64,
     /// The highest sequence number that is synced.
@@ -120,7 +125,7 @@ impl Journal {
         let capacity = capacity.clamp(MIN_CAPACITY, MAX_CAPACITY).next_multiple_of(8);
         let make = || {
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            preallocate(&file, FRAMES_AT + capacity)?;
+            storage::preallocate(&file, 0, FRAMES_AT + capacity)?;
             write_first_header(&file, vault, checkpoint, Some(clean), capacity)?;
             file.sync_all()?;
             sync_folder(parent(path))
@@ -158,8 +163,8 @@ impl Journal {
         if length < made {
             return Err(damaged(format!("it was cut short from {made} to {length} bytes")));
         }
-        let durable = header.checkpoint;
-        Ok(Self { file, path: path.to_owned(), header, position: 0, durable, group: Vec::new(), failed: false })
+        let (path, room, durable) = (path.to_owned(), header.capacity, header.checkpoint);
+        Ok(Self { file, path, header, room, position: 0, durable, group: Vec::new(), failed: false })
     }
 
     /// The engine on the disk holds every commit up to this one.
@@ -177,8 +182,15 @@ impl Journal {
         FRAMES_AT + self.header.capacity
     }
 
-    /// The largest frame, and how much is put into a group before it is synced, in bytes.
+    /// The largest frame, in bytes.
     pub(super) const fn limit(&self) -> usize {
+        let least = if self.header.capacity < DEFAULT_CAPACITY { 0 } else { COMMIT_BYTES };
+        let share = self.group_limit();
+        if share < least { least } else { share }
+    }
+
+    /// How much is put into a group before it is synced, in bytes.
+    pub(super) const fn group_limit(&self) -> usize {
         // It fits: the capacity is below MAX_CAPACITY.
         (self.header.capacity / SHARE) as usize
     }
@@ -215,12 +227,23 @@ impl Journal {
         Ok(batches)
     }
 
+    /// Takes the space of a large journal, beside a database of `database` bytes of which that is less than a third; it has it
+    /// once it is started over. One that was made smaller or larger than usual keeps its size.
+    pub(super) fn grow_beside(&mut self, database: u64) -> io::Result<()> {
+        if self.room == DEFAULT_CAPACITY && database / 3 >= LARGE_CAPACITY {
+            self.file.extend(FRAMES_AT + self.room, FRAMES_AT + LARGE_CAPACITY)?;
+            self.room = LARGE_CAPACITY;
+        }
+        Ok(())
+    }
+
     /// Starts over: the engine on the disk holds every commit up to `checkpoint`. `clean` is the hash over the engine's
     /// files if nothing will be written any more.
     pub(super) fn start_over(&mut self, checkpoint: u64, clean: Option<[u8; 16]>) -> Result<(), VaultError> {
         debug_assert!(!self.failed, "after a failure nothing is written");
         debug_assert!(self.group.is_empty(), "a group is synced before the engine is");
-        let header = Header { generation: self.header.generation + 1, checkpoint, clean, ..self.header };
+        let generation = self.header.generation + 1;
+        let header = Header { generation, checkpoint, clean, capacity: self.room, ..self.header };
         self.file
             .write_all_at(&header.encode(), header.place())
             .and_then(|()| self.file.sync_data())
@@ -244,13 +267,13 @@ impl Journal {
 
     /// Whether the group should be synced before more is added.
     pub(super) const fn group_is_full(&self) -> bool {
-        self.group.len() >= self.limit()
+        self.group.len() >= self.group_limit()
     }
 
     /// Whether the journal must start over before another group is begun: there is room for a group as large as it may
     /// get, which is just short of full and then one frame more.
     pub(super) const fn wants_checkpoint(&self) -> bool {
-        self.header.capacity - self.position < 2 * (self.header.capacity / SHARE) + 8
+        self.header.capacity - self.position < (self.group_limit() + self.limit()) as u64 + 8
     }
 
     /// Writes the group and syncs it: when this returns, its commits, the last of which is `last`, are durable. After an
@@ -293,7 +316,7 @@ impl Journal {
     /// Takes the right to write from the journal, so that its next write fails.
     #[cfg(test)]
     pub(super) fn break_for_test(&mut self) {
-        self.file = Box::new(File::open(&self.path).unwrap());
+        self.file = Box::new(std::fs::File::open(&self.path).unwrap());
     }
 }
 
@@ -322,25 +345,6 @@ fn write_first_header(
 ) -> io::Result<()> {
     let header = Header { vault, generation: 1, checkpoint, capacity, clean };
     file.write_all_at(&header.encode(), header.place())
-}
-
-/// Takes the space and writes it once: later writes then change neither the file's length nor its extents, and a
-/// full disk cannot stop them.
-fn preallocate(file: &File, length: u64) -> io::Result<()> {
-    const BLOCK: usize = 64 * 1024;
-    match fallocate(file, FallocateFlags::empty(), 0, length) {
-        // Not every file system can; writing takes the space there.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let zeros = vec![0; BLOCK];
-    let mut at = 0;
-    while at < length {
-        let part = usize::try_from(length - at).map_or(BLOCK, |left| left.min(BLOCK));
-        std::os::unix::fs::FileExt::write_all_at(file, &zeros[..part], at)?;
-        at += part as u64;
-    }
-    Ok(())
 }
 
 fn damaged(detail: String) -> VaultError {

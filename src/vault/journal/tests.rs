@@ -223,6 +223,73 @@ fn there_is_always_room_for_a_group_until_a_checkpoint_is_wanted() {
     assert_eq!(std::fs::metadata(&fixture.path).unwrap().len(), FRAMES_AT + CAPACITY);
 }
 
+#[test]
+fn a_journal_grows_beside_a_large_database_when_it_starts_over_and_wherever_the_process_dies_it_reads_as_before() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("journal");
+    Journal::create(&path, VAULT, 10, [9; 16], DEFAULT_CAPACITY).unwrap();
+    let open = || Journal::open(&path, VAULT, true).unwrap();
+    let mut journal = open();
+    journal.start_over(10, None).unwrap();
+    journal.add(&batch(11)).unwrap();
+    journal.sync(11).unwrap();
+    journal.grow_beside(3 * LARGE_CAPACITY - 1).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), FRAMES_AT + DEFAULT_CAPACITY);
+
+    journal.grow_beside(3 * LARGE_CAPACITY).unwrap();
+    let limit = journal.limit();
+    // It died before the header was written.
+    assert_eq!((open().header.capacity, open().batches().unwrap()), (DEFAULT_CAPACITY, vec![batch(11)]));
+    journal.start_over(11, None).unwrap();
+    assert_eq!((open().header.capacity, open().checkpoint()), (LARGE_CAPACITY, 11));
+    assert!(open().batches().unwrap().is_empty());
+    assert!(journal.limit() >= limit);
+    let mut written = Vec::new();
+    for sequence in 12.. {
+        let mut batch = batch(sequence);
+        batch.entries[0].sealed = Some(vec![0xab; limit / 2]);
+        if journal.wants_checkpoint() {
+            break;
+        }
+        journal.add(&batch).unwrap();
+        journal.sync(sequence).unwrap();
+        written.push(batch);
+    }
+    assert!(journal.position > DEFAULT_CAPACITY);
+    assert_eq!(open().batches().unwrap(), written);
+    assert_eq!(open().bytes(), std::fs::metadata(&path).unwrap().len());
+}
+
+#[test]
+fn a_journal_of_an_unusual_size_keeps_it() {
+    let fixture = Fixture::filled(11);
+    let mut journal = fixture.open();
+    journal.grow_beside(u64::MAX).unwrap();
+    journal.start_over(11, None).unwrap();
+    assert_eq!(std::fs::metadata(&fixture.path).unwrap().len(), FRAMES_AT + CAPACITY);
+}
+
+#[test]
+fn a_new_journal_takes_a_commit_of_a_megabyte_whenever_it_wants_no_checkpoint() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("journal");
+    Journal::create(&path, VAULT, 10, [9; 16], DEFAULT_CAPACITY).unwrap();
+    let mut journal = Journal::open(&path, VAULT, true).unwrap();
+    journal.start_over(10, None).unwrap();
+    for sequence in 11.. {
+        if journal.wants_checkpoint() {
+            break;
+        }
+        let mut large = batch(sequence);
+        large.entries.truncate(1);
+        large.entries[0].sealed = Some(vec![1; 1024 * 1024 - FRAME_HEADER_BYTES - 4 - 21]);
+        journal.add(&large).unwrap();
+        journal.sync(sequence).unwrap();
+        assert!(journal.position <= journal.header.capacity);
+    }
+    assert!(journal.position > 0);
+}
+
 proptest::proptest! {
     #[test]
     fn any_payload_decodes_or_is_refused(bytes in proptest::collection::vec(0_u8..8, 0..200)) {
