@@ -58,6 +58,12 @@ impl Keeper {
             None => shared.enrol_new(wanted, enrolling).await,
         }
     }
+
+    /// The fingerprint of the secret that an enrolment holds: enrolments of one secret depend on their order.
+    pub fn fingerprint_of(&self, enrolment: &wire::Enrolment) -> Option<Fingerprint> {
+        let secret = enrolment.refresh_token.as_ref().or(enrolment.api_key.as_ref())?;
+        Some(self.shared.vault.fingerprint(secret))
+    }
 }
 
 impl Shared {
