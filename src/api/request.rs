@@ -9,12 +9,11 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use super::problems::Refusal;
 use crate::{
     keeper::Filter,
-    model::{Labels, MAX_LABELS, OrganizationId},
+    model::{Labels, MAX_LABELS, OrganizationId, Wiped},
     wire::{Code, Confirm, Confirmation, Enrolment, EnrolmentLine, LinkRequest, MAX_ENROLMENT_LINE, Resolution, Resolve},
 };
 
@@ -196,13 +195,13 @@ pub(super) fn rejected(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
 }
 
 /// Reads a body whole, up to [`MAX_BODY`].
-pub(super) async fn body(body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+pub(super) async fn body(body: Body) -> Result<Wiped<Vec<u8>>, Refusal> {
     body_up_to(MAX_BODY, body).await
 }
 
 /// Reads a body whole, up to `max` bytes, at most [`MAX_DISCARDED`]. It holds a secret as a rule, so that it is wiped when it
 /// is dropped.
-pub(super) async fn body_up_to(max: usize, mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+pub(super) async fn body_up_to(max: usize, mut body: Body) -> Result<Wiped<Vec<u8>>, Refusal> {
     let too_large = || Refusal::new(Code::TooLarge, format!("a body has at most {max} bytes"));
     if body.size_hint().lower() > MAX_DISCARDED as u64 {
         return Err(too_large());
@@ -211,7 +210,7 @@ pub(super) async fn body_up_to(max: usize, mut body: Body) -> Result<Zeroizing<V
     // growing would leave a copy behind.
     let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let read = async {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(max).min(max)));
+        let mut bytes = Wiped::new(Vec::with_capacity(announced.unwrap_or(max).min(max)));
         let mut count = 0_usize;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Refusal::bad_request("the body ended before it was complete"))?;
