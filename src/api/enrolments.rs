@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::Role,
     keeper::{Enrolled, Keeper},
-    model::{Fingerprint, OrganizationId},
+    model::{Fingerprint, GrantId, OrganizationId},
     wire::{Code, EnrolmentLine, EnrolmentResult, EnrolmentResults, MAX_ENROLMENT_LINES, MAX_ENROLMENTS},
 };
 
@@ -30,13 +30,13 @@ use crate::{
 pub(super) const AT_ONCE: usize = 16;
 
 /// A line that is not empty.
-struct Line {
+pub(super) struct Line {
     /// From 1.
-    number: u32,
-    read: Result<EnrolmentLine, Refusal>,
+    pub(super) number: u32,
+    pub(super) read: Result<EnrolmentLine, Refusal>,
 }
 
-/// `POST /v1/organizations`. Lines of one organization, and lines with one secret, take effect in their order. Nothing is
+/// `POST /v1/organizations`. Lines that depend on each other, being of one organization or with one secret, take effect in their order. Nothing is
 /// exchanged meanwhile: a line that is to be proven first is refused, since it could hold up the others for as long as an issuer
 /// likes.
 pub(super) async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri, body: Body) -> Answer {
@@ -56,7 +56,7 @@ pub(super) async fn enrol(State(api): State<Api>, Extension(peer): Extension<Pee
 }
 
 /// Reads the lines. One that makes no sense harms no other; too many are refused before anything is done.
-fn lines(body: &[u8]) -> Result<Vec<Line>, Refusal> {
+pub(super) fn lines(body: &[u8]) -> Result<Vec<Line>, Refusal> {
     let mut lines = Vec::new();
     for (number, text) in (1..).zip(body.split(|byte| *byte == b'\n')) {
         let text = text.trim_ascii();
@@ -80,11 +80,11 @@ async fn enrol_all(api: &Api, keeper: &Arc<Keeper>, peer: &Peer, lines: Vec<Line
     let mut lines: Vec<Option<Line>> = lines.into_iter().map(Some).collect();
     let mut tasks = JoinSet::new();
     for chain in chains {
-        let links: Vec<_> = chain.into_iter().filter_map(|place| Some((place, lines[place].take()?))).collect();
+        let linked: Vec<_> = chain.into_iter().filter_map(|place| Some((place, lines[place].take()?))).collect();
         let (api, keeper, peer) = (api.clone(), Arc::clone(keeper), peer.clone());
         tasks.spawn(async move {
-            let mut done = Vec::with_capacity(links.len());
-            for (place, line) in links {
+            let mut done = Vec::with_capacity(linked.len());
+            for (place, line) in linked {
                 done.push((place, enrol_line(&api, &keeper, &peer, line).await));
             }
             done
@@ -136,12 +136,14 @@ fn result_of(line: u32, organization: Option<OrganizationId>, result: Result<Enr
 enum Held {
     Organization(OrganizationId),
     Secret(Fingerprint),
+    Grant(GrantId),
 }
 
 fn held_by(keeper: &Keeper, line: &Line) -> Vec<Held> {
     let Ok(EnrolmentLine { organization, enrolment }) = &line.read else { return Vec::new() };
-    let secret = keeper.fingerprint_of(enrolment).map(Held::Secret);
-    [Some(Held::Organization(organization.clone())), secret].into_iter().flatten().collect()
+    let (secret, grants) = keeper.touched_by(organization, enrolment);
+    let own = [Held::Organization(organization.clone())];
+    own.into_iter().chain(secret.map(Held::Secret)).chain(grants.into_iter().map(Held::Grant)).collect()
 }
 
 /// The places of lines, put together where they hold something in common, also by way of others; each chain in the order of the

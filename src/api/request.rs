@@ -14,7 +14,9 @@ use super::problems::Refusal;
 use crate::{
     keeper::Filter,
     model::{Labels, MAX_LABELS, OrganizationId, Wiped},
-    wire::{Code, Confirm, Confirmation, Enrolment, EnrolmentLine, LinkRequest, MAX_ENROLMENT_LINE, Resolution, Resolve},
+    wire::{
+        Code, Confirm, Confirmation, Enrolment, EnrolmentLine, LinkRequest, MAX_ENROLMENT_LINE, Resolution, Resolve,
+    },
 };
 
 /// The largest body that is read, in bytes.

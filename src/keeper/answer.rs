@@ -9,9 +9,10 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::slot::BriefAccess;
-use crate::model::{AccessToken, OrganizationId, ProviderName, Timestamp, Wiped};
+use crate::model::{AccessToken, OrganizationId, ProviderName, Timestamp};
 
 /// Room for what a fetch adds beside the organization's id: the names of four members, a count of seconds, a time and a
 /// reason.
@@ -27,7 +28,7 @@ const ROUNDED_UP: usize = 8;
 /// The text holds the token in clear; it is wiped when this was dropped from the cache and the last answer made of it was sent.
 pub(super) struct CachedToken {
     /// A JSON object with what the refresh settled, and behind it, from `settled` on, the JSON of when the consent ends.
-    text: Wiped<Box<[u8]>>,
+    text: Zeroizing<Box<[u8]>>,
     settled: usize,
     /// Names the token without revealing it: a quoted strong entity tag (RFC 9110 section 8.8.3).
     etag: Bytes,
@@ -65,13 +66,13 @@ impl CachedToken {
         // Measured first, so that the text never moves and leaves no copy of the token behind.
         let mut length = Length(0);
         let _ = write_json(&mut length, &settled).and_then(|()| write_json(&mut length, &consent_ends));
-        let mut text = Wiped::new(Vec::with_capacity(length.0));
+        let mut text = Zeroizing::new(Vec::with_capacity(length.0));
         // Writing into memory does not fail, nor does making JSON of these types.
         let _ = write_json(&mut *text, &settled);
         let settled = text.len();
         let _ = write_json(&mut *text, &consent_ends);
         Self {
-            text: Wiped::new(std::mem::take(&mut *text).into_boxed_slice()),
+            text: Zeroizing::new(std::mem::take(&mut *text).into_boxed_slice()),
             settled,
             etag: etag.into(),
             issued_at: access.issued_at,
@@ -189,7 +190,7 @@ pub struct AnswerText {
 impl AnswerText {
     /// All that is left to be sent in one piece, which is wiped when it is dropped.
     pub fn into_bytes(mut self) -> Bytes {
-        let mut whole = Wiped::new(Vec::with_capacity(self.remaining()));
+        let mut whole = Zeroizing::new(Vec::with_capacity(self.remaining()));
         while self.has_remaining() {
             let chunk = self.chunk();
             whole.extend_from_slice(chunk);

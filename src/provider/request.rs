@@ -26,15 +26,23 @@ pub(super) struct Form {
     authorization: Option<HeaderValue>,
 }
 
+/// Room for all of a form but the credential that it is about, in bytes. One that needs more grows.
+const ROOM: usize = 512;
+
 impl Form {
     fn new() -> Self {
-        Self { body: Wiped::new(String::new()), authorization: None }
+        Self::about("")
+    }
+
+    /// A form with room for this credential, escaped.
+    fn about(secret: &str) -> Self {
+        Self { body: Wiped::new(String::with_capacity(ROOM + 3 * secret.len())), authorization: None }
     }
 
     /// The exchange of `credential`: a refresh token by RFC 6749 section 6 (without a scope: that would narrow it), an
     /// API key by the password grant (section 4.3), in which Dinero takes the key as both user name and password.
     pub(super) fn exchange(credential: &Credential, scope: &str) -> Self {
-        let mut form = Self::new();
+        let mut form = Self::about(credential.secret().expose());
         match credential {
             Credential::RefreshToken(token) => {
                 form.push("grant_type", "refresh_token");
@@ -88,8 +96,7 @@ impl Form {
                 self.push("client_secret", secret.expose());
             }
             (Some(secret), ClientAuth::Basic) => {
-                let encode =
-                    |text: &str| -> Wiped<String> { Wiped::new(byte_serialize(text.as_bytes()).collect()) };
+                let encode = |text: &str| -> Wiped<String> { Wiped::new(byte_serialize(text.as_bytes()).collect()) };
                 self.authorization = Some(basic(&encode(&client.id), &encode(secret.expose())));
             }
             (Some(secret), ClientAuth::BasicPlain) => self.authorization = Some(basic(&client.id, secret.expose())),

@@ -172,7 +172,7 @@ mod tests {
         let line = parse(text.as_bytes(), false).expect("a line");
         let mut written = Vec::new();
         line.write_to(&mut written);
-        assert_eq!(written.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(written.split(|byte| *byte == b'\n').count(), 2);
         let read: wire::EnrolmentLine = serde_json::from_slice(&written).expect("as the worker reads it");
         assert_eq!((&read.organization, read.enrolment.verify), (&line.organization, Some(false)));
         assert_eq!(read.enrolment.labels.expect("some")["a"], "b\nc");
