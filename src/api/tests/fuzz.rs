@@ -47,12 +47,17 @@ fn a_line_that_makes_no_sense_is_explained_without_its_values_and_harms_no_other
         assert!(asked <= 64 * body.len() + 64 * 1024, "{asked} bytes for a body of {}", body.len());
         let lines = match read {
             Ok(lines) => lines,
-            Err(refusal) => return drop(said(&refusal)),
+            Err(refusal) => {
+                said(&refusal);
+                return;
+            }
         };
         let (first, last) = (lines.first().expect("a line"), lines.last().expect("a line"));
         assert!(first.read.is_ok() && last.read.is_ok());
         assert!(lines.is_sorted_by_key(|line| line.number));
-        lines.iter().filter_map(|line| line.read.as_ref().err()).for_each(|refusal| drop(said(refusal)));
+        for refusal in lines.iter().filter_map(|line| line.read.as_ref().err()) {
+            said(refusal);
+        }
     });
 }
 

@@ -177,7 +177,9 @@ async fn send_alone(
 /// themselves: to send a line again is harmless.
 async fn send_together(client: &Client, lines: &[Numbered], progress: &Progress) -> Result<(), ClientError> {
     let mut body = Vec::with_capacity(lines.iter().map(|numbered| numbered.line.body.len() + MAX_ID).sum());
-    lines.iter().for_each(|numbered| numbered.line.write_to(&mut body));
+    for numbered in lines {
+        numbered.line.write_to(&mut body);
+    }
     let body = Bytes::from(body);
     let results = match again(|| client.enrol_lines(body.clone())).await {
         Ok(results) => results,
