@@ -1,5 +1,8 @@
 use super::Peer;
-use crate::model::OrganizationId;
+use crate::{
+    keeper::{Enrolled, KeeperError},
+    model::OrganizationId,
+};
 
 /// What a caller tried.
 #[derive(Clone, Copy, Debug)]
@@ -80,4 +83,15 @@ pub(super) fn record<'a>(peer: &Peer, action: Action, on: impl Into<On<'a>>, out
         outcome,
         "audit"
     );
+}
+
+/// The line of one enrolment, whether it came by itself or among others.
+pub(super) fn record_enrolment(peer: &Peer, organization: &OrganizationId, result: &Result<Enrolled, KeeperError>) {
+    let outcome = match result {
+        Ok(enrolled) if enrolled.created => "created",
+        Ok(enrolled) if enrolled.changed => "replaced",
+        Ok(_) => "unchanged",
+        Err(error) => error.code().word(),
+    };
+    record(peer, Action::Enrol, organization, outcome);
 }

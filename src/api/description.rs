@@ -150,6 +150,30 @@ fn the_description_allows_nothing_that_is_not_described() {
     assert_ne!(faults("Enrolment", &json!({ "provider": "p", "colour": "red" })), [""; 0]);
 }
 
+#[test]
+fn a_line_of_many_enrolments_and_its_result_are_as_described() {
+    let mut line = json!({ "organization": "DK:1", "provider": "p", "refresh_token": "r", "verify": false });
+    assert_eq!(faults("EnrolmentLine", &line), [""; 0]);
+    line["colour"] = json!("red");
+    assert_ne!(faults("EnrolmentLine", &line), [""; 0]);
+    assert_ne!(faults("EnrolmentLine", &json!({ "organization": "1", "provider": "p", "verify": true })), [""; 0]);
+
+    let organization = || Some("DK:1".parse().expect("an id"));
+    let taken = |line, status| wire::EnrolmentResult {
+        line,
+        organization: organization(),
+        status,
+        changed: Some(true),
+        problem: None,
+        retry_after: None,
+    };
+    let problem = Some(Refusal::new(wire::Code::Starting, "d").problem());
+    let refused = wire::EnrolmentResult { status: 503, changed: None, problem, retry_after: Some(1), ..taken(3, 0) };
+    let unread = wire::EnrolmentResult { line: 4, organization: None, ..taken(4, 201) };
+    let results = wire::EnrolmentResults { results: vec![taken(1, 201), taken(2, 200), refused, unread] };
+    assert_eq!(faults("EnrolmentResults", &json_of(&results)), [""; 0]);
+}
+
 #[tokio::test]
 async fn every_problem_is_as_described() {
     let refusals = wire::Code::ALL.map(|code| Refusal::new(code, "d")).into_iter().chain([KeeperError::Lost {

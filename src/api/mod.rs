@@ -10,6 +10,7 @@ mod confirm;
 #[cfg(test)]
 mod description;
 mod download;
+mod enrolments;
 mod events;
 mod fetch;
 mod link;
@@ -102,6 +103,8 @@ struct Inner {
     streams: Arc<Semaphore>,
     /// Turns at counting over every organization, which takes a thread each.
     counting: Arc<Semaphore>,
+    /// Turns at enrolling many in one request: what they hold in memory is bounded by this.
+    enrolling: Arc<Semaphore>,
     /// Changes under way: they finish, and are told to the audit log, also if their caller goes away.
     changes: TaskTracker,
 }
@@ -117,6 +120,7 @@ impl Api {
             clock,
             streams: Arc::new(Semaphore::new(events::MAX_STREAMS)),
             counting: Arc::new(Semaphore::new(COUNTS_AT_ONCE)),
+            enrolling: Arc::new(Semaphore::new(enrolments::AT_ONCE)),
             changes: TaskTracker::new(),
         }))
     }

@@ -61,7 +61,8 @@ impl Refusal {
         &self.detail
     }
 
-    fn problem(&self) -> Problem {
+    /// The problem document.
+    pub(super) fn problem(&self) -> Problem {
         Problem {
             kind: format!("urn:consentry:problem:{}", self.code.word()),
             title: title(self.code).into(),
@@ -72,6 +73,11 @@ impl Refusal {
             since: self.since,
             renewal_url: self.renewal_url.clone(),
         }
+    }
+
+    /// `Retry-After` in seconds, where trying again may help.
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        self.retry_after.map(whole_seconds)
     }
 }
 
@@ -99,8 +105,8 @@ impl IntoResponse for Refusal {
         let mut response = (status, Body::from(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(after) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

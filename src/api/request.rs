@@ -9,13 +9,14 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use super::problems::Refusal;
 use crate::{
     keeper::Filter,
-    model::{Labels, MAX_LABELS, OrganizationId},
-    wire::{Code, Confirm, Confirmation, Enrolment, LinkRequest, Resolution, Resolve},
+    model::{Labels, MAX_LABELS, OrganizationId, Wiped},
+    wire::{
+        Code, Confirm, Confirmation, Enrolment, EnrolmentLine, LinkRequest, MAX_ENROLMENT_LINE, Resolution, Resolve,
+    },
 };
 
 /// The largest body that is read, in bytes.
@@ -195,9 +196,15 @@ pub(super) fn rejected(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     if any && found.is_some() { Err(wrong()) } else { Ok(found.map(str::to_owned)) }
 }
 
-/// Reads a body whole, up to [`MAX_BODY`]. It holds a secret as a rule, so that it is wiped when it is dropped.
-pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-    let too_large = || Refusal::new(Code::TooLarge, format!("a body has at most {MAX_BODY} bytes"));
+/// Reads a body whole, up to [`MAX_BODY`].
+pub(super) async fn body(body: Body) -> Result<Wiped<Vec<u8>>, Refusal> {
+    body_up_to(MAX_BODY, body).await
+}
+
+/// Reads a body whole, up to `max` bytes, at most [`MAX_DISCARDED`]. It holds a secret as a rule, so that it is wiped when it
+/// is dropped.
+pub(super) async fn body_up_to(max: usize, mut body: Body) -> Result<Wiped<Vec<u8>>, Refusal> {
+    let too_large = || Refusal::new(Code::TooLarge, format!("a body has at most {max} bytes"));
     if body.size_hint().lower() > MAX_DISCARDED as u64 {
         return Err(too_large());
     }
@@ -205,7 +212,7 @@ pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> 
     // growing would leave a copy behind.
     let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let read = async {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(MAX_BODY).min(MAX_BODY)));
+        let mut bytes = Wiped::new(Vec::with_capacity(announced.unwrap_or(max).min(max)));
         let mut count = 0_usize;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Refusal::bad_request("the body ended before it was complete"))?;
@@ -214,11 +221,11 @@ pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> 
             if count > MAX_DISCARDED {
                 break;
             }
-            if count <= MAX_BODY {
+            if count <= max {
                 bytes.extend_from_slice(&part);
             }
         }
-        if count > MAX_BODY { Err(too_large()) } else { Ok(bytes) }
+        if count > max { Err(too_large()) } else { Ok(bytes) }
     };
     let late = |_| Refusal::bad_request(format!("the body did not come within {} s", BODY_TIMEOUT.as_secs()));
     timeout(BODY_TIMEOUT, read).await.map_err(late)?
@@ -227,6 +234,16 @@ pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> 
 /// Reads the body of an enrolment.
 pub(super) fn enrolment(bytes: &[u8]) -> Result<Enrolment, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| wrong_body(&error))
+}
+
+/// Reads one of the lines of a request with many enrolments.
+pub(super) fn enrolment_line(bytes: &[u8]) -> Result<EnrolmentLine, Refusal> {
+    if bytes.len() > MAX_ENROLMENT_LINE {
+        return Err(Refusal::new(Code::TooLarge, format!("a line has at most {MAX_ENROLMENT_LINE} bytes")));
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        Refusal::bad_request(format!("the line is wrong at column {}: {}", error.column(), complaint(&error)))
+    })
 }
 
 /// Reads the body of a resolution: `{"action":"retry"}` or `{"action":"abandon"}`.

@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api, Peer, Reach,
     audit::{self, Action, On},
-    confirm, events, fetch, link,
+    confirm, enrolments, events, fetch, link,
     problems::Refusal,
     request, vault,
 };
 use crate::{
     config::Role,
-    keeper::{Keeper, KeeperError, Served},
+    keeper::{Enrolled, Keeper, KeeperError, Served},
     model::OrganizationId,
     serve::catching_panics,
     wire::{Code, ENROLMENT_CHANGED, HEALTHZ, READYZ, Resolution},
@@ -36,7 +36,7 @@ pub(super) fn router(api: Api, stopping: CancellationToken) -> Routes {
     let router = Router::new()
         .route("/v1/organizations/{org}/token", get(token))
         .route("/v1/organizations/{org}/token/refresh", post(refresh))
-        .route("/v1/organizations", get(list))
+        .route("/v1/organizations", get(list).post(enrolments::enrol))
         .route("/v1/organizations/{org}", get(show).put(enrol).delete(remove))
         .route("/v1/organizations/{org}/pause", post(pause))
         .route("/v1/organizations/{org}/resume", post(resume))
@@ -122,21 +122,20 @@ async fn enrol(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
     let enrolled = api
         .change(async move {
             let result = keeper.enrol(organization.clone(), enrolment).await;
-            let outcome = match &result {
-                Ok(enrolled) if enrolled.created => "created",
-                Ok(enrolled) if enrolled.changed => "replaced",
-                Ok(_) => "unchanged",
-                Err(error) => error.code().word(),
-            };
-            audit::record(&peer, Action::Enrol, &organization, outcome);
+            audit::record_enrolment(&peer, &organization, &result);
             result
         })
         .await?;
-    let status = if enrolled.created { StatusCode::CREATED } else { StatusCode::OK };
+    let status = status_of(&enrolled);
     let mut response = json(status, &enrolled.organization);
     let changed = HeaderValue::from_static(if enrolled.changed { "true" } else { "false" });
     response.headers_mut().insert(ENROLMENT_CHANGED, changed);
     Ok(response)
+}
+
+/// The status of an enrolment that went well.
+pub(super) const fn status_of(enrolled: &Enrolled) -> StatusCode {
+    if enrolled.created { StatusCode::CREATED } else { StatusCode::OK }
 }
 
 async fn remove(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
@@ -266,10 +265,21 @@ impl Api {
         action: Action,
     ) -> Result<OrganizationId, Refusal> {
         let organization = request::organization(uri)?;
-        if self.0.access.load().may(peer, role, &organization) {
-            return Ok(organization);
+        self.permitted_on(&organization, peer, role, action).map(|()| organization)
+    }
+
+    /// Whether `peer` may do what needs `role` to the organization, whether it exists or not.
+    pub(super) fn permitted_on(
+        &self,
+        organization: &OrganizationId,
+        peer: &Peer,
+        role: Role,
+        action: Action,
+    ) -> Result<(), Refusal> {
+        if self.0.access.load().may(peer, role, organization) {
+            return Ok(());
         }
-        audit::record(peer, action, &organization, "denied");
+        audit::record(peer, action, organization, "denied");
         let detail = format!(
             "user {} may not {} this organization; that takes an [[access]] rule with role {} or higher",
             peer.uid,

@@ -30,9 +30,13 @@ where
 /// How long to wait where waiting may help: what the worker says, else twice as long each time.
 fn pause_before_retry(error: &ClientError, retries: u32) -> Option<Duration> {
     let ClientError::Problem { problem, retry_after } = error else { return None };
-    let may_help = matches!(problem.code, Code::Starting | Code::VaultUnavailable | Code::TooManyRequests);
     let doubled = Duration::from_millis(250).saturating_mul(2_u32.saturating_pow(retries));
-    may_help.then(|| retry_after.unwrap_or(doubled).min(MAX_PAUSE))
+    may_pass(problem.code).then(|| retry_after.unwrap_or(doubled).min(MAX_PAUSE))
+}
+
+/// Whether what was refused with this code may be taken a while later.
+pub(super) const fn may_pass(code: Code) -> bool {
+    matches!(code, Code::Starting | Code::VaultUnavailable | Code::TooManyRequests)
 }
 
 /// Whether nothing else that is asked of this worker could fare better.

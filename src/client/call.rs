@@ -16,6 +16,8 @@ pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) body: Bytes,
+    /// The body's media type.
+    pub(super) content_type: &'static str,
     pub(super) if_match: Option<String>,
     pub(super) last_event_id: Option<String>,
     /// Whether it may be sent twice although its first sending may have been carried out.
@@ -31,6 +33,7 @@ impl Call {
             method,
             path,
             body,
+            content_type: "application/json",
             if_match: None,
             last_event_id: None,
             repeatable: false,
@@ -56,7 +59,7 @@ impl Call {
     pub(super) fn request(&self) -> Result<Request<connection::Body>, ClientError> {
         let mut request = Request::builder().method(&self.method).uri(&self.path).header(header::HOST, "localhost");
         if !self.body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            request = request.header(header::CONTENT_TYPE, self.content_type);
         }
         if let Some(tag) = &self.if_match {
             request = request.header(header::IF_MATCH, tag);

@@ -152,6 +152,15 @@ impl Client {
         Ok(Enrolled { created: answer.status() == StatusCode::CREATED, changed, organization: answer.json()? })
     }
 
+    /// Enrols many organizations that nothing is exchanged for now; `lines` holds a [`wire::EnrolmentLine`] in each line, with
+    /// `"verify": false`, and at most [`wire::MAX_ENROLMENT_LINES`] of them in [`wire::MAX_ENROLMENTS`] bytes. Gives what became of
+    /// each. An error is about all of them; whether any was enrolled is then not known, and sending them again does no harm.
+    pub async fn enrol_lines(&self, lines: Bytes) -> Result<Vec<wire::EnrolmentResult>, ClientError> {
+        let mut call = Call::new(Method::POST, "/v1/organizations".into()).slow().repeatable();
+        (call.body, call.content_type, call.max_answer) = (lines, wire::ENROLMENT_LINES, MAX_PAGE);
+        Ok(self.call(call).await?.json::<wire::EnrolmentResults>()?.results)
+    }
+
     /// Forgets an organization, and its grant with the last one; `revoke` then revokes the refresh token first.
     pub async fn delete(&self, organization: &OrganizationId, revoke: bool) -> Result<(), ClientError> {
         let query = if revoke { "?revoke=true" } else { "" };

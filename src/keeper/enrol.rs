@@ -58,6 +58,21 @@ impl Keeper {
             None => shared.enrol_new(wanted, enrolling).await,
         }
     }
+
+    /// What the outcome of an enrolment depends on besides its organization: its secret, and the grants that hold that secret
+    /// or serve the organization now.
+    pub fn touched_by(
+        &self,
+        organization: &OrganizationId,
+        enrolment: &wire::Enrolment,
+    ) -> (Option<Fingerprint>, Vec<GrantId>) {
+        let index = &self.shared.index;
+        let secret = enrolment.refresh_token.as_ref().or(enrolment.api_key.as_ref());
+        let fingerprint = secret.map(|secret| self.shared.vault.fingerprint(secret));
+        let holder = fingerprint.and_then(|fingerprint| index.by_fingerprint(fingerprint)).map(|slot| slot.id);
+        let serves = index.find(organization).map(|entry| entry.slot.id);
+        (fingerprint, holder.into_iter().chain(serves).collect())
+    }
 }
 
 impl Shared {

@@ -10,6 +10,7 @@ mod id;
 mod outcome;
 mod secret;
 mod time;
+mod wiped;
 
 pub use awaiting::{AwaitReason, Awaiting, MAX_PLACES, Place, RevokedLinks};
 pub use event::{EndingWeek, Event, EventId, EventKind, InvalidEventId, OpenDelivery, OutboxRow, Outlook, ReceiverId};
@@ -21,3 +22,4 @@ pub use id::{GrantId, InvalidId, MAX_ORGANIZATION_ID, OVERFLOW_ID, OrganizationI
 pub use outcome::{Answer, ExchangeOutcome, NoAnswer};
 pub use secret::Secret;
 pub use time::{InvalidTimestamp, Timestamp, in_largest_unit};
+pub use wiped::{Wipe, Wiped, wipe};

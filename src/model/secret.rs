@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use secrecy::{ExposeSecret, SecretString};
+use super::Wiped;
 
 /// Text that must never be seen: a token, an API key, a client secret.
 ///
@@ -9,18 +9,18 @@ use secrecy::{ExposeSecret, SecretString};
 /// The only ways out are [`Secret::expose`] and [`Secret::same_as`]: search for them to see every place that
 /// touches one.
 #[derive(Clone)]
-pub struct Secret(Arc<SecretString>);
+pub struct Secret(Arc<Wiped<String>>);
 
 impl Secret {
     /// Takes `text` as a secret.
-    pub fn new(text: impl Into<Box<str>>) -> Self {
-        Self(Arc::new(SecretString::new(text.into())))
+    pub fn new(text: impl Into<String>) -> Self {
+        Self::from(Wiped::new(text.into()))
     }
 
     /// The text itself, for the few places that must have it: the request to the issuer, the cipher, the
     /// fingerprint, the answer to an authorized fetch.
     pub fn expose(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 
     /// Whether both hold the same text, compared in constant time.
@@ -30,6 +30,13 @@ impl Secret {
             reason = "ring keeps the function under this name; it is constant in time for equal lengths"
         )]
         ring::constant_time::verify_slices_are_equal(self.expose().as_bytes(), other.expose().as_bytes()).is_ok()
+    }
+}
+
+/// Takes text that is to be wiped already, without a copy.
+impl From<Wiped<String>> for Secret {
+    fn from(text: Wiped<String>) -> Self {
+        Self(Arc::new(text))
     }
 }
 

@@ -7,9 +7,8 @@ use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use zeroize::Zeroizing;
 
-use crate::model::{Answer, Secret};
+use crate::model::{Answer, Wiped};
 
 /// A longer life of an access token is taken for an error of the issuer.
 const MAX_LIFETIME: Duration = Duration::from_hours(366 * 24);
@@ -36,7 +35,7 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, &'static str> {
     let refresh_token = match fields.refresh_token {
         Value::Missing | Value::False => None,
         Value::Text(token) if token.is_empty() => None,
-        Value::Text(token) => Some(Secret::new(token.as_str())),
+        Value::Text(token) => Some(token.into()),
         // There is a new token, and it cannot be told which: to go on with the old one would be a replay.
         Value::Number(_) | Value::Other => return Err("the refresh_token of the answer is not a string"),
     };
@@ -48,7 +47,7 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, &'static str> {
         refresh_token,
         subject: claims.sub.short_text(MAX_CLAIM),
         client_id: claims.client_id.short_text(MAX_CLAIM),
-        access_token: Secret::new(access_token.as_str()),
+        access_token: access_token.into(),
     })
 }
 
@@ -61,7 +60,7 @@ fn claims(token: &str) -> Fields {
     if payload.len() > MAX_JWT_PAYLOAD {
         return Fields::default();
     }
-    let Ok(payload) = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).map(Zeroizing::new) else {
+    let Ok(payload) = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).map(Wiped::new) else {
         return Fields::default();
     };
     serde_json::from_slice(&payload).unwrap_or_default()
@@ -87,7 +86,7 @@ enum Value {
     #[default]
     Missing,
     False,
-    Text(Zeroizing<String>),
+    Text(Wiped<String>),
     Number(f64),
     /// `true`, an array or an object.
     Other,
@@ -176,7 +175,7 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Number(value))
             }
             fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(Value::Text(Zeroizing::new(value.to_owned())))
+                Ok(Value::Text(Wiped::new(value.to_owned())))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}

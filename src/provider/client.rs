@@ -127,7 +127,10 @@ impl Provider {
             Ok(attempts) => attempts,
             Err(detail) => return ExchangeOutcome::NotSent { detail },
         };
-        let scope = self.api_key_scope();
+        let scope = match exchange.credential {
+            Credential::ApiKey(_) => self.api_key_scope(),
+            Credential::RefreshToken(_) => Cow::Borrowed(""),
+        };
         loop {
             let Attempt { client, timeout } = attempts.current();
             let form = Form::exchange(exchange.credential, &scope).authenticated(&client, self.config.client_auth);

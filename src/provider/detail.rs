@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
+use reqwest::header::HeaderValue;
 use url::form_urlencoded::byte_serialize;
-use zeroize::Zeroizing;
 
-use crate::model::Secret;
+use crate::model::{Secret, Wiped};
 
 /// The longest detail, in characters.
 const MAX_DETAIL: usize = 200;
@@ -16,40 +16,46 @@ const MIN_HIDDEN_RUN: usize = 40;
 const HIDDEN: &str = "[hidden]";
 
 /// Hides the secrets of one request in whatever comes back.
+///
+/// One is made for each request and seldom used: only then it is worked out how its secrets may be spelt.
 pub(super) struct Cleaner {
-    /// Every spelling in which a secret left, the longest first, so that none hides only a part of another.
-    spellings: Vec<Zeroizing<String>>,
+    secrets: Vec<Secret>,
+    /// The header with Basic credentials.
+    authorization: Option<HeaderValue>,
 }
 
 impl Cleaner {
     /// A cleaner for text that comes back on a request which held `secrets`.
     pub(super) fn of<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let mut spellings: Vec<Zeroizing<String>> = Vec::new();
-        for secret in secrets {
+        Self { secrets: secrets.into_iter().cloned().collect(), authorization: None }
+    }
+
+    /// Hides one more spelling: the Basic credentials of the request's header, where it had them.
+    pub(super) fn hiding(self, authorization: Option<HeaderValue>) -> Self {
+        Self { authorization, ..self }
+    }
+
+    /// Every spelling in which a secret left, the longest first, so that none hides only a part of another.
+    fn spellings(&self) -> Vec<Wiped<String>> {
+        let mut spellings: Vec<Wiped<String>> = Vec::new();
+        for secret in &self.secrets {
             let text = without_controls(secret.expose());
             if text.is_empty() {
                 continue;
             }
-            let encoded: Zeroizing<String> = Zeroizing::new(byte_serialize(secret.expose().as_bytes()).collect());
+            let encoded: Wiped<String> = Wiped::new(byte_serialize(secret.expose().as_bytes()).collect());
             if *encoded != *text {
                 spellings.push(encoded);
             }
             spellings.push(text);
         }
-        Self { spellings }.sorted()
-    }
-
-    /// Hides one more spelling: the Basic credentials of the request's header, where it had them.
-    pub(super) fn hiding(mut self, basic_credentials: Option<&str>) -> Self {
-        if let Some(text) = basic_credentials.filter(|text| !text.is_empty()) {
-            self.spellings.push(Zeroizing::new(text.to_owned()));
+        let header = self.authorization.as_ref().and_then(|header| header.to_str().ok());
+        let basic = header.and_then(|text| text.strip_prefix("Basic ")).map(|text| text.trim_end_matches('='));
+        if let Some(text) = basic.filter(|text| !text.is_empty()) {
+            spellings.push(Wiped::new(text.to_owned()));
         }
-        self.sorted()
-    }
-
-    fn sorted(mut self) -> Self {
-        self.spellings.sort_by_key(|spelling| std::cmp::Reverse(spelling.len()));
-        self
+        spellings.sort_by_key(|spelling| std::cmp::Reverse(spelling.len()));
+        spellings
     }
 
     /// `text` on one line, with nothing of a secret, at most [`MAX_DETAIL`] characters.
@@ -57,9 +63,9 @@ impl Cleaner {
         // Control characters go first: one in the midst of an echoed secret must not keep it from being found. The
         // cut comes last: it must not leave half a secret.
         let mut text = without_controls(text);
-        for spelling in &self.spellings {
+        for spelling in self.spellings() {
             if text.contains(spelling.as_str()) {
-                text = Zeroizing::new(text.replace(spelling.as_str(), HIDDEN));
+                text = Wiped::new(text.replace(spelling.as_str(), HIDDEN));
             }
         }
         let text = hide_long_runs(&text);
@@ -84,19 +90,19 @@ pub fn of_error(error: &dyn std::error::Error) -> String {
     Cleaner::of([]).clean(&text)
 }
 
-fn without_controls(text: &str) -> Zeroizing<String> {
+fn without_controls(text: &str) -> Wiped<String> {
     // Format characters of Unicode that reorder a line are as unwelcome in a log as control characters.
     let is_reordering =
         |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut kept = Zeroizing::new(String::with_capacity(text.len()));
+    let mut kept = Wiped::new(String::with_capacity(text.len()));
     kept.extend(text.chars().filter(|&c| !c.is_control() && !is_reordering(c)));
     kept
 }
 
 /// Whatever looks like a token is hidden even if it was not sent: an issuer may name an older one.
-fn hide_long_runs(text: &str) -> Zeroizing<String> {
+fn hide_long_runs(text: &str) -> Wiped<String> {
     let is_token_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '_' | '=' | '-');
-    let mut shown = Zeroizing::new(String::with_capacity(text.len()));
+    let mut shown = Wiped::new(String::with_capacity(text.len()));
     let mut rest = text;
     while let Some(start) = rest.find(is_token_char) {
         let end = rest[start..].find(|c| !is_token_char(c)).map_or(rest.len(), |length| start + length);

@@ -1,14 +1,13 @@
 //! For simulations: what a reply proves when somebody plays the network.
 
 use reqwest::header::HeaderValue;
-use zeroize::Zeroizing;
 
 use super::{
     detail::Cleaner,
     transport::{Failure, Reply},
     verdict,
 };
-use crate::model::{Credential, ExchangeOutcome, Timestamp};
+use crate::model::{Credential, ExchangeOutcome, Timestamp, Wiped};
 
 /// What came of a request.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ pub(crate) fn judge(played: Played, credential: &Credential, now: Timestamp) -> 
         Played::Reply { status, retry_after, body } => Ok(Reply {
             status,
             retry_after: retry_after.and_then(|text| HeaderValue::from_str(&text).ok()),
-            body: Ok(Zeroizing::new(body)),
+            body: Ok(Wiped::new(body)),
         }),
         Played::NotSent => Err(Failure::NotSent(words)),
         Played::Timeout => Err(Failure::Timeout(words)),

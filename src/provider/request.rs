@@ -4,12 +4,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use reqwest::header::{HeaderValue, InvalidHeaderValue};
 use url::form_urlencoded::byte_serialize;
-use zeroize::Zeroizing;
 
 use super::{Redemption, detail::Cleaner};
 use crate::{
     config::ClientAuth,
-    model::{Credential, Secret},
+    model::{Credential, Secret, Wiped},
 };
 
 /// Who the client says it is.
@@ -23,19 +22,27 @@ pub(super) struct Client {
 
 /// A form body and the header that goes with it.
 pub(super) struct Form {
-    body: Zeroizing<String>,
+    body: Wiped<String>,
     authorization: Option<HeaderValue>,
 }
 
+/// Room for all of a form but the credential that it is about, in bytes. One that needs more grows.
+const ROOM: usize = 512;
+
 impl Form {
     fn new() -> Self {
-        Self { body: Zeroizing::new(String::new()), authorization: None }
+        Self::about("")
+    }
+
+    /// A form with room for this credential, escaped.
+    fn about(secret: &str) -> Self {
+        Self { body: Wiped::new(String::with_capacity(ROOM + 3 * secret.len())), authorization: None }
     }
 
     /// The exchange of `credential`: a refresh token by RFC 6749 section 6 (without a scope: that would narrow it), an
     /// API key by the password grant (section 4.3), in which Dinero takes the key as both user name and password.
     pub(super) fn exchange(credential: &Credential, scope: &str) -> Self {
-        let mut form = Self::new();
+        let mut form = Self::about(credential.secret().expose());
         match credential {
             Credential::RefreshToken(token) => {
                 form.push("grant_type", "refresh_token");
@@ -89,8 +96,7 @@ impl Form {
                 self.push("client_secret", secret.expose());
             }
             (Some(secret), ClientAuth::Basic) => {
-                let encode =
-                    |text: &str| -> Zeroizing<String> { Zeroizing::new(byte_serialize(text.as_bytes()).collect()) };
+                let encode = |text: &str| -> Wiped<String> { Wiped::new(byte_serialize(text.as_bytes()).collect()) };
                 self.authorization = Some(basic(&encode(&client.id), &encode(secret.expose())));
             }
             (Some(secret), ClientAuth::BasicPlain) => self.authorization = Some(basic(&client.id, secret.expose())),
@@ -100,9 +106,7 @@ impl Form {
 
     /// A cleaner for the answer: it hides `sent` and the client's secret however they are sent.
     pub(super) fn cleaner<'a>(&self, sent: impl IntoIterator<Item = &'a Secret>, client: &'a Client) -> Cleaner {
-        let header = self.authorization.as_ref().and_then(|header| header.to_str().ok());
-        let basic = header.and_then(|text| text.strip_prefix("Basic ")).map(|text| text.trim_end_matches('='));
-        Cleaner::of(sent.into_iter().chain(&client.secret)).hiding(basic)
+        Cleaner::of(sent.into_iter().chain(&client.secret)).hiding(self.authorization.clone())
     }
 
     /// The body, which is wiped when the last reference to it goes, and the header.
@@ -114,7 +118,7 @@ impl Form {
         let needed = 2 + 3 * (name.len() + value.len());
         if self.body.capacity() - self.body.len() < needed {
             // A growing `String` would leave its old text behind in memory.
-            let mut larger = Zeroizing::new(String::with_capacity(2 * self.body.len() + needed));
+            let mut larger = Wiped::new(String::with_capacity(2 * self.body.len() + needed));
             larger.push_str(&self.body);
             self.body = larger;
         }
@@ -129,24 +133,24 @@ impl Form {
 
 /// `Authorization: Bearer …` (RFC 6750 section 2.1); fails for a token that no header can carry.
 pub(super) fn bearer(token: &Secret) -> Result<HeaderValue, InvalidHeaderValue> {
-    let mut text = Zeroizing::new(String::with_capacity("Bearer ".len() + token.expose().len()));
+    let mut text = Wiped::new(String::with_capacity("Bearer ".len() + token.expose().len()));
     text.push_str("Bearer ");
     text.push_str(token.expose());
     sensitive(text)
 }
 
 fn basic(id: &str, secret: &str) -> HeaderValue {
-    let mut pair = Zeroizing::new(String::with_capacity(id.len() + secret.len() + 1));
+    let mut pair = Wiped::new(String::with_capacity(id.len() + secret.len() + 1));
     pair.push_str(id);
     pair.push(':');
     pair.push_str(secret);
-    let mut text = Zeroizing::new(String::with_capacity("Basic ".len() + pair.len() / 3 * 4 + 4));
+    let mut text = Wiped::new(String::with_capacity("Basic ".len() + pair.len() / 3 * 4 + 4));
     text.push_str("Basic ");
     STANDARD.encode_string(pair.as_bytes(), &mut text);
     sensitive(text).expect("base64 is visible ASCII, which every header can carry")
 }
 
-fn sensitive(text: Zeroizing<String>) -> Result<HeaderValue, InvalidHeaderValue> {
+fn sensitive(text: Wiped<String>) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text))?;
     value.set_sensitive(true);
     Ok(value)

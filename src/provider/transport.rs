@@ -9,10 +9,9 @@ use reqwest::{
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use url::Url;
-use zeroize::Zeroizing;
 
 use super::detail;
-use crate::config::is_loopback;
+use crate::{config::is_loopback, model::Wiped};
 
 /// The largest answer of a token endpoint that is read, in bytes.
 pub(super) const MAX_TOKEN_ANSWER: usize = 256 * 1024;
@@ -56,7 +55,7 @@ pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) retry_after: Option<HeaderValue>,
     /// The body, or why it could not be read whole. Empty where the status alone says everything: 429, 5xx and 3xx.
-    pub(super) body: Result<Zeroizing<Vec<u8>>, Failure>,
+    pub(super) body: Result<Wiped<Vec<u8>>, Failure>,
 }
 
 /// Why there is no answer.
@@ -101,7 +100,7 @@ impl Transport {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).cloned();
         let body = match status {
-            429 | 500.. | 300..=399 => Ok(Zeroizing::default()),
+            429 | 500.. | 300..=399 => Ok(Wiped::default()),
             _ => read_body(response, max_body).await,
         };
         Ok(Reply { status, retry_after, body })
@@ -199,12 +198,12 @@ fn failure(error: reqwest::Error) -> Failure {
     }
 }
 
-async fn read_body(mut response: Response, max: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+async fn read_body(mut response: Response, max: usize) -> Result<Wiped<Vec<u8>>, Failure> {
     let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
     if announced.is_some_and(|length| length > max) {
         return Err(too_large(max));
     }
-    let mut body = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(FIRST_BUFFER)));
+    let mut body = Wiped::new(Vec::with_capacity(announced.unwrap_or(FIRST_BUFFER)));
     loop {
         let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
@@ -218,7 +217,7 @@ async fn read_body(mut response: Response, max: usize) -> Result<Zeroizing<Vec<u
         }
         if chunk.len() > body.capacity() - body.len() {
             // A growing `Vec` would leave tokens behind in memory.
-            let mut larger = Zeroizing::new(Vec::with_capacity(2 * (body.len() + chunk.len())));
+            let mut larger = Wiped::new(Vec::with_capacity(2 * (body.len() + chunk.len())));
             larger.extend_from_slice(&body);
             body = larger;
         }

@@ -240,13 +240,11 @@ fn is_code(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use zeroize::Zeroizing;
-
     use super::*;
-    use crate::model::Secret;
+    use crate::model::{Secret, Wiped};
 
     fn judge(status: u16, body: &str, credential: &Credential) -> Verdict {
-        let reply = Reply { status, retry_after: None, body: Ok(Zeroizing::new(body.as_bytes().to_vec())) };
+        let reply = Reply { status, retry_after: None, body: Ok(Wiped::new(body.as_bytes().to_vec())) };
         of(Ok(reply), credential, &Cleaner::of([credential.secret()]), Timestamp::default(), "p")
     }
 

@@ -41,6 +41,7 @@ use ring::{
 use zeroize::Zeroizing;
 
 use super::{error::VaultError, name::Name};
+use crate::model::Wiped;
 
 /// The format this version writes.
 const FORMAT: u8 = 1;
@@ -73,7 +74,7 @@ struct DataKeys {
 /// A record that was opened.
 pub(super) struct Opened {
     /// Its plaintext.
-    pub(super) plaintext: Zeroizing<Vec<u8>>,
+    pub(super) plaintext: Wiped<Vec<u8>>,
     /// The sequence number it was sealed with.
     pub(super) sequence: u64,
 }
@@ -125,7 +126,7 @@ impl Cipher {
 
     /// Opens what [`seal`](Self::seal) made for `name`; anything else is an error.
     pub(super) fn open(&self, name: &Name, sealed: Vec<u8>) -> Result<Opened, VaultError> {
-        let mut sealed = Zeroizing::new(sealed);
+        let mut sealed = Wiped::new(sealed);
         let Some((header, body)) = sealed.split_at_mut_checked(HEADER_BYTES) else {
             return Err(damaged(name, "it is too short"));
         };

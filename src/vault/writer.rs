@@ -239,9 +239,21 @@ impl Writer {
     fn commit(&mut self, first: Commit, requests: &mut Requests) -> Option<Request> {
         let mut group = Group::default();
         let mut next = Some(Request::Commit(first));
+        let mut stood_back = false;
         while let Some(Request::Commit(commit)) = next {
             self.take(commit, &mut group);
-            next = if self.journal.group_is_full() { None } else { requests.try_recv().ok() };
+            if self.journal.group_is_full() {
+                next = None;
+                break;
+            }
+            next = requests.try_recv().ok();
+            if next.is_none() && !stood_back {
+                // Where cores are scarce, whoever makes commits was put aside when the first of them woke this thread: let
+                // them go on for once, and their commits share the sync. Where a core is free, this takes no time.
+                stood_back = true;
+                thread::yield_now();
+                next = requests.try_recv().ok();
+            }
         }
         if !group.batches.is_empty() {
             self.write(group);

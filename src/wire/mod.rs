@@ -2,6 +2,7 @@
 //! shapes, and the tests hold every answer against it.
 
 mod enrolment;
+mod enrolments;
 mod event;
 mod link;
 mod organization;
@@ -12,6 +13,10 @@ mod vault;
 
 pub use self::{
     enrolment::{ENROLMENT_CHANGED, Enrolment},
+    enrolments::{
+        ENROLMENT_LINES, EnrolmentLine, EnrolmentResult, EnrolmentResults, MAX_ENROLMENT_LINE, MAX_ENROLMENT_LINES,
+        MAX_ENROLMENTS,
+    },
     event::{Digest, EndingWithin, Event, EventData, OrganizationEvent},
     link::{ConsentLink, LinkRequest},
     organization::{Confirm, Confirmation, Consent, Organization, OrganizationPage, Resolution, Resolve},

@@ -10,6 +10,7 @@ mod damage;
 mod deploy;
 mod disk;
 mod docs;
+mod enrolments;
 mod events;
 mod fleet;
 mod foresight;

@@ -41,6 +41,8 @@ fn calls(api_key: &str) -> Vec<(&'static str, &'static str, String, Role)> {
         call("GET", "/v1/organizations?state=active&limit=5", Role::Operate),
         call("GET", "/v1/organizations/481001", Role::Operate),
         ("PUT", "/v1/organizations/481001", enrolment, Role::Operate),
+        // Without a line; of each line permission is asked by itself.
+        call("POST", "/v1/organizations", Role::Operate),
         call("POST", "/v1/organizations/481001/pause", Role::Operate),
         call("POST", "/v1/organizations/481001/resume", Role::Operate),
         // It is neither in doubt nor lost, which only they are told who may decide about it.

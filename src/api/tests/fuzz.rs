@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use bolero::check;
 
-use super::super::{problems::Refusal, request};
+use super::super::{enrolments, problems::Refusal, request};
 use crate::{
     model::OrganizationId,
     tests::{Edit, allocated, edited},
@@ -32,6 +32,31 @@ fn a_body_that_makes_no_sense_is_explained_without_its_values() {
         assert!(asked <= 64 * body.len() + 64 * 1024, "{asked} bytes for a body of {}", body.len());
         if let Err(refusal) = read {
             said(&refusal);
+        }
+    });
+}
+
+#[test]
+fn a_line_that_makes_no_sense_is_explained_without_its_values_and_harms_no_other() {
+    const LINE: &str =
+        r#"{"organization":"DK:1","provider":"p","refresh_token":"hush-Secret-in-a-body","verify":false}"#;
+    check!().with_type::<Vec<Edit>>().for_each(|edits| {
+        let spoilt = edited(LINE.as_bytes(), edits);
+        let body = [LINE.as_bytes(), b"\n", &spoilt, b"\n", LINE.as_bytes()].concat();
+        let (read, asked) = allocated(|| enrolments::lines(&body));
+        assert!(asked <= 64 * body.len() + 64 * 1024, "{asked} bytes for a body of {}", body.len());
+        let lines = match read {
+            Ok(lines) => lines,
+            Err(refusal) => {
+                said(&refusal);
+                return;
+            }
+        };
+        let (first, last) = (lines.first().expect("a line"), lines.last().expect("a line"));
+        assert!(first.read.is_ok() && last.read.is_ok());
+        assert!(lines.is_sorted_by_key(|line| line.number));
+        for refusal in lines.iter().filter_map(|line| line.read.as_ref().err()) {
+            said(refusal);
         }
     });
 }

@@ -37,6 +37,20 @@ pub(super) struct Line {
     pub(super) organization: OrganizationId,
     /// PUT's body.
     pub(super) body: Bytes,
+    /// Whether its exchange is waited for.
+    pub(super) verify: bool,
+}
+
+impl Line {
+    /// Writes it as one of many in a request: the body with `organization` in front.
+    pub(super) fn write_to(&self, lines: &mut Vec<u8>) {
+        // No character of an id needs an escape, and the body is an object that is never empty.
+        lines.extend_from_slice(b"{\"organization\":\"");
+        lines.extend_from_slice(self.organization.as_str().as_bytes());
+        lines.extend_from_slice(b"\",");
+        lines.extend_from_slice(&self.body[1..]);
+        lines.push(b'\n');
+    }
 }
 
 /// Reads one line. What is wrong is said without a word of the line itself, which holds a secret, but its keys.
@@ -60,9 +74,9 @@ pub(super) fn parse(text: &[u8], verify: bool) -> Result<Line, String> {
     }
     let fields = Value::Object(fields);
     // The worker would refuse it as well, but can only tell the place in what it is sent.
-    serde_path_to_error::deserialize::<_, wire::Enrolment>(&fields).map_err(|error| unfit(&error))?;
+    let enrolment = serde_path_to_error::deserialize::<_, wire::Enrolment>(&fields).map_err(|error| unfit(&error))?;
     let body = serde_json::to_vec(&fields).map_err(|_| "it cannot be written as JSON".to_owned())?;
-    Ok(Line { organization, body: body.into() })
+    Ok(Line { organization, body: body.into(), verify: enrolment.verify != Some(false) })
 }
 
 fn unreadable(error: &serde_json::Error) -> String {
@@ -150,6 +164,18 @@ mod tests {
             "provider": "p", "refresh_token": "r", "labels": { "plan": "gold" }, "verify": false
         });
         assert_eq!(body(text, false), expected);
+    }
+
+    #[test]
+    fn among_others_a_line_is_what_it_is_by_itself() {
+        let text = r#"{"provider":"p","labels":{"a":"b\nc"},"organization":"DK:1","api_key":"k"}"#;
+        let line = parse(text.as_bytes(), false).expect("a line");
+        let mut written = Vec::new();
+        line.write_to(&mut written);
+        assert_eq!(written.split(|byte| *byte == b'\n').count(), 2);
+        let read: wire::EnrolmentLine = serde_json::from_slice(&written).expect("as the worker reads it");
+        assert_eq!((&read.organization, read.enrolment.verify), (&line.organization, Some(false)));
+        assert_eq!(read.enrolment.labels.expect("some")["a"], "b\nc");
     }
 
     #[test]

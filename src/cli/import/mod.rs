@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use clap::Args;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -14,22 +15,33 @@ use tokio::{
 };
 
 use self::{
+    line::Line,
     progress::{Progress, Taken},
     read::Numbered,
 };
 use super::{
     Exit, Failure, Global,
-    again::{again, ends_all},
+    again::{again, ends_all, may_pass},
     parse::{self, Source},
     print::Out,
     sandbox::interrupted,
 };
-use crate::client::{Client, ClientError, Enrolled};
+use crate::{
+    client::{Client, ClientError},
+    model::MAX_ORGANIZATION_ID,
+    wire::EnrolmentResult,
+};
 
 /// Requests under way at once, each on a connection of its own.
 const IN_FLIGHT: usize = 32;
-/// Lines that wait for one connection.
-const WAITING: usize = 4;
+/// Lines that are sent in one request, and as many that wait for one connection: what a request costs is then little beside them.
+const TOGETHER: usize = 16;
+/// The largest body that is sent among others, in bytes. [`TOGETHER`] of them are well below what a request may hold.
+const MAX_TOGETHER: usize = 16 * 1024;
+/// What an organization's id adds to a line at most, in bytes.
+const MAX_ID: usize = MAX_ORGANIZATION_ID + 24;
+/// The status of an organization that is new.
+const CREATED: u16 = 201;
 /// How much of the input is read at once, in bytes.
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -59,7 +71,7 @@ pub(super) async fn import(global: &Global, args: ImportArgs, out: &mut Out) -> 
     let mut stations = JoinSet::new();
     let mut senders = Vec::with_capacity(IN_FLIGHT);
     for _ in 0..IN_FLIGHT {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(TOGETHER);
         senders.push(sender);
         stations.spawn(send_lines(Arc::clone(&client), receiver, Arc::clone(&progress)));
     }
@@ -123,24 +135,80 @@ fn open(source: &Source) -> Result<(Input, Option<u64>), Failure> {
     Ok((BufReader::with_capacity(READ_BUFFER, input), length))
 }
 
-/// Sends lines one after the other. Ends with an error only where no later line could fare better.
+/// Sends lines in their order, those that wait together in one request. Ends with an error only where no later line could
+/// fare better.
 async fn send_lines(
     client: Arc<Client>,
     mut lines: mpsc::Receiver<Numbered>,
     progress: Arc<Progress>,
 ) -> Result<(), ClientError> {
-    while let Some(Numbered { number, line }) = lines.recv().await {
-        match again(|| client.put_json(&line.organization, line.body.clone())).await {
-            Ok(enrolled) => progress.taken(taken(&enrolled)),
-            Err(error) if ends_all(&error) => return Err(error),
-            Err(error) => progress.failed(number, &format!("{}: {error}", line.organization)),
+    let mut waiting = Vec::with_capacity(TOGETHER);
+    while lines.recv_many(&mut waiting, TOGETHER).await > 0 {
+        for run in waiting.chunk_by(|one, next| goes_with_others(&one.line) && goes_with_others(&next.line)) {
+            match run {
+                [alone] => send_alone(&client, alone, &progress).await?,
+                many => send_together(&client, many, &progress).await?,
+            }
         }
+        waiting.clear();
     }
     Ok(())
 }
 
-const fn taken(enrolled: &Enrolled) -> Taken {
-    match (enrolled.created, enrolled.changed) {
+/// Whether a line may share a request. One that is exchanged first would hold up the others.
+fn goes_with_others(line: &Line) -> bool {
+    !line.verify && line.body.len() <= MAX_TOGETHER
+}
+
+async fn send_alone(
+    client: &Client,
+    Numbered { number, line }: &Numbered,
+    progress: &Progress,
+) -> Result<(), ClientError> {
+    match again(|| client.put_json(&line.organization, line.body.clone())).await {
+        Ok(enrolled) => progress.taken(taken(enrolled.created, enrolled.changed)),
+        Err(error) if ends_all(&error) => return Err(error),
+        Err(error) => progress.failed(*number, &format!("{}: {error}", line.organization)),
+    }
+    Ok(())
+}
+
+/// Sends lines in one request. Where the worker takes none of them as they are, or asks to wait with one, they are sent by
+/// themselves: to send a line again is harmless.
+async fn send_together(client: &Client, lines: &[Numbered], progress: &Progress) -> Result<(), ClientError> {
+    let mut body = Vec::with_capacity(lines.iter().map(|numbered| numbered.line.body.len() + MAX_ID).sum());
+    for numbered in lines {
+        numbered.line.write_to(&mut body);
+    }
+    let body = Bytes::from(body);
+    let results = match again(|| client.enrol_lines(body.clone())).await {
+        Ok(results) => results,
+        Err(error) if ends_all(&error) => return Err(error),
+        Err(_) => Vec::new(),
+    };
+    let mut alone: Vec<&Numbered> = Vec::new();
+    for (numbered, place) in lines.iter().zip(1..) {
+        let line = &numbered.line;
+        // What follows a line that is sent again has to follow it once more.
+        let follows = alone.iter().any(|before| before.line.organization == line.organization);
+        match results.iter().find(|result| result.line == place) {
+            Some(EnrolmentResult { status, changed, problem: None, .. }) if !follows => {
+                progress.taken(taken(*status == CREATED, *changed));
+            }
+            Some(EnrolmentResult { problem: Some(problem), .. }) if !follows && !may_pass(problem.code) => {
+                progress.failed(numbered.number, &format!("{}: {}", line.organization, problem.detail));
+            }
+            _ => alone.push(numbered),
+        }
+    }
+    for numbered in alone {
+        send_alone(client, numbered, progress).await?;
+    }
+    Ok(())
+}
+
+const fn taken(created: bool, changed: Option<bool>) -> Taken {
+    match (created, changed) {
         (true, _) => Taken::Enrolled,
         (false, Some(false)) => Taken::Unchanged,
         (false, _) => Taken::Replaced,

@@ -4,7 +4,6 @@ use bolero::check;
 use reqwest::header::HeaderValue;
 use serde_json::Value;
 use url::Url;
-use zeroize::Zeroizing;
 
 use super::super::{
     answer,
@@ -14,7 +13,7 @@ use super::super::{
     verdict,
 };
 use crate::{
-    model::{Credential, ExchangeOutcome, OrganizationId, Secret, Timestamp},
+    model::{Credential, ExchangeOutcome, OrganizationId, Secret, Timestamp, Wiped},
     tests::{Edit, allocated, edited},
 };
 
@@ -55,7 +54,7 @@ fn a_token_counts_as_unspent_only_by_a_proof_and_what_was_sent_is_never_told() {
         let (status, secret) = (100 + status % 500, Secret::new(SENT));
         let body = edited(if *granted { GRANTED } else { REFUSED }, edits);
         let credential = if *is_key { Credential::ApiKey(secret) } else { Credential::RefreshToken(secret) };
-        let reply = Reply { status, retry_after: None, body: Ok(Zeroizing::new(body.clone())) };
+        let reply = Reply { status, retry_after: None, body: Ok(Wiped::new(body.clone())) };
         let cleaner = Cleaner::of([credential.secret()]);
         let outcome = verdict::of(Ok(reply), &credential, &cleaner, Timestamp::default(), "p").outcome;
         let is_success = (200..=299).contains(&status);

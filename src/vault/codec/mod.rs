@@ -12,13 +12,12 @@ mod forms;
 mod row;
 
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
 
 use self::awaiting::{AwaitingForm, RevokedLinksForm};
 use self::forms::{GrantForm, IntentForm, MetaForm, MetaForm1, OrganizationForm, StrayForm};
 use self::row::RowForm;
 use super::{MAX_RECORD_BYTES, Stray, error::VaultError, name::Kind};
-use crate::model::{Awaiting, DoubtReason, Grant, Intent, Organization, OutboxRow, RevokedLinks};
+use crate::model::{Awaiting, DoubtReason, Grant, Intent, Organization, OutboxRow, RevokedLinks, Wiped, wipe};
 
 /// The version this program writes, of every kind but grants and the vault's own record.
 const VERSION: u8 = 1;
@@ -45,12 +44,12 @@ impl Meta {
 
 /// Encodes records, one after the other, into one buffer.
 pub(super) struct Encoder {
-    buffer: Zeroizing<Box<[u8]>>,
+    buffer: Wiped<Box<[u8]>>,
 }
 
 impl Encoder {
     pub(super) fn new() -> Self {
-        Self { buffer: Zeroizing::new(vec![0; MAX_RECORD_BYTES].into_boxed_slice()) }
+        Self { buffer: Wiped::new(vec![0; MAX_RECORD_BYTES].into_boxed_slice()) }
     }
 
     /// Lends `record`'s bytes to `seal`, and wipes them.
@@ -60,12 +59,12 @@ impl Encoder {
         seal: impl FnOnce(&[u8]) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
         let Ok(length) = record.write(&mut self.buffer) else {
-            self.buffer.zeroize();
+            wipe(&mut self.buffer);
             let (bytes, limit) = (MAX_RECORD_BYTES + 1, MAX_RECORD_BYTES);
             return Err(VaultError::TooLarge { what: R::KIND.word(), bytes, limit });
         };
         let sealed = seal(&self.buffer[..length]);
-        self.buffer[..length].zeroize();
+        wipe(&mut self.buffer[..length]);
         sealed
     }
 }
@@ -123,7 +122,7 @@ impl Record for Grant {
         let bytes = match bytes.split_first() {
             // What version 2 added comes last, and a zero says that it is not there.
             Some((1, form)) => {
-                upgraded = Zeroizing::new([&[GRANT_VERSION][..], form, &[0]].concat());
+                upgraded = Wiped::new([&[GRANT_VERSION][..], form, &[0]].concat());
                 &upgraded[..]
             }
             _ => bytes,
