@@ -37,6 +37,7 @@ mod memory;
 mod name;
 mod open;
 mod panics;
+pub mod postgres;
 mod recipients;
 mod rekey;
 mod restore;

@@ -22,6 +22,7 @@ mod lifecycle;
 mod limits;
 mod oidc;
 mod pages;
+mod postgres;
 mod resolve;
 mod roles;
 mod secrets;
