@@ -280,14 +280,14 @@ impl Arguments {
             arguments.versions.push(signed(write.version)?);
             arguments.sealed.push(write.sealed);
         }
-        for work in batch.work {
+        for work in &batch.work {
             arguments.add(work);
         }
         Ok(arguments)
     }
 
-    fn add(&mut self, work: Work) {
-        let (name, lane, state, due, ends, person) = match work {
+    fn add(&mut self, work: &Work) {
+        let (name, lane, state, due, ends, person) = match *work {
             Work::Put { name, lane, state, due, ends, person } => (name, Some(lane), state, due, ends, person),
             Work::Gone(name) => (name, None, 0, None, None, None),
         };

@@ -85,10 +85,9 @@ impl PostgresError {
             "CV001" => Self::Asynchronous,
             "CV002" => Self::Forgotten,
             "CV003" => Self::Fenced,
-            "CV004" => Self::Conflict,
+            // A unique violation: of the tables written here, only that of records has a key that two may insert.
+            "CV004" | "23505" => Self::Conflict,
             "CV005" => Self::WentBack,
-            // Of the tables written here, only that of records has a key that two may insert.
-            "23505" => Self::Conflict,
             // Writing in a read-only transaction; asking a standby for its own position.
             "25006" | "55000" => Self::NotPrimary,
             "40001" | "40P01" | "55P03" => Self::Busy(said.message().to_owned()),

@@ -173,14 +173,12 @@ impl Shared {
     async fn query(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
         let connection = take(&self.pool).await?;
         let asked = connection.client.query_typed(sql, parameters);
-        match tokio::time::timeout(self.statement_timeout, asked).await {
-            Ok(rows) => rows.map_err(|error| PostgresError::of(&error)),
-            Err(_) => {
-                // Closed, and not given back: the server is busy with it still.
-                drop(managed::Object::take(connection));
-                Err(PostgresError::Slow)
-            }
-        }
+        let Ok(rows) = tokio::time::timeout(self.statement_timeout, asked).await else {
+            // Closed, and not given back: the server is busy with it still.
+            drop(managed::Object::take(connection));
+            return Err(PostgresError::Slow);
+        };
+        rows.map_err(|error| PostgresError::of(&error))
     }
 
     /// Makes this process's places.

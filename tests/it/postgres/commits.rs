@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use super::{
     BRIEF, LONG, Worker,
     bouncer::Bouncer,
+    bytea,
     cluster::{Cluster, is_installed},
     due, grant, settings, waiting,
     wire::{Loss, Wire},
@@ -101,9 +102,9 @@ fn a_commit_that_was_settled_as_not_made_cannot_be_made_later() {
     }
     let cluster = Cluster::shared();
     let worker = Worker::open(&cluster.url(), "settled");
-    let replica = |worker: &Worker| format!("'\\x{}'::bytea", hex(&worker.postgres.replica()));
     // As one whose request arrives after it was settled.
-    cluster.on_primary(&format!("SELECT settled.settle_1({}, 0::smallint, 1, false)", replica(&worker)));
+    let replica = bytea(&worker.postgres.replica());
+    cluster.on_primary(&format!("SELECT settled.settle_1({replica}, 0::smallint, 1, false)"));
     assert_eq!(worker.write(grant(1), 0, b"late"), Err(PostgresError::Forgotten), "that place has gone on");
     assert_eq!(worker.read(grant(1)), None);
     assert_eq!(worker.write(grant(1), 0, b"more"), Err(PostgresError::Forgotten), "and nothing is known of the others");
@@ -123,10 +124,6 @@ fn a_database_that_lost_what_it_confirmed_is_written_to_no_more() {
     worker.runtime.block_on(news.poll()).expect("no news");
     cluster.on_primary("DELETE FROM back.records");
     assert_eq!(worker.runtime.block_on(news.poll()).err(), Some(PostgresError::WentBack), "the newest record is gone");
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

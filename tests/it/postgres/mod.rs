@@ -10,7 +10,7 @@ mod failover;
 mod sharing;
 mod wire;
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use consentry::{
     model::Secret,
@@ -88,6 +88,15 @@ fn grant(id: u8) -> Name {
     let mut bytes = [id; 17];
     bytes[0] = Kind::Grant.byte();
     Name::parse(&bytes).expect("a grant's name")
+}
+
+/// Bytes as they stand in SQL.
+fn bytea(bytes: &[u8]) -> String {
+    let digits = bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
+    format!("'\\x{digits}'::bytea")
 }
 
 /// How many server processes wait for standbys to confirm what `function` commits.

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use super::{
     BRIEF, LONG, Worker,
     bouncer::Bouncer,
+    bytea,
     cluster::{Cluster, is_installed},
     grant, settings, write,
 };
@@ -108,9 +109,9 @@ fn news_skip_nothing_that_commits_late() {
     let slow = worker.runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(&cluster.url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
-        let name: String = late.0.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = bytea(late.0.as_bytes());
         let update = format!(
-            "BEGIN; UPDATE news.records SET version = version + 1, changed = pg_current_xact_id() WHERE name = '\\x{name}'"
+            "BEGIN; UPDATE news.records SET version = version + 1, changed = pg_current_xact_id() WHERE name = {name}"
         );
         client.batch_execute(&update).await.unwrap();
         client
