@@ -20,7 +20,7 @@ help:
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make failovers [N=100] kill the primary of a PostgreSQL cluster under load so many times'
 	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, start, memory and board against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, import, start, idle, memory, board, disk and storm against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -55,9 +55,9 @@ image:
 	buildah --storage-driver vfs bud --isolation chroot --file deploy/Dockerfile.scratch \
 	  --build-arg BINARY=target/$(STATIC)/release/consentry --tag consentry .
 
-# In release; each prints a table and writes target/bench/NAME.json.
+# In release; each prints a table and writes target/bench/NAME.json. NAME=build times a clean build, and only when it is asked to.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench start --bench memory --bench board)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench import --bench start --bench idle --bench memory --bench board --bench disk --bench storm)
 
 # A browser, Prometheus and others from Debian; a certified authorization server; and a receiver of webhooks, which verifies with the specification's
 # own library. What is there is not fetched again.

@@ -2,7 +2,8 @@
 //! same vault in a bare loop.
 //!
 //! The files are in the page cache, as after a restart of the worker alone. A million organizations take a minute to
-//! fill and are measured where `CONSENTRY_BENCH_MILLION` is set.
+//! fill and are measured where `CONSENTRY_BENCH_MILLION` is set; where that is `only`, nothing else is.
+//! `CONSENTRY_BENCH_ROUNDS` says how often each is measured.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -27,7 +28,8 @@ use self::common::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ROUNDS: usize = 5;
+/// How often each is measured, unless `CONSENTRY_BENCH_ROUNDS` says otherwise.
+const ROUNDS: u64 = 5;
 
 /// What was measured of one way to start.
 #[derive(Default)]
@@ -48,9 +50,11 @@ fn main() -> Result<()> {
 fn measure() -> Result<()> {
     let mut report = Report::new("start");
     let mut sizes = vec![1000, 100_000];
-    if std::env::var_os("CONSENTRY_BENCH_MILLION").is_some() {
+    if let Ok(million) = std::env::var("CONSENTRY_BENCH_MILLION") {
+        sizes.retain(|_| million != "only");
         sizes.push(1_000_000);
     }
+    let rounds = std::env::var("CONSENTRY_BENCH_ROUNDS").map_or(Ok(ROUNDS), |rounds| rounds.parse())?;
     report.note("nothing is pinned; the vault's files are in the page cache");
     let mut rows = Vec::new();
     let mut kept = Vec::new();
@@ -62,8 +66,8 @@ fn measure() -> Result<()> {
         report.note(&format!("{} organizations filled in {:.1} s", thousands(size as f64, 0), filled.as_secs_f64()));
 
         let (mut opened, mut bare, mut bare_cpu) = (Series::default(), Series::default(), Series::default());
-        let (mut clean, mut crashed) = (Start::default(), Start::default());
-        for round in 0..ROUNDS {
+        let (mut clean, mut crashed, mut unread) = (Start::default(), Start::default(), Start::default());
+        for round in 0..rounds {
             let arguments = [site.config_file().display().to_string()];
             let started = Instant::now();
             let mut process = Process::role("read", &arguments, None)?;
@@ -74,20 +78,26 @@ fn measure() -> Result<()> {
             process.wait()?;
 
             // Another organization each time, so that nothing has warmed it.
-            let asked = organization(size / 2 + round as u64);
+            let asked = organization(size / 2 + round);
             clean.round(&site, &asked)?.process.kill()?;
-            crashed.round(&site, &asked)?.process.terminate()?;
+            crashed.round(&site, &asked)?.process.kill()?;
+            // As after many days: everything was written anew since the engine was opened last.
+            forget_snapshots(&site)?;
+            unread.round(&site, &asked)?.process.terminate()?;
         }
         rows.push(row(size, "bare loop", None, &bare, &bare_cpu, &bare));
         rows.push(row(size, "consentry", Some(&clean.first_token), &clean.ready, &clean.cpu, &bare));
         let name = "consentry, after it was killed";
         rows.push(row(size, name, Some(&crashed.first_token), &crashed.ready, &crashed.cpu, &bare));
+        let name = "consentry, killed after all was written anew";
+        rows.push(row(size, name, Some(&unread.first_token), &unread.ready, &unread.cpu, &bare));
         kept.push(json!({
             "organizations": size,
             "filled_in_seconds": filled.as_secs_f64(),
             "bare_loop": { "opened_seconds": opened.json(), "all_read_seconds": bare.json(), "cpu_seconds": bare_cpu.json() },
             "clean": clean.json(),
             "killed": crashed.json(),
+            "killed_after_all_was_written_anew": unread.json(),
             "ready_ratio": clean.ready.median() / bare.median(),
         }));
     }
@@ -127,6 +137,17 @@ impl Start {
             "cpu_seconds": self.cpu.json(),
         })
     }
+}
+
+/// Takes from the engine what it would remember of its log: it reads all of that then.
+fn forget_snapshots(site: &Site) -> Result<()> {
+    for entry in std::fs::read_dir(site.config()?.vault.path.join("db"))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"snap.")) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The baseline: opens the vault and reads every grant and every organization.

@@ -23,6 +23,11 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     /// The time now.
     fn now(&self) -> Now;
 
+    /// The boot-time clock alone, for how long something took.
+    fn boot(&self) -> Duration {
+        self.now().boot
+    }
+
     /// Which boot of the machine `Now::boot` belongs to; 0 if that cannot be told, and then it equals no other.
     fn boot_id(&self) -> u128;
 }
@@ -58,9 +63,12 @@ impl Clock for SystemClock {
             Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
             Err(_) => 0,
         };
+        Now { wall: Timestamp::from_millis(wall), boot: self.boot() }
+    }
+
+    fn boot(&self) -> Duration {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let boot = Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0));
-        Now { wall: Timestamp::from_millis(wall), boot }
+        Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0))
     }
 
     fn boot_id(&self) -> u128 {

@@ -158,15 +158,14 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
         };
         serving.spawn(listener.serve(inside, stop_serving.clone()));
     }
-    let pages = Pages::new(current.clone(), clock.clone());
+    let pages = Pages::new(current.clone(), clock.clone(), metrics.clone());
     if let Some(public) = public {
         serving.spawn(public.serve(pages.clone(), stop_serving.clone()));
     }
     serving.close();
 
-    match begin(&config, &providers, receivers, &current, &metrics, &clock).await {
+    match begin(&config, &providers, receivers, (&current, &pages), &metrics, &clock).await {
         Ok(behind) => {
-            pages.set(offer(&config, &providers, &behind.vault));
             *opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(behind.vault.clone());
             let config = Mutex::new(config);
             Ok(Running { http, consent, current, behind, api, pages, metrics, clock, config, serving, stop_serving })
@@ -184,7 +183,7 @@ async fn begin(
     config: &Config,
     providers: &Providers,
     receivers: Receivers,
-    current: &Current,
+    (current, pages): (&Current, &Pages),
     metrics: &Metrics,
     clock: &SharedClock,
 ) -> Result<Behind, DaemonError> {
@@ -230,6 +229,8 @@ async fn begin(
     // Before the keeper, which may have something to tell at once.
     let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
     let notice = Notice::start(receivers, parts);
+    // Before the keeper, too: as soon as it can make links they lead somewhere.
+    pages.set(offer(config, providers, &vault));
     current.set(Some(keep(config, providers, (&vault, &outbox), metrics, clock)));
     if let Some(backups) = &backups {
         // One may have been missed while nothing ran.
@@ -306,6 +307,15 @@ impl Running {
         Ok(())
     }
 
+    /// Waits for ever, unless the vault turns out not to hold what it should: it was opened after a crash, and nothing but
+    /// access tokens was given out since. Then the worker has to end, as one does that cannot open its vault.
+    pub async fn refuted(&self) -> VaultError {
+        match self.behind.vault.judged().await {
+            Err(error) if error.is_damaged() => error,
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Whether the vault is open and loaded.
     pub fn is_ready(&self) -> bool {
         self.current.get().is_some_and(|keeper| keeper.is_ready())
@@ -351,7 +361,14 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(watchdog(running.current.clone(), limit));
     }
-    while signals.next().await == Request::Reload {
+    loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Reload => {}
+                Request::Stop => break,
+            },
+            error = running.refuted() => return Err(error.into()),
+        }
         let reloaded = match Config::load(&located) {
             Ok(config) => running.reload(config).await,
             Err(error) => Err(error.into()),

@@ -32,3 +32,9 @@ pub(crate) fn access_token(subject: &str, number: u64) -> String {
     token.extend(std::iter::repeat_n('S', SIGNATURE_CHARACTERS));
     token
 }
+
+/// How many rounds a benchmark has: `usual`, or what `CONSENTRY_BENCH_ROUNDS` says.
+pub(crate) fn rounds(usual: usize) -> usize {
+    let wished = std::env::var("CONSENTRY_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok());
+    wished.unwrap_or(usual).max(1)
+}

@@ -98,6 +98,11 @@ impl Process {
         Ok(line.trim_end().to_owned())
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time that all of its threads have used, in user mode and in the kernel.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
@@ -137,6 +142,18 @@ impl Process {
     pub(crate) fn wait(mut self) -> Result<()> {
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { bail!("a process of the benchmark failed: {status}") }
+    }
+
+    /// Waits until it has ended by itself, and gives all processor time that it used.
+    pub(crate) fn wait_counted(self) -> Result<Duration> {
+        let stat = format!("/proc/{}/stat", self.child.id());
+        // One that has ended keeps its figures until somebody waits for it.
+        while !fs::read_to_string(&stat)?.rsplit_once(')').context("stat")?.1.trim_start().starts_with('Z') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let used = self.cpu()?;
+        self.wait()?;
+        Ok(used)
     }
 
     /// Ends it as a power cut would.

@@ -1,6 +1,11 @@
 //! A place for a worker: a configuration, an identity, and a vault that is filled with organizations.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use consentry::{
@@ -25,6 +30,8 @@ const AT_ONCE: usize = 4;
 const FIRST: u64 = 10_000_000;
 /// How long the access tokens of a warm fleet live: no benchmark lasts as long.
 const WARM: Duration = Duration::from_hours(48);
+/// How long a warm fleet is kept: while none of it is due to be refreshed.
+const KEPT: Duration = Duration::from_hours(24);
 
 /// What may differ between benchmarks.
 #[derive(Clone, Debug)]
@@ -40,7 +47,7 @@ pub(crate) struct Options {
 impl Default for Options {
     /// As the configuration's own defaults.
     fn default() -> Self {
-        Self { vault_cache: "64MB", token_cache: "256MB", issuer: None }
+        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None }
     }
 }
 
@@ -53,11 +60,13 @@ pub(crate) enum Fleet {
     Due(Usage),
 }
 
-/// A folder with everything that a worker needs. Gone when this is dropped.
+/// A folder with everything that a worker needs. Gone when this is dropped, unless it is kept for the next run.
 #[derive(Debug)]
 pub(crate) struct Site {
     /// Below the build's folder, which is on a disk: a commit costs what a disk costs.
-    folder: TempDir,
+    folder: PathBuf,
+    /// Removes the folder.
+    _temporary: Option<TempDir>,
     /// Elsewhere, since the path of a socket must be short.
     socket: TempDir,
     options: Options,
@@ -67,13 +76,42 @@ impl Site {
     /// An empty vault.
     pub(crate) fn new(options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        Self::at(folder.path().to_owned(), Some(folder), options)?.create()
+    }
+
+    /// The site of `count` warm organizations that an earlier run has left, or a new one that is left for later ones: a
+    /// million take minutes to fill.
+    pub(crate) fn kept(count: u64, options: Options) -> Result<Self> {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kept-{count}"));
+        let filled = folder.join("filled");
+        if let Ok(found) = fs::metadata(&filled)
+            && found.modified()?.elapsed().is_ok_and(|age| age < KEPT)
+        {
+            return Self::at(folder, None, options);
+        }
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir(&folder)?;
+        let site = Self::at(folder, None, options)?.create()?;
+        site.fill(0, count, Fleet::Warm)?;
+        fs::write(filled, [])?;
+        Ok(site)
+    }
+
+    fn at(folder: PathBuf, temporary: Option<TempDir>, options: Options) -> Result<Self> {
         let socket = tempfile::Builder::new().prefix("bench-").tempdir()?;
-        let site = Self { folder, socket, options };
+        let site = Self { folder, _temporary: temporary, socket, options };
         fs::write(site.config_file(), site.text())?;
-        let config = site.config()?;
+        Ok(site)
+    }
+
+    /// Makes the identity and the vault.
+    fn create(self) -> Result<Self> {
+        let config = self.config()?;
         let identity = Identity::create(&config.vault.identity_file)?;
         Vault::create(&config.vault, &identity)?;
-        Ok(site)
+        Ok(self)
     }
 
     /// The same place with other settings.
@@ -84,7 +122,7 @@ impl Site {
 
     /// Where the configuration is.
     pub(crate) fn config_file(&self) -> PathBuf {
-        self.folder.path().join("consentry.toml")
+        self.folder.join("consentry.toml")
     }
 
     /// Where the worker listens.
@@ -94,7 +132,7 @@ impl Site {
 
     /// Where the worker's log goes.
     pub(crate) fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
+        self.folder.join("log")
     }
 
     /// The configuration as the worker reads it.
@@ -137,7 +175,7 @@ impl Site {
 
     fn text(&self) -> String {
         let Options { vault_cache, token_cache, issuer } = &self.options;
-        let folder = self.folder.path().display();
+        let folder = self.folder.display();
         let socket = self.socket();
         let issuer = issuer.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9)));
         format!(
@@ -187,7 +225,7 @@ pub(crate) fn refresh_token(number: u64, usage: Usage, exchanged: u64) -> String
 }
 
 /// A grant and its organization.
-fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change; 2] {
+pub(crate) fn records(vault: &Vault, number: u64, fleet: Fleet, now: Timestamp) -> [Change; 2] {
     let organization: OrganizationId = organization(number).parse().expect("digits");
     let usage = match fleet {
         Fleet::Warm => Usage::Reuse,

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     os::unix::net::UnixStream,
+    path::Path,
     process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -54,6 +55,11 @@ impl Worker {
             }
             sleep(ASK_EVERY);
         }
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Waits until it is ready.

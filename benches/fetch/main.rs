@@ -1,8 +1,9 @@
 //! Fetches on the Unix socket of the real worker, against a bare hyper server that answers the same bytes.
 //!
-//! A thousand organizations whose access tokens live and are in the cache; 1, 16 and 64 connections that are kept. With
-//! one connection both sides share a core, because a wake-up of another core costs more than the fetch; otherwise each
-//! has its own.
+//! Hot: a thousand organizations whose access tokens live and are in the cache, of a thousand and, where
+//! `CONSENTRY_BENCH_MILLION` is set, of a million. Cold: twenty thousand in turn, and a cache that holds a few hundred, so that
+//! each token is read from the vault. 1, 16 and 64 connections that are kept. With one connection both sides share a core,
+//! because a wake-up of another core costs more than the fetch; otherwise each has its own.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -19,12 +20,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::common::{
     caller::{Connection, Load, get, load},
     process::{Cores, Process, on_core, role},
-    report::{Report, Series, table},
+    report::{Report, Series, table, thousands},
     site::{Fleet, Options, Site, organization},
     worker::Worker,
 };
@@ -33,15 +34,21 @@ use self::common::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ORGANIZATIONS: u64 = 1000;
+/// How many organizations are asked for in turn where their tokens are to be in the cache.
+const HOT: u64 = 1000;
+const MILLION: u64 = 1_000_000;
+/// As many where none is to be in the cache, and what the cache is then.
+const COLD: u64 = 20_000;
+const COLD_CACHE: &str = "1MB";
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
+/// Unless `CONSENTRY_BENCH_ROUNDS` says otherwise.
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(1500);
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// One server with what was measured of it.
 struct Side<'a> {
-    name: &'static str,
+    name: String,
     process: &'a Process,
     socket: PathBuf,
     rate: Series,
@@ -63,66 +70,10 @@ fn measure() -> Result<()> {
     let mut report = Report::new("fetch");
     let cores = Cores::pick();
     report.note(&cores.in_words());
-
-    let site = Site::new(Options::default())?;
-    site.fill(0, ORGANIZATIONS, Fleet::Warm)?;
-    let mut worker = Worker::start(&site, cores.subject)?;
-    worker.ready()?;
-    let paths = (0..ORGANIZATIONS).map(|number| format!("/v1/organizations/{}/token", organization(number)));
-    let requests: Vec<Vec<u8>> = paths.map(|path| get(&path)).collect();
-
-    let bare_socket = site.socket().with_file_name("bare.sock");
-    let answer = worker.get(&format!("/v1/organizations/{}/token", organization(0)))?;
-    ensure!(answer.is_ok, "the first fetch failed: {}", answer.head);
-    let answer_file = site.log().with_file_name("answer");
-    bare::write(&answer_file, &answer)?;
-    let arguments = [&bare_socket, &answer_file].map(|path| path.display().to_string());
-    let mut bare = Process::role("bare", &arguments, cores.subject)?;
-    bare.line()?;
-
     let mut rows = Vec::new();
-    let mut kept = Vec::new();
-    for connections in CONNECTIONS {
-        let new = |name, process, socket: &Path| Side {
-            name,
-            process,
-            socket: socket.to_owned(),
-            rate: Series::default(),
-            cpu: Series::default(),
-            p50: Series::default(),
-            p99: Series::default(),
-            bytes: 0,
-        };
-        let mut sides = [new("bare hyper", &bare, &bare_socket), new("consentry", &worker.process, &site.socket())];
-        // With one connection the two take turns, and never run at once.
-        let core = if connections == 1 { cores.subject } else { cores.other };
-        for _ in 0..ROUNDS {
-            for side in &mut sides {
-                on_core(core, || side.round(connections, &requests))??;
-            }
-        }
-        let [baseline, subject] = &sides;
-        for side in &sides {
-            let ratio = |series: &Series, of: &Series| format!("{:.2}", series.median() / of.median());
-            rows.push(vec![
-                connections.to_string(),
-                side.name.to_owned(),
-                side.rate.shown(0),
-                ratio(&side.rate, &baseline.rate),
-                side.cpu.shown(1),
-                ratio(&side.cpu, &baseline.cpu),
-                format!("{:.0} / {:.0}", side.p50.median(), side.p99.median()),
-                side.bytes.to_string(),
-            ]);
-        }
-        kept.push(json!({
-            "connections": connections,
-            "baseline": baseline.json(),
-            "subject": subject.json(),
-            "rate_ratio": subject.rate.median() / baseline.rate.median(),
-            "cpu_ratio": subject.cpu.median() / baseline.cpu.median(),
-        }));
-    }
+    let hot = measure_hot(&mut report, &cores, &mut rows)?;
+    report.keep("hot", hot);
+    report.keep("cold", measure_cold(&cores, &mut rows)?);
     let columns = [
         "connections",
         "server",
@@ -131,17 +82,127 @@ fn measure() -> Result<()> {
         "CPU µs a request",
         "ratio",
         "p50 / p99 µs",
+        "ratio of p99",
         "bytes an answer",
     ];
     table(&columns, &rows);
-    report.keep("organizations", json!(ORGANIZATIONS));
-    report.keep("connections", json!(kept));
-    bare.kill()?;
-    worker.process.terminate()?;
     report.finish()
 }
 
-impl Side<'_> {
+/// A thousand organizations in the cache, of a thousand and perhaps of a million.
+fn measure_hot(report: &mut Report, cores: &Cores, rows: &mut Vec<Vec<String>>) -> Result<Value> {
+    let site = Site::new(Options::default())?;
+    site.fill(0, HOT, Fleet::Warm)?;
+    let mut sites = vec![(HOT, site)];
+    if std::env::var_os("CONSENTRY_BENCH_MILLION").is_some() {
+        sites.push((MILLION, Site::kept(MILLION, Options::default())?));
+    }
+    let mut workers = Vec::new();
+    for (count, site) in &sites {
+        let mut worker = Worker::start(site, cores.subject)?;
+        let ready = worker.ready()?;
+        report.note(&format!(
+            "{} organizations were ready after {:.1} s",
+            thousands(*count as f64, 0),
+            ready.as_secs_f64()
+        ));
+        workers.push((format!("consentry, hot of {}", thousands(*count as f64, 0)), worker));
+    }
+    let kept = against_bare(cores, &sites[0].1, &workers, HOT, rows)?;
+    workers.into_iter().try_for_each(|(_, worker)| worker.process.terminate())?;
+    Ok(kept)
+}
+
+/// Organizations whose tokens are never in the cache when they are asked for.
+fn measure_cold(cores: &Cores, rows: &mut Vec<Vec<String>>) -> Result<Value> {
+    let site = Site::new(Options { token_cache: COLD_CACHE, ..Options::default() })?;
+    site.fill(0, COLD, Fleet::Warm)?;
+    let mut worker = Worker::start(&site, cores.subject)?;
+    worker.ready()?;
+    let workers = [(format!("consentry, cold, {} in turn", thousands(COLD as f64, 0)), worker)];
+    let kept = against_bare(cores, &site, &workers, COLD, rows)?;
+    let [(_, worker)] = workers;
+    worker.process.terminate()?;
+    Ok(kept)
+}
+
+/// Measures workers and a bare server that gives the same answer, in turns; the first `asked` organizations are asked for.
+fn against_bare(
+    cores: &Cores,
+    site: &Site,
+    workers: &[(String, Worker)],
+    asked: u64,
+    rows: &mut Vec<Vec<String>>,
+) -> Result<Value> {
+    let paths = (0..asked).map(|number| format!("/v1/organizations/{}/token", organization(number)));
+    let requests: Vec<Vec<u8>> = paths.map(|path| get(&path)).collect();
+    let answer = workers[0].1.get(&format!("/v1/organizations/{}/token", organization(0)))?;
+    ensure!(answer.is_ok, "the first fetch failed: {}", answer.head);
+    let (bare_socket, answer_file) = (site.socket().with_file_name("bare.sock"), site.log().with_file_name("answer"));
+    bare::write(&answer_file, &answer)?;
+    let arguments = [&bare_socket, &answer_file].map(|path| path.display().to_string());
+    let mut bare = Process::role("bare", &arguments, cores.subject)?;
+    bare.line()?;
+
+    let mut kept = Vec::new();
+    for connections in CONNECTIONS {
+        let mut sides = vec![Side::new("bare hyper", &bare, &bare_socket)];
+        sides.extend(workers.iter().map(|(name, worker)| Side::new(name, &worker.process, worker.socket())));
+        // With one connection the two take turns, and never run at once.
+        let core = if connections == 1 { cores.subject } else { cores.other };
+        for _ in 0..rounds() {
+            for side in &mut sides {
+                on_core(core, || side.round(connections, &requests))??;
+            }
+        }
+        let baseline = &sides[0];
+        rows.extend(sides.iter().map(|side| side.row(connections, baseline)));
+        kept.push(json!({
+            "connections": connections,
+            "baseline": baseline.json(),
+            "subjects": sides[1..].iter().map(|side| side.json_against(baseline)).collect::<Vec<_>>(),
+        }));
+    }
+    bare.kill()?;
+    Ok(json!({ "organizations": asked, "connections": kept }))
+}
+
+fn rounds() -> usize {
+    std::env::var("CONSENTRY_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
+}
+
+fn ratio(series: &Series, of: &Series) -> f64 {
+    series.median() / of.median()
+}
+
+impl<'a> Side<'a> {
+    fn new(name: &str, process: &'a Process, socket: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            process,
+            socket: socket.to_owned(),
+            rate: Series::default(),
+            cpu: Series::default(),
+            p50: Series::default(),
+            p99: Series::default(),
+            bytes: 0,
+        }
+    }
+
+    fn row(&self, connections: usize, baseline: &Self) -> Vec<String> {
+        vec![
+            connections.to_string(),
+            self.name.clone(),
+            self.rate.shown(0),
+            format!("{:.2}", ratio(&self.rate, &baseline.rate)),
+            self.cpu.shown(1),
+            format!("{:.2}", ratio(&self.cpu, &baseline.cpu)),
+            format!("{:.0} / {:.0}", self.p50.median(), self.p99.median()),
+            format!("{:.2}", ratio(&self.p99, &baseline.p99)),
+            self.bytes.to_string(),
+        ]
+    }
+
     fn round(&mut self, connections: usize, requests: &[Vec<u8>]) -> Result<()> {
         let connect = || Ok(Connection::new(UnixStream::connect(&self.socket)?));
         let mut connections: Vec<_> = (0..connections).map(|_| connect()).collect::<Result<_>>()?;
@@ -157,7 +218,15 @@ impl Side<'_> {
         Ok(())
     }
 
-    fn json(&self) -> serde_json::Value {
+    fn json_against(&self, baseline: &Self) -> Value {
+        let mut json = self.json();
+        json["rate_ratio"] = json!(ratio(&self.rate, &baseline.rate));
+        json["cpu_ratio"] = json!(ratio(&self.cpu, &baseline.cpu));
+        json["p99_ratio"] = json!(ratio(&self.p99, &baseline.p99));
+        json
+    }
+
+    fn json(&self) -> Value {
         json!({
             "name": self.name,
             "requests_per_second": self.rate.json(),

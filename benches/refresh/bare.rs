@@ -25,7 +25,7 @@ pub(crate) const IN_FLIGHT: usize = 64;
 /// As the worker's own limits.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE: Duration = Duration::from_secs(30);
-const POOL_SIZE: usize = 16;
+const POOL_SIZE: usize = 64;
 
 /// Its word between processes.
 pub(crate) const fn word(usage: Usage) -> &'static str {

@@ -28,6 +28,7 @@ use self::common::{
     caller::{Connection, get, load},
     process::{Cores, Process, on_core, role},
     report::{Report, Series, table, thousands},
+    rounds,
     site::{Fleet, Options, Site, refresh_token},
     worker::Worker,
 };
@@ -93,7 +94,7 @@ fn measure() -> Result<()> {
     for (usage, name) in [(Usage::Reuse, "re-use"), (Usage::OneTime, "one-time")] {
         let subjects = [Subject::Reqwest, Subject::Provider, Subject::Worker];
         let mut measured = subjects.map(|_| Measured::default());
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds(ROUNDS) {
             for (subject, measured) in subjects.iter().zip(&mut measured) {
                 let seen = issuer.round(*subject, usage, cores)?;
                 measured.rate.push(seen.rate);

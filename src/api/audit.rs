@@ -46,34 +46,36 @@ impl Action {
     }
 }
 
-/// Writes one line of the audit log: who tried what on which organization, or on the vault where none is given, and what
-/// came of it. `outcome` is `denied`, the word of another error, or what was done. Nothing that a caller sent is written but a valid organization id.
-pub(super) fn record<'a>(
-    peer: &Peer,
-    action: Action,
-    organization: impl Into<Option<&'a OrganizationId>>,
-    outcome: &str,
-) {
-    tracing::event!(
-        target: "consentry::audit",
-        tracing::Level::INFO,
-        caller.uid = peer.uid,
-        caller.gid = peer.gid,
-        action = action.word(),
-        organization = organization.into().map(OrganizationId::as_str),
-        outcome,
-        "audit"
-    );
+/// What was tried on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum On<'a> {
+    Organization(&'a OrganizationId),
+    /// The vault, by its key of this public half.
+    Recipient(&'a str),
+    Vault,
 }
 
-/// As [`record`], of what concerns the whole vault; `recipient` is the public key that it was about, if it was about one.
-pub(super) fn record_vault(peer: &Peer, action: Action, recipient: Option<&str>, outcome: &str) {
+impl<'a> From<&'a OrganizationId> for On<'a> {
+    fn from(organization: &'a OrganizationId) -> Self {
+        Self::Organization(organization)
+    }
+}
+
+/// Writes one line of the audit log: who tried what on what, and what came of it. `outcome` is `denied`, the word of another error,
+/// or what was done. Nothing that a caller sent is written but a valid organization id or public key.
+pub(super) fn record<'a>(peer: &Peer, action: Action, on: impl Into<On<'a>>, outcome: &str) {
+    let (organization, recipient) = match on.into() {
+        On::Organization(organization) => (Some(organization.as_str()), None),
+        On::Recipient(recipient) => (None, Some(recipient)),
+        On::Vault => (None, None),
+    };
     tracing::event!(
         target: "consentry::audit",
         tracing::Level::INFO,
         caller.uid = peer.uid,
         caller.gid = peer.gid,
         action = action.word(),
+        organization,
         recipient,
         outcome,
         "audit"

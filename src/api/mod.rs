@@ -11,6 +11,7 @@ mod confirm;
 mod description;
 mod download;
 mod events;
+mod fetch;
 mod link;
 mod listener;
 mod peer;
@@ -60,17 +61,18 @@ impl Bound {
         let listener::Listening { listener, file } = self.0;
         async move {
             let router = routes::router(app.clone(), shutdown.clone());
+            let changes = app.0.changes.clone();
             let greet = move |stream: &UnixStream| {
                 let peer = met(stream)?;
-                let router = router.clone();
+                let (api, router) = (app.clone(), router.clone());
                 let caller = serve::Caller::User(peer.uid);
-                Some((caller, move |request| routes::answer(router.clone(), peer.clone(), request)))
+                Some((caller, move |request| fetch::answer(&api, &router, &peer, request)))
             };
             let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
             let deadline = serve::serve(listener, limits, shutdown, greet).await;
-            app.0.changes.close();
-            if timeout_at(deadline, app.0.changes.wait()).await.is_err() {
-                tracing::warn!(changes = app.0.changes.len(), "changes did not finish in time");
+            changes.close();
+            if timeout_at(deadline, changes.wait()).await.is_err() {
+                tracing::warn!(changes = changes.len(), "changes did not finish in time");
             }
             drop(file);
         }

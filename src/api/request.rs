@@ -201,8 +201,11 @@ pub(super) async fn body(mut body: Body) -> Result<Zeroizing<Vec<u8>>, Refusal> 
     if body.size_hint().lower() > MAX_DISCARDED as u64 {
         return Err(too_large());
     }
+    // All of the room is wiped afterwards, so it is no more than was announced; without that, as much as there may be, since
+    // growing would leave a copy behind.
+    let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let read = async {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BODY));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(MAX_BODY).min(MAX_BODY)));
         let mut count = 0_usize;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Refusal::bad_request("the body ended before it was complete"))?;

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Api, Peer, Reach,
-    audit::{self, Action},
-    confirm, events, link,
+    audit::{self, Action, On},
+    confirm, events, fetch, link,
     problems::Refusal,
     request, vault,
 };
@@ -284,7 +284,7 @@ impl Api {
         if matches!(self.0.access.load().scope(peer, role), Reach::All) {
             return Ok(());
         }
-        audit::record(peer, action, None, "denied");
+        audit::record(peer, action, On::Vault, "denied");
         let detail = format!(
             "user {} may not do this; that takes an [[access]] rule with role {} for every organization",
             peer.uid,
@@ -304,17 +304,13 @@ impl Api {
 
     /// Answers a fetch or forced refresh, and counts it whatever came of it.
     async fn counted(&self, served: impl Future<Output = Result<Served, Refusal>>) -> Response {
-        let start = self.0.clock.now().boot;
+        let start = self.0.clock.boot();
         let result = served.await;
-        let took = self.0.clock.now().boot.saturating_sub(start);
+        let took = self.0.clock.boot().saturating_sub(start);
         match result {
             Ok(served) => {
-                self.0.metrics.fetched(served.token.degraded.is_some(), took);
-                let mut response = json(StatusCode::OK, &served.token);
-                if let Ok(etag) = HeaderValue::from_str(&served.etag) {
-                    response.headers_mut().insert(header::ETAG, etag);
-                }
-                response
+                self.0.metrics.fetched(served.degraded().is_some(), took);
+                fetch::routed(served)
             }
             Err(refusal) => {
                 self.0.metrics.fetch_refused(refusal.code, took);

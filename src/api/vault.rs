@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Api, Peer,
-    audit::{self, Action},
+    audit::{self, Action, On},
     download::download,
     problems::Refusal,
     request,
@@ -27,7 +27,7 @@ pub(super) async fn rotate_key(State(api): State<Api>, Extension(peer): Extensio
         .change(async move {
             let result = keeper.rotate_data_key().await;
             let outcome = result.as_ref().map_or_else(|error| error.code().word(), |_| "started");
-            audit::record_vault(&peer, Action::RotateKey, None, outcome);
+            audit::record(&peer, Action::RotateKey, On::Vault, outcome);
             result
         })
         .await?;
@@ -55,7 +55,7 @@ pub(super) async fn add_recipient(State(api): State<Api>, Extension(peer): Exten
                 Ok((_, false)) => "unchanged",
                 Err(error) => error.code().word(),
             };
-            audit::record_vault(&peer, Action::AddRecipient, Some(&recipient), outcome);
+            audit::record(&peer, Action::AddRecipient, On::Recipient(&recipient), outcome);
             result
         })
         .await?;
@@ -72,7 +72,7 @@ pub(super) async fn remove_recipient(State(api): State<Api>, Extension(peer): Ex
         .change(async move {
             let result = keeper.remove_recipient(recipient.clone()).await;
             let outcome = result.as_ref().map_or_else(|error| error.code().word(), |_| "removed");
-            audit::record_vault(&peer, Action::RemoveRecipient, Some(&recipient), outcome);
+            audit::record(&peer, Action::RemoveRecipient, On::Recipient(&recipient), outcome);
             result
         })
         .await?;
@@ -91,11 +91,11 @@ pub(super) async fn backup(State(api): State<Api>, Extension(peer): Extension<Pe
         match keeper.back_up(&mut upload) {
             Ok(made) => {
                 upload.finish();
-                audit::record(&peer, Action::Backup, None, "done");
+                audit::record(&peer, Action::Backup, On::Vault, "done");
                 tracing::info!(vault.records = made.records, vault.commit = made.sequence, "a backup was taken");
             }
             Err(error) => {
-                audit::record(&peer, Action::Backup, None, "failed");
+                audit::record(&peer, Action::Backup, On::Vault, "failed");
                 tracing::warn!(%error, "a backup could not be taken");
                 // Where nothing was sent yet, the caller is told why.
                 let _too_late = refused.send(error);

@@ -3,6 +3,7 @@
 //! Commands that ask a running worker go through [`crate::client`]; `run`, `demo` and `sandbox` build one. Everything
 //! that is printed goes through `print`, every end of a command through [`Exit`].
 
+mod again;
 mod backup;
 mod bytes;
 mod check;

@@ -6,10 +6,13 @@
 //! taken, or when the call is one that may be repeated and the connection had gone stale.
 
 mod answer;
+mod call;
 mod connection;
 mod download;
+mod enrolment;
 mod error;
 mod events;
+mod list;
 mod trust;
 
 use std::{
@@ -18,13 +21,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, Request, StatusCode, body::Incoming, header};
-use serde::{Serialize, de::DeserializeOwned};
+use hyper::{Method, StatusCode, body::Incoming, header};
+use serde::de::DeserializeOwned;
 
-use self::{answer::Answer, connection::Connections};
-pub use self::{download::Download, error::ClientError, events::Events, trust::Trust};
+use self::{answer::Answer, call::Call, connection::Connections, enrolment::EnrolmentBody};
+pub use self::{
+    download::Download,
+    error::ClientError,
+    events::Events,
+    list::{ListFilter, Pages},
+    trust::Trust,
+};
 use crate::{
-    model::{Labels, OrganizationId, ProviderName, Secret, Timestamp, Usage},
+    model::{OrganizationId, ProviderName},
     wire,
 };
 
@@ -34,11 +43,6 @@ pub const MAX_ANSWER: usize = 1 << 20;
 pub const MAX_PAGE: usize = 8 << 20;
 /// How many organizations a page holds where the filter sets no limit.
 pub const PAGE: usize = 500;
-
-/// How long an answer that needs no exchange may take.
-const QUICK: Duration = Duration::from_secs(30);
-/// How long an answer may take that may wait for the provider: above twice the longest configurable exchange.
-const EXCHANGE: Duration = Duration::from_mins(5);
 
 /// A worker's API. Every method takes `&self`: calls made at the same time each get a connection of their own.
 ///
@@ -82,23 +86,6 @@ pub struct Enrolled {
     pub changed: Option<bool>,
     /// The organization as it is now.
     pub organization: wire::Organization,
-}
-
-/// Which organizations a list is about; every field that is set must fit.
-#[derive(Debug, Default, Clone)]
-pub struct ListFilter {
-    /// `active`, `failing`, `in_doubt`, `lost` or `paused`.
-    pub state: Option<String>,
-    /// The provider.
-    pub provider: Option<ProviderName>,
-    /// The consent ends within this time, or has ended.
-    pub expires_within: Option<Duration>,
-    /// No token of it was fetched for this long, or never.
-    pub unused_for: Option<Duration>,
-    /// Labels it carries.
-    pub labels: Labels,
-    /// How many a page holds at most; [`PAGE`] where it is `None`.
-    pub page: Option<usize>,
 }
 
 impl Client {
@@ -328,164 +315,9 @@ impl Client {
     }
 }
 
-/// Pages of a list, from [`Client::list`].
-#[derive(Debug)]
-pub struct Pages<'a> {
-    client: &'a Client,
-    filter: ListFilter,
-    cursor: Option<String>,
-    ended: bool,
-}
-
-impl Pages<'_> {
-    /// The next page; `None` after the last one.
-    pub async fn next(&mut self) -> Result<Option<Vec<wire::Organization>>, ClientError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let mut call = Call::get(format!("/v1/organizations?{}", self.query()));
-        call.max_answer = MAX_PAGE;
-        let page: wire::OrganizationPage = self.client.call(call).await?.json()?;
-        if page.next_cursor.is_some() && page.next_cursor == self.cursor {
-            return Err(ClientError::Protocol("the list does not move on: the same cursor came twice".into()));
-        }
-        self.ended = page.next_cursor.is_none();
-        self.cursor = page.next_cursor;
-        Ok(Some(page.organizations))
-    }
-
-    fn query(&self) -> String {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query.append_pair("limit", &self.filter.page.unwrap_or(PAGE).to_string());
-        if let Some(state) = &self.filter.state {
-            query.append_pair("state", state);
-        }
-        if let Some(provider) = &self.filter.provider {
-            query.append_pair("provider", provider.as_str());
-        }
-        if let Some(within) = self.filter.expires_within {
-            query.append_pair("expires_within", &format!("{}s", within.as_secs()));
-        }
-        if let Some(unused) = self.filter.unused_for {
-            query.append_pair("unused_for", &format!("{}s", unused.as_secs()));
-        }
-        for (key, value) in &self.filter.labels {
-            query.append_pair("label", &format!("{key}={value}"));
-        }
-        if let Some(cursor) = &self.cursor {
-            query.append_pair("cursor", cursor);
-        }
-        query.finish()
-    }
-}
-
-/// One request, kept so that it can be sent again.
-#[derive(Debug)]
-struct Call {
-    method: Method,
-    path: String,
-    body: Bytes,
-    if_match: Option<String>,
-    last_event_id: Option<String>,
-    /// Whether it may be sent twice although its first sending may have been carried out.
-    repeatable: bool,
-    limit: Duration,
-    max_answer: usize,
-}
-
-impl Call {
-    const fn new(method: Method, path: String) -> Self {
-        let body = Bytes::new();
-        Self {
-            method,
-            path,
-            body,
-            if_match: None,
-            last_event_id: None,
-            repeatable: false,
-            limit: QUICK,
-            max_answer: MAX_ANSWER,
-        }
-    }
-
-    const fn get(path: String) -> Self {
-        Self::new(Method::GET, path).repeatable()
-    }
-
-    const fn repeatable(mut self) -> Self {
-        self.repeatable = true;
-        self
-    }
-
-    const fn slow(mut self) -> Self {
-        self.limit = EXCHANGE;
-        self
-    }
-
-    fn request(&self) -> Result<Request<connection::Body>, ClientError> {
-        let mut request = Request::builder().method(&self.method).uri(&self.path).header(header::HOST, "localhost");
-        if !self.body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        if let Some(tag) = &self.if_match {
-            request = request.header(header::IF_MATCH, tag);
-        }
-        if let Some(id) = &self.last_event_id {
-            request = request.header("last-event-id", id);
-        }
-        request
-            .body(connection::Body::new(self.body.clone()))
-            .map_err(|_| ClientError::Protocol(format!("{} {} is not a request", self.method, self.path)))
-    }
-}
-
 fn fetched(answer: &Answer) -> Result<Fetched, ClientError> {
     let etag = answer.header(header::ETAG.as_str()).unwrap_or_default().to_owned();
     Ok(Fetched { token: answer.json::<wire::Token>()?, etag })
-}
-
-/// [`wire::Enrolment`] as it is sent. The type itself cannot be serialized, so that a secret leaves it here alone.
-#[derive(Serialize)]
-struct EnrolmentBody<'a> {
-    provider: &'a ProviderName,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refresh_token: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    api_key: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_secret: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    granted_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grace: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<&'a Labels>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verify: Option<bool>,
-}
-
-impl<'a> From<&'a wire::Enrolment> for EnrolmentBody<'a> {
-    fn from(enrolment: &'a wire::Enrolment) -> Self {
-        Self {
-            provider: &enrolment.provider,
-            refresh_token: enrolment.refresh_token.as_ref().map(Secret::expose),
-            api_key: enrolment.api_key.as_ref().map(Secret::expose),
-            client_id: enrolment.client_id.as_deref(),
-            client_secret: enrolment.client_secret.as_ref().map(Secret::expose),
-            granted_at: enrolment.granted_at,
-            expires_at: enrolment.expires_at,
-            usage: enrolment.usage,
-            grace: enrolment.grace.as_deref(),
-            labels: enrolment.labels.as_ref(),
-            verify: enrolment.verify,
-        }
-    }
 }
 
 /// Refuses, without repeating it, what is no public key and may be a secret: it is not sent anywhere.

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::model::Labels;
 
 /// A worker that answers each request on a connection with the next of `answers`, and then hangs up.
 fn serve(path: &Path, answers: Vec<Vec<String>>) -> Arc<AtomicUsize> {

@@ -167,7 +167,7 @@ fn vault(raw: RawVault, section: &Section<'_>) -> VaultConfig {
         recipients: section.value("recipients", raw.recipients, Vec::new(), |list| {
             values::recipients(&values::bounded(list, 0..=MAX_RECIPIENTS)?)
         }),
-        cache_bytes: section.value("cache", raw.cache, 64_000_000, |text| values::size(&text, CACHE, CACHE_WORDS)),
+        cache_bytes: section.value("cache", raw.cache, 16_000_000, |text| values::size(&text, CACHE, CACHE_WORDS)),
         backup_dir: section.optional("backup_dir", raw.backup_dir, values::path),
         backup_keep: section.value("backup_keep", raw.backup_keep, 14, |number| values::whole(number, 1..=10_000)),
     }

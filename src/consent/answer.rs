@@ -16,7 +16,7 @@ use super::{
     language::Language,
     page::{Form, Page, Part},
     route::Route,
-    texts::{self, Subject},
+    texts::{self, About, Subject},
     trouble::Trouble,
 };
 use crate::{clock::Now, serve::catching_panics};
@@ -116,18 +116,12 @@ async fn form(headers: &HeaderMap, body: Body) -> Result<Bytes, Trouble> {
 
 /// The page of a trouble that no link is known to.
 fn plain(language: Language, trouble: Trouble) -> Page {
-    trouble_page(language, trouble, None, None, None)
+    trouble_page(language, trouble, About::default(), None)
 }
 
 /// The page of a trouble; `again` leads to another try.
-fn trouble_page(
-    language: Language,
-    trouble: Trouble,
-    subject: Option<&Subject>,
-    day: Option<&str>,
-    again: Option<Form>,
-) -> Page {
-    let (title, said) = texts::trouble(language, trouble, subject, day);
+fn trouble_page(language: Language, trouble: Trouble, about: About<'_>, again: Option<Form>) -> Page {
+    let (title, said) = texts::trouble(language, trouble, about);
     let mut parts: Vec<Part> = said.into_iter().map(Part::Text).collect();
     parts.extend(again.map(Part::Form));
     Page { language, word: trouble.word(), status: trouble.status(), title, parts, looks_again: false }
@@ -141,7 +135,8 @@ impl Asking {
             _ => None,
         };
         let again = subject.filter(|_| trouble.is_worth_another_try()).map(|subject| self.again(trouble, subject));
-        let mut page = trouble_page(self.language, trouble, subject, day.as_deref(), again);
+        let about = About { asker: Some(&self.offer.name), subject, day: day.as_deref() };
+        let mut page = trouble_page(self.language, trouble, about, again);
         if let Some(reference) = reference {
             let label = texts::labels(self.language).reference;
             page.parts.push(Part::Reference(label, reference.to_owned()));

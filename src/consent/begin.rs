@@ -17,6 +17,7 @@ use crate::{
     config::{Kind, ProviderConfig},
     keeper::ConsentRequest,
     links::Invitation,
+    metrics::Flow,
     model::Secret,
 };
 
@@ -87,6 +88,7 @@ pub(super) async fn start(pages: &Pages, asking: &Asking, token: &str, form: &[u
     let is_https = asking.offer.is_https();
     let (redirect_uri, verifier) =
         (asking.offer.redirect_uri(&invitation.provider), provider.config().pkce.then(|| Secret::new(random())));
+    let provider_name = invitation.provider.clone();
     let going = Going {
         invitation,
         verifier: verifier.clone(),
@@ -96,6 +98,7 @@ pub(super) async fn start(pages: &Pages, asking: &Asking, token: &str, form: &[u
         subject,
     };
     let begun = pages.0.flows.begin(cookie::read(&asking.headers, is_https), token, going, asking.now.boot);
+    pages.0.metrics.flow(&provider_name, Flow::Begun);
     let locale = language::for_issuer(&asking.headers);
     let asked = Asked {
         redirect_uri: &redirect_uri,

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     keeper::{ConsentError, Consented, NewConsent},
-    model::OrganizationId,
+    metrics::Flow,
+    model::{OrganizationId, ProviderName},
     provider::cleaned,
 };
 
@@ -76,9 +77,9 @@ fn to_done(asking: &Asking) -> Response {
 /// Lets the keeper store what the issuer gave, and keeps what came of it for the page.
 async fn end(pages: Pages, going: Going, ticket: Ticket, provider: String, returned: Returned) {
     let organization = going.invitation.organization.clone();
-    let subject = going.subject.clone();
+    let (subject, asked_at) = (going.subject.clone(), going.invitation.provider.clone());
     // In force until the flow is over, also if the task dies.
-    let guard = Unended { pages: &pages, ticket: &ticket, subject: &subject };
+    let guard = Unended { pages: &pages, ticket: &ticket, subject: &subject, provider: &asked_at };
     let outcome = match redeem(&pages, going, &provider, returned).await {
         Ok(consented) => {
             audit(&organization, &provider, outcome_word(&consented), None);
@@ -112,6 +113,7 @@ async fn end(pages: Pages, going: Going, ticket: Ticket, provider: String, retur
         }
     };
     guard.end();
+    pages.0.metrics.flow(&asked_at, flow_of(&outcome));
     pages.0.flows.end(&ticket, outcome, pages.0.clock.now().boot);
 }
 
@@ -120,6 +122,7 @@ struct Unended<'a> {
     pages: &'a Pages,
     ticket: &'a Ticket,
     subject: &'a Subject,
+    provider: &'a ProviderName,
 }
 
 impl Unended<'_> {
@@ -132,6 +135,7 @@ impl Drop for Unended<'_> {
     fn drop(&mut self) {
         let outcome =
             Outcome::Failed { trouble: Trouble::Internal, subject: self.subject.clone(), reference: reference() };
+        self.pages.0.metrics.flow(self.provider, Flow::Failed);
         self.pages.0.flows.end(self.ticket, outcome, self.pages.0.clock.now().boot);
     }
 }
@@ -200,6 +204,16 @@ const fn outcome_word(consented: &Consented) -> &'static str {
         (true, _) => "awaiting-confirmation",
         (false, true) => "renewed",
         (false, false) => "connected",
+    }
+}
+
+const fn flow_of(outcome: &Outcome) -> Flow {
+    match outcome {
+        Outcome::Failed { trouble: Trouble::Declined, .. } => Flow::Declined,
+        Outcome::Failed { .. } => Flow::Failed,
+        Outcome::Stored(consented, _) if consented.connected.is_empty() => Flow::Awaiting,
+        Outcome::Stored(Consented { renewed: true, .. }, _) => Flow::Renewed,
+        Outcome::Stored(..) => Flow::Connected,
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{io, net::SocketAddr};
 
-use tokio::{net::TcpListener, time::timeout_at};
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::{Pages, answer};
@@ -23,30 +23,24 @@ pub struct BindError {
 
 /// Binds the listener, so that connections wait from now on.
 pub async fn bind(addr: SocketAddr) -> Result<Bound, BindError> {
-    let failed = |source| BindError { addr, source };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
-    let addr = listener.local_addr().map_err(failed)?;
-    Ok(Bound { listener, addr })
+    Ok(Bound(serve::bind(addr).await.map_err(|source| BindError { addr, source })?))
 }
 
 /// A listener that is ready to be served.
 #[derive(Debug)]
-pub struct Bound {
-    listener: TcpListener,
-    addr: SocketAddr,
-}
+pub struct Bound(serve::Bound);
 
 impl Bound {
     /// Where it listens, with the port that was really bound.
     pub const fn addr(&self) -> SocketAddr {
-        self.addr
+        self.0.addr
     }
 
     /// Serves until `shutdown`; then requests under way, and consents that are being stored, finish within 25 s.
     pub async fn serve(self, pages: Pages, shutdown: CancellationToken) {
         let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
         let greeted = pages.clone();
-        let deadline = serve::serve(self.listener, limits, shutdown, move |stream| {
+        let deadline = serve::serve(self.0.listener, limits, shutdown, move |stream| {
             let (pages, address) = (greeted.clone(), stream.peer_addr().ok()?.ip());
             Some((serve::Caller::Address(address), move |request| answer::answer(pages.clone(), address, request)))
         })

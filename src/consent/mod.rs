@@ -47,7 +47,10 @@ use url::Url;
 
 pub use self::listener::{BindError, Bound, bind};
 use self::{flows::Flows, rate::Rate};
-use crate::{clock::SharedClock, config, keeper::Current, links::Links, model::ProviderName, provider::Provider};
+use crate::{
+    clock::SharedClock, config, keeper::Current, links::Links, metrics::Metrics, model::ProviderName,
+    provider::Provider,
+};
 
 /// The pages. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,6 +60,7 @@ pub struct Pages(Arc<Inner>);
 struct Inner {
     keeper: Current,
     clock: SharedClock,
+    metrics: Metrics,
     /// `None` until the vault is open.
     offer: ArcSwapOption<Offer>,
     flows: Flows,
@@ -82,10 +86,11 @@ pub struct Offer {
 
 impl Pages {
     /// Pages that answer "in a moment" until there is an [`Offer`].
-    pub fn new(keeper: Current, clock: SharedClock) -> Self {
+    pub fn new(keeper: Current, clock: SharedClock, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             keeper,
             clock,
+            metrics,
             offer: ArcSwapOption::empty(),
             flows: Flows::default(),
             rate: Rate::default(),

@@ -48,11 +48,11 @@ const ENGLISH: Labels = Labels {
     another_user: "Sign in as another user",
 };
 const DANISH: Labels = Labels {
-    asker: "Hvem spørger",
+    asker: "Hvem beder om adgang",
     organization: "Virksomhed",
     organizations: "Virksomheder",
     issuer: "Hvor",
-    scopes: "Til hvad",
+    scopes: "Adgang til at",
     until: "Indtil",
     withdrawn: "du trækker den tilbage",
     reference: "Reference til support",
@@ -178,7 +178,7 @@ pub(super) fn awaiting(language: Language, subject: &Subject) -> Said {
             )],
         ),
         Danish => (
-            "Tak: næsten færdig".to_owned(),
+            "Tak, du er næsten færdig".to_owned(),
             vec![format!(
                 "Din godkendelse er modtaget. {asker} skal bekræfte, at den gælder {organization}; du behøver ikke gøre \
                  mere. Du kan lukke vinduet."
@@ -222,38 +222,55 @@ pub(super) fn ending(language: Language) -> Said {
     }
 }
 
-/// What went wrong, in plain words. `day` is that of a link that ended.
-pub(super) fn trouble(language: Language, trouble: Trouble, subject: Option<&Subject>, day: Option<&str>) -> Said {
+/// What a page about trouble may name.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct About<'a> {
+    /// Who asks, and whom to ask for another link.
+    pub(super) asker: Option<&'a str>,
+    /// What a link that could be opened is about.
+    pub(super) subject: Option<&'a Subject>,
+    /// Until when a link that ended could be used.
+    pub(super) day: Option<&'a str>,
+}
+
+/// What went wrong, in plain words.
+pub(super) fn trouble(language: Language, trouble: Trouble, about: About<'_>) -> Said {
     let (title, text) = match language {
-        English => in_english(trouble, subject, day.unwrap_or_default()),
-        Danish => in_danish(trouble, subject, day.unwrap_or_default()),
+        English => in_english(trouble, about),
+        Danish => in_danish(trouble, about),
     };
     (title.to_owned(), vec![text])
 }
 
-fn in_english(trouble: Trouble, subject: Option<&Subject>, day: &str) -> (&'static str, String) {
+fn in_english(trouble: Trouble, about: About<'_>) -> (&'static str, String) {
+    let (subject, day) = (about.subject, about.day.unwrap_or_default());
     let issuer = subject.map_or("the issuer", |subject| &subject.issuer);
     let organization = subject.map_or("the company", |subject| &subject.organization);
-    let asker = subject.map_or("whoever sent you the link", |subject| &subject.asker);
+    let asker = about.asker.unwrap_or("whoever sent you the link");
     let text = |text: &str| text.to_owned();
     match trouble {
         Trouble::Unreadable => (
             "This link is not complete",
-            text("It may have been cut off in an e-mail. Open it once more as a whole, or ask for a new one."),
+            format!(
+                "It may have been cut off in an e-mail. Open it once more as a whole, or ask {asker} for a new one."
+            ),
         ),
-        Trouble::Expired(_) => ("This link has ended", format!("It could be used until {day}. Ask for a new one.")),
+        Trouble::Expired(_) => {
+            ("This link has ended", format!("It could be used until {day}. Ask {asker} for a new one."))
+        }
         Trouble::Used => (
             "This link has been used",
             text("The access has been renewed since the link was made, so there is nothing more to do."),
         ),
-        Trouble::Revoked => ("This link is no longer good", text("It was withdrawn. Ask for a new one.")),
+        Trouble::Revoked => ("This link is no longer good", format!("It was withdrawn. Ask {asker} for a new one.")),
         Trouble::Awaiting => (
             "Your approval has arrived already",
-            text("It only has to be confirmed by whoever sent you the link. You need do nothing more."),
+            format!("It only has to be confirmed by {asker}. You need do nothing more."),
         ),
-        Trouble::NotOffered => {
-            ("This link leads nowhere", text("What it was made for is not offered any more. Ask for a new one."))
-        }
+        Trouble::NotOffered => (
+            "This link leads nowhere",
+            format!("What it was made for is not offered any more. Ask {asker} for a new one."),
+        ),
         Trouble::Lost => (
             "Please open the link again",
             text(
@@ -303,29 +320,33 @@ fn in_english(trouble: Trouble, subject: Option<&Subject>, day: &str) -> (&'stat
     }
 }
 
-fn in_danish(trouble: Trouble, subject: Option<&Subject>, day: &str) -> (&'static str, String) {
+fn in_danish(trouble: Trouble, about: About<'_>) -> (&'static str, String) {
+    let (subject, day) = (about.subject, about.day.unwrap_or_default());
     let issuer = subject.map_or("udstederen", |subject| &subject.issuer);
     let organization = subject.map_or("virksomheden", |subject| &subject.organization);
-    let asker = subject.map_or("den, der sendte dig linket,", |subject| &subject.asker);
+    let asker = about.asker.unwrap_or("afsenderen");
     let text = |text: &str| text.to_owned();
     match trouble {
         Trouble::Unreadable => (
-            "Linket er ikke helt",
-            text("Det kan være skåret over i en e-mail. Åbn hele linket igen, eller bed om et nyt."),
+            "Linket er ikke komplet",
+            format!("Det kan være blevet afkortet i en e-mail. Åbn hele linket igen, eller bed {asker} om et nyt."),
         ),
-        Trouble::Expired(_) => ("Linket er udløbet", format!("Det kunne bruges indtil {day}. Bed om et nyt.")),
+        Trouble::Expired(_) => ("Linket er udløbet", format!("Det kunne bruges indtil {day}. Bed {asker} om et nyt.")),
         Trouble::Used => (
             "Linket er brugt",
             text("Adgangen er blevet fornyet, siden linket blev lavet, så der er ikke mere at gøre."),
         ),
-        Trouble::Revoked => ("Linket gælder ikke længere", text("Det er trukket tilbage. Bed om et nyt.")),
+        Trouble::Revoked => {
+            ("Linket gælder ikke længere", format!("Det er blevet trukket tilbage. Bed {asker} om et nyt."))
+        }
         Trouble::Awaiting => (
             "Din godkendelse er allerede modtaget",
-            text("Den skal blot bekræftes af den, der sendte dig linket. Du behøver ikke gøre mere."),
+            format!("Den skal blot bekræftes af {asker}. Du behøver ikke gøre mere."),
         ),
-        Trouble::NotOffered => {
-            ("Linket fører ingen steder hen", text("Det, det blev lavet til, tilbydes ikke længere. Bed om et nyt."))
-        }
+        Trouble::NotOffered => (
+            "Linket fører ingen steder hen",
+            format!("Det, linket blev lavet til, tilbydes ikke længere. Bed {asker} om et nyt."),
+        ),
         Trouble::Lost => (
             "Åbn linket igen",
             text(
@@ -334,10 +355,10 @@ fn in_danish(trouble: Trouble, subject: Option<&Subject>, day: &str) -> (&'stati
             ),
         ),
         Trouble::Foreign => {
-            ("Åbn linket igen", text("Der blev ikke trykket på knappen på vores side. Intet er ændret."))
+            ("Åbn linket igen", text("Knappen, der blev trykket på, var ikke på vores side. Intet er ændret."))
         }
         Trouble::Malformed | Trouble::OtherIssuer => {
-            ("Det lykkedes ikke", format!("Svaret fra {issuer} giver ingen mening for os. Intet er ændret."))
+            ("Det lykkedes ikke", format!("Vi forstår ikke svaret fra {issuer}. Intet er ændret."))
         }
         Trouble::Declined => (
             "Du sagde nej",
@@ -348,20 +369,22 @@ fn in_danish(trouble: Trouble, subject: Option<&Subject>, day: &str) -> (&'stati
         Trouble::Issuer => ("Det lykkedes ikke", format!("{issuer} meldte en fejl. Intet er ændret.")),
         Trouble::NoRefreshToken => (
             "Det lykkedes ikke",
-            format!("{issuer} gav kun adgang i en time, og det er ikke nok. Intet er ændret. {asker} må se på det."),
+            format!(
+                "{issuer} gav kun adgang i en time, og det er ikke nok. Intet er ændret. {asker} skal se nærmere på det."
+            ),
         ),
         Trouble::WrongOrganization => (
             "Brugeren har ikke adgang til virksomheden",
             format!(
                 "Den bruger, du loggede ind som, har ikke adgang til {organization} hos {issuer}. Intet er ændret. Log ind \
-                 som en bruger, der har."
+                 som en bruger, der har det."
             ),
         ),
         Trouble::Unavailable => (
             "Det lykkedes ikke",
-            text("Noget svarede ikke i tide. Intet er ændret, og linket gælder stadig: prøv igen om lidt."),
+            text("Vi fik ikke svar i tide. Intet er ændret, og linket gælder stadig: prøv igen om lidt."),
         ),
-        Trouble::Starting => ("Et øjeblik", text("Vi er lige ved at starte. Prøv igen om lidt.")),
+        Trouble::Starting => ("Et øjeblik", text("Vi er lige ved at starte op. Prøv igen om lidt.")),
         Trouble::TooMany => ("For mange forespørgsler", text("Prøv igen om lidt.")),
         Trouble::NotFound => ("Siden findes ikke", text("Åbn hele det link, du har fået.")),
         Trouble::Method(_) | Trouble::TooLarge => ("Det lykkedes ikke", text("Åbn det link, du har fået, igen.")),

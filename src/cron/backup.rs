@@ -1,11 +1,6 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-use super::due::last_due;
+use super::{due::last_due, turns::Turns};
 use crate::{
     clock::SharedClock,
     config::Config,
@@ -29,10 +24,8 @@ struct Inner {
     vault: Vault,
     clock: SharedClock,
     metrics: Metrics,
-    /// Whether one is being made.
-    busy: AtomicBool,
-    stopping: CancellationToken,
-    tasks: TaskTracker,
+    /// One is made at a time.
+    turns: Turns,
 }
 
 impl BackupSchedule {
@@ -55,38 +48,23 @@ impl BackupSchedule {
             vault: vault.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
-            busy: AtomicBool::new(false),
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            turns: Turns::default(),
         })))
     }
 
     /// Looks whether a backup is due, and makes it, in the background. Has to be called within a Tokio runtime.
     pub fn wake(&self) {
+        let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
-        if inner.stopping.is_cancelled() || inner.busy.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.0.tasks.spawn_blocking(move || {
-            // Given back also where making it panics, so that the next one is made.
-            let _busy = Busy(&inner.busy);
+        self.0.turns.tasks().spawn_blocking(move || {
+            let _given_back_at_its_end = turn;
             inner.make_if_due();
         });
     }
 
     /// Gives up a backup that is being made, and makes no other.
     pub async fn stop(&self) {
-        self.0.stopping.cancel();
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-    }
-}
-
-struct Busy<'a>(&'a AtomicBool);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.turns.stop().await;
     }
 }
 
@@ -98,7 +76,7 @@ impl Inner {
             // One that is given up because the worker stops is made after the next start, and one that somebody else is
             // taking just now is waited for.
             Ok(()) | Err(VaultError::BackupUnderWay) => {}
-            Err(_) if self.stopping.is_cancelled() => {}
+            Err(_) if self.turns.is_stopping() => {}
             Err(error) => {
                 tracing::error!(%folder, %error, "the scheduled backup could not be made; it is tried again at the next sweep");
             }
@@ -110,7 +88,7 @@ impl Inner {
         if self.backups.newest(now)?.is_some_and(|newest| newest >= due) {
             return Ok(());
         }
-        let (file, made) = self.backups.write(&self.vault, now, &|| self.stopping.is_cancelled())?;
+        let (file, made) = self.backups.write(&self.vault, now, &|| self.turns.is_stopping())?;
         self.vault.backed_up(now);
         self.metrics.backed_up(now);
         tracing::info!(file = %file.display(), vault.records = made.records, "a backup was made");
@@ -139,7 +117,7 @@ mod tests {
 
     async fn woken(schedule: &BackupSchedule) {
         schedule.wake();
-        while schedule.0.busy.load(Ordering::Acquire) {
+        while schedule.0.turns.is_taken() {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     }

@@ -1,14 +1,9 @@
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-use super::due::last_due;
+use super::{due::last_due, turns::Turns};
 use crate::{
     clock::SharedClock,
     config::ScheduleConfig,
@@ -36,10 +31,8 @@ struct Inner {
     started: Timestamp,
     /// The due moment that has been seen to, so that nothing is counted for it again.
     seen_to: Mutex<Option<Timestamp>>,
-    /// Whether somebody looks just now.
-    busy: AtomicBool,
-    stopping: CancellationToken,
-    tasks: TaskTracker,
+    /// One looks at a time.
+    turns: Turns,
 }
 
 impl fmt::Debug for Inner {
@@ -62,38 +55,23 @@ impl DigestSchedule {
             started: clock.now().wall,
             clock: clock.clone(),
             seen_to: Mutex::default(),
-            busy: AtomicBool::new(false),
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            turns: Turns::default(),
         })))
     }
 
     /// Looks whether a digest is due, and posts it, in the background. Has to be called within a Tokio runtime.
     pub fn wake(&self) {
+        let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
-        if inner.stopping.is_cancelled() || inner.busy.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.0.tasks.spawn(async move {
-            // Given back also where it panics, so that the next one is made.
-            let _busy = Busy(&inner.busy);
+        self.0.turns.tasks().spawn(async move {
+            let _given_back_at_its_end = turn;
             inner.post_if_due().await;
         });
     }
 
     /// Posts no other, and waits until the one that is being posted is stored.
     pub async fn stop(&self) {
-        self.0.stopping.cancel();
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-    }
-}
-
-struct Busy<'a>(&'a AtomicBool);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.turns.stop().await;
     }
 }
 
@@ -206,7 +184,7 @@ mod tests {
         async fn looked(&self, schedule: &DigestSchedule) -> usize {
             for _ in 0..2 {
                 schedule.wake();
-                while schedule.0.busy.load(Ordering::Acquire) {
+                while schedule.0.turns.is_taken() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             }

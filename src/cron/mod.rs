@@ -4,6 +4,7 @@
 mod backup;
 mod digest;
 mod due;
+mod turns;
 
 pub use backup::BackupSchedule;
 pub use digest::{Count, DigestSchedule};

@@ -14,7 +14,7 @@ use axum::{
 };
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::service::TowerToHyperService;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::board::Board;
@@ -45,23 +45,17 @@ pub struct BindError {
 
 /// Binds the listener, so that connections wait from now on.
 pub async fn bind(addr: SocketAddr) -> Result<Bound, BindError> {
-    let failed = |source| BindError { addr, source };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
-    let addr = listener.local_addr().map_err(failed)?;
-    Ok(Bound { listener, addr })
+    Ok(Bound(serve::bind(addr).await.map_err(|source| BindError { addr, source })?))
 }
 
 /// A listener that is ready to be served.
 #[derive(Debug)]
-pub struct Bound {
-    listener: TcpListener,
-    addr: SocketAddr,
-}
+pub struct Bound(serve::Bound);
 
 impl Bound {
     /// Where it listens, with the port that was really bound.
     pub const fn addr(&self) -> SocketAddr {
-        self.addr
+        self.0.addr
     }
 
     /// Serves until `shutdown`; then requests under way finish within 25 s.
@@ -69,7 +63,7 @@ impl Bound {
         let routes = routes(inside);
         async move {
             let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
-            serve::serve(self.listener, limits, shutdown, move |stream| {
+            serve::serve(self.0.listener, limits, shutdown, move |stream| {
                 let routes = routes.clone();
                 let address = stream.peer_addr().ok()?.ip();
                 let answer = move |mut request: Request<Incoming>| {

@@ -91,7 +91,7 @@ impl Shared {
         if let Some(flight) = under_way(slot) {
             let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
         }
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let grant = self.read(slot)?.value;
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         let goes = grant.organizations.is_empty();
@@ -222,6 +222,17 @@ impl Shared {
             }
         }
         named
+    }
+
+    /// The provider of each consent that an operator has to confirm, for an organization which `scope` allows.
+    pub(super) fn to_be_confirmed(&self, scope: Option<Scope<'_>>) -> Vec<u16> {
+        let waits = |awaiting: &&Awaiting| {
+            let mut places = awaiting.places.iter();
+            awaiting.reason != AwaitReason::Unfinished
+                && scope.is_none_or(|scope| places.any(|place| scope(&place.organization)))
+        };
+        let grants: Vec<GrantId> = self.awaiting().values().filter(waits).map(|awaiting| awaiting.grant).collect();
+        grants.into_iter().filter_map(|grant| self.index.slot(grant)).map(|slot| slot.provider).collect()
     }
 
     fn subject_of(&self, grant: GrantId) -> Option<String> {

@@ -6,7 +6,10 @@ use std::{
     },
 };
 
-use super::slot::{CachedToken, Slot, SlotState};
+use super::{
+    answer::CachedToken,
+    slot::{Slot, SlotState},
+};
 
 /// Places in the order that are always there.
 const LEAST_ORDER: usize = 64;
@@ -33,7 +36,7 @@ impl TokenCache {
     pub(super) fn put(&self, slot: &Arc<Slot>, token: Arc<CachedToken>, fits: impl FnOnce(&SlotState) -> bool) {
         let had_one = {
             let mut state = slot.lock();
-            if state.removed || !fits(&state) {
+            if state.is_removed() || !fits(&state) {
                 return;
             }
             self.bytes.fetch_add(token.cost(), Ordering::Relaxed);
@@ -82,7 +85,7 @@ impl TokenCache {
             if state.token.is_none() {
                 continue;
             }
-            if std::mem::take(&mut state.used) {
+            if state.take_used() {
                 drop(state);
                 order.push_back(weak);
             } else {
@@ -132,7 +135,8 @@ mod tests {
             expires_at: Timestamp::default(),
             issued_boot: None,
         };
-        Arc::new(CachedToken { access, etag: "e".into() })
+        let provider = "p".parse().expect("a name");
+        Arc::new(CachedToken::new(&provider, &access, None, "e".into()))
     }
 
     #[test]
@@ -141,7 +145,7 @@ mod tests {
         let slots: Vec<_> = (0..4).map(slot).collect();
         cache.put(&slots[0], token(), |_| true);
         cache.put(&slots[1], token(), |_| true);
-        slots[0].lock().used = true;
+        slots[0].lock().use_token();
         cache.put(&slots[2], token(), |_| true);
         assert!(slots[0].lock().token.is_some(), "used");
         assert!(slots[1].lock().token.is_none());

@@ -63,6 +63,9 @@ impl Shared {
             self.count_grant(&mut counts[provider], slot, brief);
             needed[provider] += self.needed_per_minute(slot, brief);
         });
+        for provider in self.to_be_confirmed(scope) {
+            counts[usize::from(provider)].awaiting += 1;
+        }
         for (count, needed) in counts.iter_mut().zip(needed) {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped, and never negative")]
             let rounded = needed.ceil().clamp(0.0, f64::from(u32::MAX)) as u32;

@@ -2,13 +2,19 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::sync::{MutexGuard, OwnedMutexGuard};
+use tokio::sync::MutexGuard;
 
-use super::{Keeper, KeeperError, Shared, operate::Enrolled, slot::Slot, store::in_doubt};
+use super::{
+    Keeper, KeeperError, Shared,
+    operate::Enrolled,
+    slot::{Record, Slot},
+    store::in_doubt,
+};
 use crate::{
     lifecycle::{Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
     model::{
-        ClientCredentials, Credential, Fingerprint, Grant, GrantId, Intent, Labels, Organization, OrganizationId, State,
+        ClientCredentials, Credential, FailingReason, Fingerprint, Grant, GrantId, Intent, Labels, Organization,
+        OrganizationId, State,
     },
     provider::ProviderError,
     vault::{Change, MAX_RECORD_BYTES},
@@ -102,7 +108,7 @@ impl Shared {
     /// to send it is a replay, and could end what the same person has given since.
     fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
         let remembers = |grant: &Grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint);
-        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().removed);
+        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
         if let Some(slot) = slot {
             let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
@@ -200,13 +206,14 @@ impl Shared {
         let left = self.leave(&wanted.organization, None).await?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
         let record = self.organization_record(&wanted, grant.id)?;
+        let labels = record.labels.clone();
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
         changes.extend(left.iter().flat_map(Left::changes));
         let commit = self.vault.commit(changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
-        self.moved(&wanted.organization, &slot, left, sequence).await
+        self.moved(&wanted.organization, labels, &slot, &grant, left, sequence)
     }
 
     /// Gives the organization this grant, in one commit with leaving the one that it had.
@@ -215,7 +222,7 @@ impl Shared {
         // `leave` has taken this slot's record too where there is an old grant, in the order of their ids.
         let own = match left.as_mut().and_then(|left| left.new_record.take()) {
             Some(record) => record,
-            None => Arc::clone(&slot.record).lock_owned().await,
+            None => slot.record().await,
         };
         let mut grant = self.read(slot)?.value;
         // Read before the commit: what fails after it would leave the slot behind the record.
@@ -229,12 +236,19 @@ impl Shared {
             return Err(KeeperError::BadRequest(why.into()));
         }
         let organization = self.organization_record(&wanted, grant.id)?;
+        let labels = organization.labels.clone();
+        // Until now nobody used it, and nobody was told.
+        let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
+        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
+        // A consent in the place of what the organization had, and proven: whichever way the person gave it.
+        let unproven = matches!(grant.state, State::InDoubt(_) | State::Failing(FailingReason::Unverified));
+        let renews = left.is_some() && grant.consent.is_some() && !unproven;
+        if renews {
+            events.push(self.renewed(&grant, &organization));
+        }
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
         changes.extend(left.iter().flat_map(Left::changes));
-        // Until now nobody used it, and nobody was told.
-        let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
-        let events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
         let commit = self.outbox.commit(changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
@@ -242,14 +256,19 @@ impl Shared {
         if doubtful {
             self.tell(&grant, Notice::InDoubt);
         }
-        self.moved(&wanted.organization, slot, left, sequence).await
+        if renews {
+            super::swap::tell_renewed(&grant, &wanted.organization);
+        }
+        self.moved(&wanted.organization, labels, slot, &grant, left, sequence)
     }
 
-    /// After the commit: the index follows.
-    async fn moved(
+    /// After the commit: the index follows. `labels` and `grant` are as they were stored.
+    fn moved(
         &self,
         organization: &OrganizationId,
+        labels: Labels,
         slot: &Arc<Slot>,
+        grant: &Grant,
         left: Option<Left>,
         sequence: u64,
     ) -> Result<Enrolled, KeeperError> {
@@ -262,8 +281,8 @@ impl Shared {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
         }
-        let organization = self.view(organization).await?;
-        Ok(Enrolled { created, changed: true, organization })
+        let entry = self.index.find(organization).ok_or(KeeperError::UnknownOrganization)?;
+        Ok(Enrolled { created, changed: true, organization: Self::view_with(&entry, grant, labels) })
     }
 
     /// Prepares that the organization leaves the grant it has, if it has one; `new` is the slot it goes to. Both
@@ -280,17 +299,17 @@ impl Shared {
                 return Ok(None);
             }
             // A grant that goes with its last organization: its exchange ends first, so that no answer is orphaned.
-            let flight = old.lock().flight.clone();
+            let flight = old.lock().flight().cloned();
             if let Some(flight) = flight.filter(|_| old.brief().organizations <= 1) {
                 let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
             }
             let (mut new_record, first) = match new {
-                Some(new) if new.id < old.id => (Some(Arc::clone(&new.record).lock_owned().await), true),
+                Some(new) if new.id < old.id => (Some(new.record().await), true),
                 _ => (None, false),
             };
-            let record = Arc::clone(&old.record).lock_owned().await;
+            let record = old.record().await;
             if let (Some(new), false) = (new, first) {
-                new_record = Some(Arc::clone(&new.record).lock_owned().await);
+                new_record = Some(new.record().await);
             }
             // While this waited, the organization may have been removed or moved by somebody else.
             if !self.index.find(organization).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &old)) {
@@ -321,7 +340,7 @@ impl Shared {
         let lane = self.lane(slot);
         let access = {
             // Between another task's commit and its publication the record is newer than the slot knows.
-            let _record = slot.record.lock().await;
+            let _record = slot.record().await;
             self.read(slot)?.value.access
         };
         let Some(access) = access else {
@@ -346,12 +365,12 @@ impl Shared {
     /// intent tells that its exchange died): then its grant is kept without an organization, and whoever enrols the
     /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let Ok(stored) = self.read(slot) else { return };
         let grant = stored.value;
         let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
         let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
-        if spent || !grant.organizations.is_empty() || slot.lock().flight.is_some() {
+        if spent || !grant.organizations.is_empty() || slot.lock().flight().is_some() {
             tracing::warn!(
                 provider = grant.provider.as_str(),
                 "an enrolment failed after its one-time token was sent; the grant is kept, enrol the same token again to join it"
@@ -387,8 +406,8 @@ pub(super) struct Left {
     pub(super) intent: Option<Intent>,
     /// What is remembered of the grant if it goes.
     pub(super) grave: Option<Grant>,
-    new_record: Option<OwnedMutexGuard<()>>,
-    _record: OwnedMutexGuard<()>,
+    new_record: Option<Record>,
+    _record: Record,
 }
 
 impl Left {
@@ -398,7 +417,7 @@ impl Left {
         grant: Grant,
         intent: Option<Intent>,
         grave: Option<Grant>,
-        record: OwnedMutexGuard<()>,
+        record: Record,
     ) -> Self {
         Self { slot, grant, intent, grave, new_record: None, _record: record }
     }

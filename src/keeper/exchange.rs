@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, DoubtfulTry, FROZEN_RETRY},
+    lifecycle::{self, DoubtfulTry, FROZEN_RETRY, Situation},
     model::{Credential, EventKind, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
     provider::Exchange,
-    vault::Change as VaultChange,
+    vault::{Change as VaultChange, Stored},
 };
 
 /// What an exchange may take beyond its own time limit: for discovery and for reading client secrets.
@@ -26,6 +26,8 @@ const EXCHANGE_SLACK: Duration = Duration::from_secs(15);
 /// What was decided before the call, and must still hold when its answer is stored.
 pub(super) struct Prepared {
     pub(super) grant: Grant,
+    /// The commit that wrote it.
+    pub(super) sequence: u64,
     pub(super) sent: Fingerprint,
     pub(super) one_time: bool,
     pub(super) intent: Option<Intent>,
@@ -83,11 +85,11 @@ impl Shared {
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design).
     async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Prepared, KeeperError> {
-        let _record = slot.record.lock().await;
-        if slot.lock().removed {
+        let _record = slot.record().await;
+        if slot.lock().is_removed() {
             return Err(KeeperError::UnknownOrganization);
         }
-        let mut grant = self.read(slot)?.value;
+        let Stored { value: mut grant, mut sequence } = self.read(slot)?;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
@@ -100,7 +102,7 @@ impl Shared {
             return Err(KeeperError::VaultUnavailable(reason));
         }
         if let Some(intent) = &open {
-            self.doubt_the_dead(slot, &mut grant, intent, now).await?;
+            sequence = self.doubt_the_dead(slot, &mut grant, intent, now).await?.unwrap_or(sequence);
         }
         let at_risk = in_flight.is_at_risk(now.boot);
         if grant.state == State::Lost && !at_risk {
@@ -127,7 +129,7 @@ impl Shared {
             not_after = self.may_try_doubtful(slot, &grant, Some(&next), at_risk)?;
             intent = Some(next);
         }
-        Ok(Prepared { grant, sent, one_time, intent, asked: self.now(), not_after })
+        Ok(Prepared { grant, sequence, sent, one_time, intent, asked: self.now(), not_after })
     }
 
     /// The intent of the next attempt: with the same token it goes on counting from the first one.
@@ -160,12 +162,13 @@ impl Shared {
         }
         let (now, policy) = (self.now(), &self.lane(slot).policy);
         let (fleet, boot_id) = (self.fleet(slot.provider, grant), self.clock.boot_id());
-        match lifecycle::may_try(grant, intent, policy, fleet, now, boot_id) {
+        let situation = Situation { grant, intent, policy, fleet, now, boot_id };
+        match lifecycle::may_try(situation) {
             DoubtfulTry::Before(moment) => Ok(Some(moment)),
             DoubtfulTry::Harmless => Ok(None),
             // Its turn came too late for the grace, or another grant of its subject has come: due later or never.
             DoubtfulTry::No => {
-                let due = lifecycle::due(grant, intent, policy, fleet, now, boot_id, 0.0);
+                let due = lifecycle::due(situation, 0.0);
                 self.amend_brief(slot, now, |brief| brief.due = due);
                 Err(in_doubt(reason, grant))
             }
@@ -178,21 +181,22 @@ impl Shared {
     }
 
     /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
-    /// stored. Its token may be spent, so the grant is in doubt as after a death of the whole process.
+    /// stored. Its token may be spent, so the grant is in doubt as after a death of the whole process. Gives the commit that
+    /// says so, where there was one to make.
     async fn doubt_the_dead(
         &self,
         slot: &Arc<Slot>,
         grant: &mut Grant,
         intent: &Intent,
         now: Now,
-    ) -> Result<(), KeeperError> {
-        let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(()) };
+    ) -> Result<Option<u64>, KeeperError> {
+        let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(None) };
         let events = self.notice_events(grant, notice);
         let commit = self.outbox.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, Some(intent), &[]);
         self.tell(grant, notice);
-        Ok(())
+        Ok(Some(sequence))
     }
 
     fn observe(

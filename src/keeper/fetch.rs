@@ -1,32 +1,30 @@
 //! Handing out access tokens.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    Keeper, KeeperError, Shared,
+    Keeper, KeeperError, Served, Shared,
+    answer::CachedToken,
     index::Entry,
-    slot::{Brief, CachedToken, Flight, Outcome, Slot, SlotState, Urgency},
+    slot::{Brief, Flight, Outcome, Slot, Urgency},
 };
 use crate::{
     clock::Now,
     lifecycle::{FROZEN_RETRY, MAX_RETRY_AFTER, REFUSED_INTERVAL, ServeVerdict, remaining, serve},
-    model::{AccessToken, OrganizationId, State},
-    wire,
+    model::{AccessToken, OrganizationId, State, Timestamp},
 };
 
 /// How long a caller waits for an exchange beyond its time limit: for its turn in the queue.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// An access token that may be handed out now.
-#[derive(Debug, Clone)]
-pub struct Served {
-    /// The answer.
-    pub token: wire::Token,
-    /// Names the token without revealing it: a quoted strong entity tag (RFC 9110 section 8.8.3).
-    pub etag: String,
-}
-
 impl Keeper {
+    /// The organization's access token as [`token`](Self::token) gives it, if it is in memory and may be handed out as it
+    /// is. `None` says nothing: ask there. `now` is the moment of the fetch.
+    pub fn token_at_once(&self, organization: OrganizationId, min_ttl: Duration, now: Now) -> Option<Served> {
+        let entry = self.shared.index.find(&organization)?;
+        self.shared.at_once(&entry, organization, min_ttl, now)
+    }
+
     /// The organization's access token with at least `min_ttl` left; refreshed first where it has less. Many
     /// callers, one exchange; while refreshing fails, a token that still lives is given, marked `degraded`.
     pub async fn token(&self, organization: &OrganizationId, min_ttl: Duration) -> Result<Served, KeeperError> {
@@ -66,12 +64,29 @@ impl Shared {
         self.load_one(organization).await
     }
 
+    /// What a fetch gets where nothing has to be read, awaited or refused.
+    fn at_once(&self, entry: &Entry, organization: OrganizationId, min_ttl: Duration, now: Now) -> Option<Served> {
+        let seen = Glance::at(&entry.slot);
+        let ServeVerdict::Serve { degraded } = self.verdict(&entry.slot, &seen.brief, min_ttl, now) else {
+            return None;
+        };
+        let left = seen.brief.access?.left(now);
+        let token = seen.token.clone().filter(|_| !left.is_zero())?;
+        entry.fetched(now.wall);
+        self.refresh_behind(&entry.slot, &seen, now);
+        Some(answer(organization, token, &seen.brief, left, degraded))
+    }
+
     async fn token_of(&self, entry: &Entry, min_ttl: Duration) -> Result<Served, KeeperError> {
-        entry.fetched(self.now().wall);
+        let now = self.now();
+        if let Some(served) = self.at_once(entry, entry.id.clone(), min_ttl, now) {
+            return Ok(served);
+        }
+        entry.fetched(now.wall);
         let seen = entry.slot.brief().outcome();
         match self.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
-                self.refresh_behind(&entry.slot);
+                self.refresh_behind(&entry.slot, &Glance::at(&entry.slot), now);
                 self.serve(entry, degraded)
             }
             ServeVerdict::Refresh => {
@@ -89,7 +104,7 @@ impl Shared {
         let verdict = self.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
             let served = self.serve(entry, degraded)?;
-            if served.etag != rejected {
+            if served.etag() != rejected {
                 return Ok(served);
             }
         }
@@ -114,76 +129,60 @@ impl Shared {
     }
 
     fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
-        let now = self.now();
-        let brief = slot.brief();
-        let standing = brief.standing(now, self.lane(slot).circuit.frozen_for(brief.own_client));
+        self.verdict(slot, &slot.brief(), min_ttl, self.now())
+    }
+
+    fn verdict(&self, slot: &Slot, brief: &Brief, min_ttl: Duration, now: Now) -> ServeVerdict {
+        let mut standing = brief.standing(now, None);
+        if standing.may_need_provider(min_ttl) {
+            standing.frozen = self.lane(slot).circuit.frozen_for(brief.own_client);
+        }
         serve(&standing, now.wall, min_ttl)
     }
 
     fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
-        let (brief, cached) = remembered(slot);
-        let cached = match cached {
-            Some(cached) => cached,
-            None => self.read_token(slot)?,
-        };
-        let access = &cached.access;
-        // What the vault gave may be of another exchange than the brief: newer, or older than one that was not stored.
-        let left = match brief.access.filter(|times| times.is_of(access)) {
-            Some(times) => times.left(now),
-            None => remaining(access, now, self.clock.boot_id()),
+        let Glance { brief, token, .. } = Glance::at(slot);
+        let (token, left) = match (token, brief.access) {
+            (Some(token), Some(times)) => (token, times.left(now)),
+            _ => self.read_token(slot, now)?,
         };
         if left.is_zero() {
             return Err(self.refusal(slot, ServeVerdict::Refresh));
         }
-        Ok(Served {
-            token: wire::Token {
-                organization: entry.id.clone(),
-                provider: self.lane(slot).name.clone(),
-                access_token: access.token.expose().to_owned(),
-                token_type: access.token_type.clone(),
-                scope: access.scope.clone(),
-                expires_at: access.expires_at,
-                expires_in: left.as_secs(),
-                consent_expires_at: brief.consent_ends,
-                degraded: degraded.map(Cow::Borrowed),
-            },
-            etag: cached.etag.clone(),
-        })
+        Ok(answer(entry.id.clone(), token, &brief, left, degraded))
     }
 
-    /// The token was dropped from the bounded cache: one read of the vault brings it back.
-    fn read_token(&self, slot: &Arc<Slot>) -> Result<Arc<CachedToken>, KeeperError> {
-        let sequence = slot.brief().sequence;
+    /// The token was dropped from the bounded cache: one read of the vault brings it back. Gives what is left of it too.
+    fn read_token(&self, slot: &Arc<Slot>, now: Now) -> Result<(Arc<CachedToken>, Duration), KeeperError> {
+        let brief = slot.brief();
         let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
-        let stored = stored.filter(|stored| stored.sequence >= sequence);
+        let stored = stored.filter(|stored| stored.sequence >= brief.sequence);
         let access = stored.and_then(|stored| stored.value.access);
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
-        let cached = Arc::new(self.cacheable(access));
+        let token = Arc::new(self.cacheable(slot, &access, brief.consent_ends));
         // Another task may have stored a newer one since; that one stays.
-        let kept = |state: &SlotState| state.brief.access.is_some_and(|times| times.is_of(&cached.access));
-        self.cache.put(slot, Arc::clone(&cached), kept);
-        Ok(cached)
+        self.cache.put(slot, Arc::clone(&token), |state| fits(&state.brief(), &token));
+        // What the vault gave may be of another exchange than the brief: newer, or older than one that was not stored.
+        let left = match brief.access.filter(|times| token.is_of(times)) {
+            Some(times) => times.left(now),
+            None => remaining(&access, now, self.clock.boot_id()),
+        };
+        Ok((token, left))
     }
 
     /// An access token ready to be handed out, with the entity tag that names it.
-    pub(super) fn cacheable(&self, access: AccessToken) -> CachedToken {
+    pub(super) fn cacheable(&self, slot: &Slot, access: &AccessToken, consent_ends: Option<Timestamp>) -> CachedToken {
         let etag = format!("\"{}\"", self.vault.entity_tag(&access.token));
-        CachedToken { access, etag }
+        CachedToken::new(&self.lane(slot).name, access, consent_ends, etag)
     }
 
     /// A grant that was left to idle and is fetched again past its refresh moment is refreshed behind the answer.
-    fn refresh_behind(&self, slot: &Arc<Slot>) {
-        let (brief, idle) = {
-            let state = slot.lock();
-            // Its timer may be set to a moment before an idle limit, far behind the end of this token. One that waits in
-            // a backlog is moved before those that nobody fetches.
-            let waits = state.queued.is_some_and(|place| place.urgency > Urgency::Fetched);
-            (state.brief, state.flight.is_none() || waits)
-        };
-        let overdue = brief.access.is_some_and(|access| access.is_overdue(self.now()));
-        if idle && overdue && brief.state == State::Active && brief.due.is_some() {
+    fn refresh_behind(&self, slot: &Arc<Slot>, seen: &Glance, now: Now) {
+        let brief = &seen.brief;
+        let overdue = brief.access.is_some_and(|access| access.is_overdue(now));
+        if overdue && seen.is_idle && brief.state == State::Active && brief.due.is_some() {
             self.lane(slot).enqueue(slot, Urgency::Fetched, Some(brief.outcome()));
         }
     }
@@ -243,7 +242,7 @@ impl Shared {
             waited = tokio::time::timeout(patience, flight.clone().ended()) => waited,
             () = self.stopping.cancelled() => {
                 // What is still queued has no turn any more; what is under way ends.
-                if slot.lock().queued.is_some() {
+                if slot.lock().queued().is_some() {
                     return Err(KeeperError::Starting);
                 }
                 tokio::time::timeout(patience, flight.ended()).await
@@ -263,7 +262,7 @@ impl Shared {
         let now = self.now();
         let (brief, flying) = {
             let state = slot.lock();
-            (state.brief, state.flight.is_some())
+            (state.brief(), state.flight().is_some())
         };
         if flying {
             return Ok(());
@@ -279,7 +278,7 @@ impl Shared {
         if let Some(reason) = self.lane(slot).circuit.frozen_for(brief.own_client) {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
-        slot.lock().forced.take(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
+        slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
         self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
 
@@ -309,12 +308,38 @@ impl Shared {
     }
 }
 
-/// What is remembered of the grant, and the token as the bounded cache has it, if that is the one which the brief is
-/// about; this use spares it once.
-fn remembered(slot: &Slot) -> (Brief, Option<Arc<CachedToken>>) {
-    let mut state = slot.lock();
-    state.used = true;
-    let brief = state.brief;
-    let fits = |token: &Arc<CachedToken>| brief.access.is_some_and(|times| times.is_of(&token.access));
-    (brief, state.token.clone().filter(fits))
+/// What a fetch sees of a slot.
+struct Glance {
+    brief: Brief,
+    /// As the bounded cache has it, if it is the one which the brief is about; this use spares it once.
+    token: Option<Arc<CachedToken>>,
+    /// No exchange is under way or about to begin: its timer may be set to a moment before an idle limit, far behind the end
+    /// of this token, and where it waits in a backlog it may be moved before those that nobody fetches.
+    is_idle: bool,
+}
+
+impl Glance {
+    fn at(slot: &Slot) -> Self {
+        let mut state = slot.lock();
+        state.use_token();
+        let brief = state.brief();
+        let waits = state.queued().is_some_and(|place| place.urgency > Urgency::Fetched);
+        let token = state.token.as_ref().filter(|token| fits(&brief, token)).map(Arc::clone);
+        Self { brief, token, is_idle: state.flight().is_none() || waits }
+    }
+}
+
+/// Whether this is the token that the slot's brief is about.
+fn fits(brief: &Brief, token: &CachedToken) -> bool {
+    brief.access.is_some_and(|times| token.is_of(&times))
+}
+
+fn answer(
+    organization: OrganizationId,
+    token: Arc<CachedToken>,
+    brief: &Brief,
+    left: Duration,
+    degraded: Option<&'static str>,
+) -> Served {
+    Served { token, organization, expires_in: left.as_secs(), consent_ends: brief.consent_ends, degraded }
 }

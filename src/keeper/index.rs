@@ -1,15 +1,19 @@
 use std::{
     collections::{HashMap, HashSet},
-    hash::{BuildHasher, BuildHasherDefault, DefaultHasher, RandomState},
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use hashbrown::HashTable;
+use hashbrown::{HashTable, hash_table};
 
-use super::slot::{NOT_LIVING, Slot, UNKNOWN_SUBJECT, fingerprint_key};
+use super::{
+    brief::Second,
+    slot::{Slot, fingerprint_key},
+    subjects::Subjects,
+};
 use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
 
 const SHARDS: usize = 64;
@@ -19,11 +23,10 @@ const SHARDS: usize = 64;
 pub(super) struct Index {
     hasher: RandomState,
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
-    /// Ids of grants are of our own making, so nobody can choose colliding ones.
-    slots: RwLock<HashMap<GrantId, Arc<Slot>, BuildHasherDefault<DefaultHasher>>>,
+    /// By id.
+    slots: RwLock<HashTable<Arc<Slot>>>,
     fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
-    /// Living grants by provider and subject, and under [`NOT_LIVING`] how many a provider has in all.
-    subjects: Mutex<HashMap<(u16, u64), u32>>,
+    pub(super) subjects: Subjects,
     /// Spent tokens of grants that are gone: which record remembers each, and since when.
     graves: RwLock<HashMap<u64, (GrantId, Timestamp)>>,
     changes: AtomicU64,
@@ -35,17 +38,19 @@ pub(super) struct Index {
 pub(super) struct Entry {
     pub(super) id: OrganizationId,
     pub(super) slot: Arc<Slot>,
-    last_fetched: AtomicI64,
+    /// In whole seconds; zero for never.
+    last_fetched: AtomicU32,
 }
 
 impl Entry {
     pub(super) fn fetched(&self, now: Timestamp) {
-        self.last_fetched.store(now.as_millis(), Ordering::Relaxed);
+        self.last_fetched.store(Second::of(Some(now)).0, Ordering::Relaxed);
         self.slot.fetched(now);
     }
 
+    /// In whole seconds, rounded down.
     pub(super) fn last_fetched(&self) -> Option<Timestamp> {
-        Some(self.last_fetched.load(Ordering::Relaxed)).filter(|at| *at != 0).map(Timestamp::from_millis)
+        Second(self.last_fetched.load(Ordering::Relaxed)).time()
     }
 }
 
@@ -56,7 +61,7 @@ impl Index {
             organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
             slots: RwLock::default(),
             fingerprints: RwLock::default(),
-            subjects: Mutex::default(),
+            subjects: Subjects::default(),
             graves: RwLock::default(),
             changes: AtomicU64::new(1),
             sorted: Mutex::new((0, Arc::new([]))),
@@ -78,8 +83,7 @@ impl Index {
         last_fetched: Option<Timestamp>,
     ) -> Option<Arc<Entry>> {
         let hash = self.hash(&id);
-        let entry =
-            Arc::new(Entry { id, slot, last_fetched: AtomicI64::new(last_fetched.map_or(0, Timestamp::as_millis)) });
+        let entry = Arc::new(Entry { id, slot, last_fetched: AtomicU32::new(Second::of(last_fetched).0) });
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
         self.changes.fetch_add(1, Ordering::Release);
         if let Some(there) = shard.find_mut(hash, |other| other.id == entry.id) {
@@ -134,15 +138,15 @@ impl Index {
 
     /// The grant's slot.
     pub(super) fn slot(&self, id: GrantId) -> Option<Arc<Slot>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).find(hash_of(id), |slot| slot.id == id).cloned()
     }
 
     /// Adds a slot; gives back the one that was there, which stays.
     pub(super) fn add_slot(&self, slot: Arc<Slot>) -> Result<(), Arc<Slot>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        match slots.entry(slot.id) {
-            std::collections::hash_map::Entry::Occupied(there) => Err(Arc::clone(there.get())),
-            std::collections::hash_map::Entry::Vacant(place) => {
+        match slots.entry(hash_of(slot.id), |there| there.id == slot.id, |slot| hash_of(slot.id)) {
+            hash_table::Entry::Occupied(there) => Err(Arc::clone(there.get())),
+            hash_table::Entry::Vacant(place) => {
                 place.insert(slot);
                 Ok(())
             }
@@ -151,7 +155,12 @@ impl Index {
 
     /// Forgets a slot and the fingerprints of the grant that it stood for.
     pub(super) fn remove_slot(&self, slot: &Arc<Slot>, grant: &Grant) {
-        self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(&slot.id);
+        {
+            let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(found) = slots.find_entry(hash_of(slot.id), |there| there.id == slot.id) {
+                found.remove();
+            }
+        }
         let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
         for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
             let key = fingerprint_key(*fingerprint);
@@ -168,7 +177,7 @@ impl Index {
 
     /// Every slot.
     pub(super) fn slots(&self) -> Vec<Arc<Slot>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Which slot may hold a secret with this fingerprint; verify it against the stored grant.
@@ -187,32 +196,6 @@ impl Index {
     /// Forgets a fingerprint that its grant no longer remembers.
     pub(super) fn forget_fingerprint(&self, fingerprint: Fingerprint) {
         self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
-    }
-
-    /// Counts a living grant of a subject in or out.
-    pub(super) fn count_subject(&self, provider: u16, subject: u64, living: bool) {
-        if subject == NOT_LIVING {
-            return;
-        }
-        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in [(provider, subject), (provider, NOT_LIVING)] {
-            let count = subjects.entry(key).or_default();
-            *count = if living { count.saturating_add(1) } else { count.saturating_sub(1) };
-            if *count == 0 {
-                subjects.remove(&key);
-            }
-        }
-    }
-
-    /// Whether a provider may have another living grant of this subject beside one that is counted itself. A subject that
-    /// nobody knows, this one or another's, may be the same.
-    pub(super) fn may_be_shared(&self, provider: u16, subject: u64) -> bool {
-        let subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = |subject| subjects.get(&(provider, subject)).copied().unwrap_or(0);
-        match subject {
-            UNKNOWN_SUBJECT => count(NOT_LIVING) > 1,
-            known => count(known) > 1 || count(UNKNOWN_SUBJECT) > 0,
-        }
     }
 
     /// Remembers the spent tokens of a grant that is gone.
@@ -253,4 +236,11 @@ impl Index {
         let top = usize::try_from(hash >> 48).unwrap_or(0);
         &self.organizations[top % SHARDS]
     }
+}
+
+/// Ids of grants are random and of our own making: nobody can choose colliding ones, and a part of one is as good as a hash.
+fn hash_of(id: GrantId) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.as_bytes()[..8]);
+    u64::from_be_bytes(first)
 }

@@ -74,7 +74,7 @@ impl InFlight {
 
     /// Ends the flight, then tells those who wait.
     pub(super) fn end(mut self, result: Result<(), KeeperError>) {
-        self.slot.lock().flight = None;
+        self.slot.lock().land();
         self.tell(result);
         self.end = None;
     }
@@ -83,7 +83,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if self.end.take().is_some() {
-            self.slot.lock().flight = None;
+            self.slot.lock().land();
         }
     }
 }
@@ -139,26 +139,25 @@ impl Lane {
     ) -> Option<Flight> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = slot.lock();
-        if let Some(flight) = state.flight.clone() {
-            if let Some(place) = state.queued
+        if let Some(flight) = state.flight().cloned() {
+            if let Some(place) = state.queued()
                 && (urgency < place.urgency || risk_until.is_some())
                 && let Some(mut queued) = queue.remove(&place)
             {
                 queued.in_flight.risk_until = risk_until.or(queued.in_flight.risk_until);
                 let sooner = Place { urgency: urgency.min(place.urgency), ..place };
-                state.queued = Some(sooner);
+                state.move_to(Some(sooner));
                 queue.insert(sooner, queued);
             }
             return Some(flight);
         }
-        if seen.is_some_and(|seen| seen != state.brief.outcome()) {
+        if seen.is_some_and(|seen| seen != state.brief().outcome()) {
             return None;
         }
         let (end, flight) = Flight::new();
-        let lapses = state.brief.access.map_or(0, |access| boot_millis(access.expires_boot));
+        let lapses = state.brief().access.map_or(0, |access| boot_millis(access.expires_boot));
         let place = Place { urgency, lapses, grant: slot.id };
-        state.flight = Some(flight.clone());
-        state.queued = Some(place);
+        state.queue(flight.clone(), place);
         let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
@@ -170,7 +169,7 @@ impl Lane {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let place = *queue.iter().take(LOOK_AT).find(|(_, queued)| fits(&queued.slot))?.0;
         let queued = queue.remove(&place)?;
-        queued.slot.lock().queued = None;
+        queued.slot.lock().move_to(None);
         Some(queued)
     }
 

@@ -42,7 +42,7 @@ impl Shared {
     }
 
     async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
         let grant = stored.value;
         // It waits for somebody, and goes with that.
@@ -51,7 +51,7 @@ impl Shared {
         }
         let busy = {
             let state = slot.lock();
-            state.removed || state.flight.is_some()
+            state.is_removed() || state.flight().is_some()
         };
         if busy || !may_go(&grant, intent.is_some(), self.now().wall) {
             return;

@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     KeeperError, Shared,
-    blocking::blocking,
+    blocking::{blocking, blocking_in_parts},
     index::Entry,
     slot::{Slot, living_subject, text_hash},
 };
 use crate::{
     lifecycle::{self, Notice},
     model::{Grant, GrantId, Intent, OrganizationId, State},
-    vault::{Change, Stored, VaultError},
+    vault::{Change, Part, Stored, VaultError},
 };
 
 /// How many grants in doubt are told of one by one when the vault was loaded; the rest is counted.
@@ -30,35 +30,15 @@ const DOUBTFUL_AT_ONCE: usize = 256;
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
-    let reader = Arc::clone(&shared);
-    let Ok((doubtful, read)) = blocking(move || reader.load_grants()).await else {
-        return shared.load_failed("the loader died");
+    let read = shared.read_everything().await;
+    // What cannot be read may be the fault of a vault that is about to be found damaged: then the worker ends with that.
+    if !shared.is_known_whole().await {
+        return;
+    }
+    let organizations = match read {
+        Ok(organizations) => organizations,
+        Err(why) => return shared.load_failed(&why),
     };
-    let mut failure = read.err().map(|error| error.to_string());
-    for ids in doubtful.chunks(DOUBTFUL_AT_ONCE) {
-        if shared.stopping.is_cancelled() {
-            return;
-        }
-        if let Err(error) = shared.make_slots(ids).await {
-            failure = failure.or(Some(error.to_string()));
-        }
-    }
-    // Organizations come last: each finds its grant's slot made.
-    let reader = Arc::clone(&shared);
-    let organizations = match blocking(move || reader.load_organizations()).await {
-        Ok(Ok(organizations)) => organizations,
-        Ok(Err(error)) => return shared.load_failed(&failure.unwrap_or_else(|| error.to_string())),
-        Err(_) => return shared.load_failed("the loader died"),
-    };
-    if let Err(error) = shared.list_the_unlisted().await {
-        failure = failure.or(Some(error.to_string()));
-    }
-    if let Err(error) = shared.load_awaiting() {
-        failure = failure.or(Some(error.to_string()));
-    }
-    if let Some(failure) = failure {
-        return shared.load_failed(&failure);
-    }
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
@@ -68,6 +48,13 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.warn().await;
         shared.settle_unfinished().await;
     }
+}
+
+/// Which grants have an exchange under way.
+struct Intents {
+    grants: HashSet<GrantId>,
+    /// Why these may not be all.
+    failure: Option<String>,
 }
 
 /// A grant with what start found out about it.
@@ -121,15 +108,68 @@ impl Shared {
         tracing::warn!(strays, "answers are kept that could not take their place; they are not served");
     }
 
-    /// Makes a slot of every grant that is as it should be, and gives back those that must be looked at first.
-    fn load_grants(&self) -> (Vec<GrantId>, Result<(), VaultError>) {
-        let mut intents = HashSet::new();
-        let intents_read = self.vault.for_each_intent(&mut |stored| {
-            intents.insert(stored.value.grant);
+    /// Waits until the vault is known to hold what it should; false if it does not, or if the keeper stops before.
+    async fn is_known_whole(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => false,
+            judged = self.vault.judged() => judged.is_ok(),
+        }
+    }
+
+    /// Gives the number of organizations, or the first thing that could not be read when all else had been.
+    async fn read_everything(self: &Arc<Self>) -> Result<usize, String> {
+        let died = |_| "the loader died".to_owned();
+        let reader = Arc::clone(self);
+        let intents = blocking(move || reader.read_intents()).await.map_err(died)?;
+        let (reader, mut failure) = (Arc::clone(self), intents.failure.clone());
+        let grants = blocking_in_parts(move |part| reader.load_grants(part, &intents)).await;
+        for (doubtful, read) in grants.map_err(died)? {
+            failure = failure.or(read.err().map(|error| error.to_string()));
+            // What start finds out is written: not before it is known what it was found in.
+            if !doubtful.is_empty() && !self.is_known_whole().await {
+                return Ok(0);
+            }
+            for ids in doubtful.chunks(DOUBTFUL_AT_ONCE) {
+                if self.stopping.is_cancelled() {
+                    return Ok(0);
+                }
+                if let Err(error) = self.make_slots(ids).await {
+                    failure = failure.or(Some(error.to_string()));
+                }
+            }
+        }
+        // Organizations come last: each finds its grant's slot made.
+        let (reader, mut organizations) = (Arc::clone(self), 0);
+        let read = blocking_in_parts(move |part| reader.load_organizations(part)).await;
+        for read in read.map_err(died)? {
+            match read {
+                Ok(count) => organizations += count,
+                Err(error) => return Err(failure.unwrap_or_else(|| error.to_string())),
+            }
+        }
+        if let Err(error) = self.list_the_unlisted().await {
+            failure = failure.or(Some(error.to_string()));
+        }
+        if let Err(error) = self.load_awaiting() {
+            failure = failure.or(Some(error.to_string()));
+        }
+        failure.map_or(Ok(organizations), Err)
+    }
+
+    fn read_intents(&self) -> Intents {
+        let mut grants = HashSet::new();
+        let read = self.vault.for_each_intent(&mut |stored| {
+            grants.insert(stored.value.grant);
             Ok(())
         });
+        Intents { grants, failure: read.err().map(|error| error.to_string()) }
+    }
+
+    /// Makes a slot of every grant of a part that is as it should be, and gives back those that must be looked at first.
+    fn load_grants(&self, part: Part, intents: &Intents) -> (Vec<GrantId>, Result<(), VaultError>) {
         let mut doubtful = Vec::new();
-        let grants_read = self.vault.for_each_grant(&mut |stored| {
+        let read = self.vault.for_each_grant_of(part, &mut |stored| {
             let grant = &stored.value;
             if self.stopping.is_cancelled() || !self.lane_of.contains_key(&grant.provider) {
                 return Ok(());
@@ -139,21 +179,21 @@ impl Shared {
                 return Ok(());
             }
             // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.
-            let perhaps = intents_read.is_err() && grant.is_one_time();
+            let perhaps = intents.failure.is_some() && grant.is_one_time();
             let outdated = grant.epoch < self.vault.epoch() && grant.is_one_time();
-            if perhaps || intents.contains(&grant.id) || outdated {
+            if perhaps || intents.grants.contains(&grant.id) || outdated {
                 doubtful.push(grant.id);
             } else {
                 self.add(grant, stored.sequence, None);
             }
             Ok(())
         });
-        (doubtful, intents_read.and(grants_read))
+        (doubtful, read)
     }
 
-    fn load_organizations(&self) -> Result<usize, VaultError> {
+    fn load_organizations(&self, part: Part) -> Result<usize, VaultError> {
         let mut count = 0;
-        self.vault.for_each_organization(&mut |stored| {
+        self.vault.for_each_organization_of(part, &mut |stored| {
             if self.stopping.is_cancelled() {
                 return Ok(());
             }
@@ -194,7 +234,7 @@ impl Shared {
         });
         for entry in unlisted {
             let slot = &entry.slot;
-            let _record = slot.record.lock().await;
+            let _record = slot.record().await;
             let mut grant = self.read(slot)?.value;
             if grant.organizations.contains(&entry.id) {
                 continue;
@@ -248,6 +288,9 @@ impl Shared {
         for Judged { grant, sequence, intent, .. } in as_stored {
             self.add(&grant, sequence, intent.as_ref());
         }
+        if !outdated.is_empty() && !self.vault.is_judged() {
+            return Err(KeeperError::Starting);
+        }
         // A commit holds only so much: what does not fit is halved until it does.
         let mut parts = vec![outdated];
         while let Some(mut part) = parts.pop() {
@@ -298,11 +341,11 @@ impl Shared {
         let now = self.now();
         // Counted first, so that two grants of one subject see each other.
         let subject = living_subject(grant);
-        self.index.count_subject(provider, subject, true);
+        self.index.subjects.count(provider, subject, true);
         let brief = self.brief(provider, grant, sequence, intent, now);
         let slot = Arc::new(Slot::new(grant.id, provider, brief, grant.last_fetched_at));
         if self.index.add_slot(Arc::clone(&slot)).is_err() {
-            self.index.count_subject(provider, subject, false);
+            self.index.subjects.count(provider, subject, false);
             return;
         }
         self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);

@@ -9,9 +9,11 @@
 //! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
 //! an await.
 
+mod answer;
 mod awaiting;
 mod backup;
 mod blocking;
+mod brief;
 mod budget;
 mod cache;
 mod census;
@@ -34,6 +36,7 @@ mod run;
 mod search;
 mod slot;
 mod store;
+mod subjects;
 mod swap;
 mod telling;
 #[cfg(test)]
@@ -51,9 +54,9 @@ use std::{
     time::Duration,
 };
 
+pub use answer::{AnswerText, Served};
 use arc_swap::ArcSwapOption;
 pub use error::KeeperError;
-pub use fetch::Served;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 pub use search::{Found, InvalidMark, Mark, Order, Search};

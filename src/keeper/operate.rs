@@ -134,7 +134,7 @@ impl Keeper {
         let _admitted = shared.admit()?;
         let slot = Arc::clone(&shared.find(organization).await?.slot);
         {
-            let _record = slot.record.lock().await;
+            let _record = slot.record().await;
             let mut grant = shared.read(&slot)?.value;
             if lifecycle::paused(&mut grant, paused) {
                 let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
@@ -192,7 +192,7 @@ impl Shared {
             return Ok(());
         }
         // It is counted as living itself, since it is not forgotten yet.
-        if self.index.may_be_shared(slot.provider, slot.brief().living_subject) {
+        if self.index.subjects.may_be_shared(slot.provider, slot.brief().living_subject) {
             tracing::warn!(
                 provider = grant.provider.as_str(),
                 "not revoked: another grant is, or may be, of the same person and would end with it"
@@ -223,7 +223,7 @@ impl Shared {
         let brief = slot.brief();
         {
             let mut state = slot.lock();
-            state.removed = true;
+            state.remove();
             self.cache.forget(&mut state);
         }
         self.timers.set(slot, |_| None);

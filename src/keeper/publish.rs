@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{Fleet, due, refresh_after, warns_at},
+    lifecycle::{Fleet, Situation, due, refresh_after, warns_at},
     model::{DoubtReason, Fingerprint, Grant, Intent, State},
 };
 
@@ -25,7 +25,7 @@ impl Shared {
     ) {
         let now = self.now();
         let brief = self.brief(slot.provider, grant, sequence, intent, now);
-        let token = grant.access.clone().map(|access| Arc::new(self.cacheable(access)));
+        let token = grant.access.as_ref().map(|access| Arc::new(self.cacheable(slot, access, brief.consent_ends)));
         self.set_brief(slot, brief, now);
         match token {
             Some(token) => self.cache.put(slot, token, |_| true),
@@ -51,9 +51,10 @@ impl Shared {
         let lane = &self.lanes[usize::from(provider)];
         let chance = self.chance();
         let fleet = self.fleet(provider, grant);
-        let due = due(grant, intent, &lane.policy, fleet, now, self.clock.boot_id(), chance);
+        let boot_id = self.clock.boot_id();
+        let due = due(Situation { grant, intent, policy: &lane.policy, fleet, now, boot_id }, chance);
         let refresh_after = grant.access.as_ref().map(|access| refresh_after(access, &lane.policy, chance));
-        let brief = Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, self.clock.boot_id());
+        let brief = Brief::of(grant, sequence, due, refresh_after.unwrap_or_default(), now, boot_id);
         Brief { warns_at: warns_at(grant, &self.warn_before), ..brief }
     }
 
@@ -63,7 +64,7 @@ impl Shared {
         let Some(subject) = grant.subject.as_deref().filter(|_| self.is_loaded()) else {
             return Fleet { shares_subject: true };
         };
-        Fleet { shares_subject: self.index.may_be_shared(provider, super::slot::text_hash(subject)) }
+        Fleet { shares_subject: self.index.subjects.may_be_shared(provider, super::slot::text_hash(subject)) }
     }
 
     /// Works out anew when doubtful grants are due that wait for an operator: the other grants of their subject may
@@ -75,8 +76,8 @@ impl Shared {
             if !may_be_tried || brief.due.is_some() || brief.paused || brief.organizations == 0 {
                 continue;
             }
-            let _record = slot.record.lock().await;
-            if self.stopping.is_cancelled() || slot.lock().removed {
+            let _record = slot.record().await;
+            if self.stopping.is_cancelled() || slot.lock().is_removed() {
                 continue;
             }
             if let (Ok(stored), Ok(intent)) = (self.read(&slot), self.vault.intent(slot.id)) {
@@ -91,23 +92,25 @@ impl Shared {
     pub(super) fn set_brief(&self, slot: &Arc<Slot>, mut brief: Brief, now: Now) {
         let before = {
             let mut state = slot.lock();
+            let before = state.brief();
             // The same access token keeps the end and the refresh moment that it was given on the boot-time clock.
-            if let (Some(new), Some(old)) = (&mut brief.access, &state.brief.access)
+            if let (Some(new), Some(old)) = (&mut brief.access, &before.access)
                 && new.issued_at == old.issued_at
                 && new.expires_at == old.expires_at
             {
                 new.expires_boot = old.expires_boot;
                 new.refresh_after = old.refresh_after;
-                if brief.state == State::Active && state.brief.state == State::Active && brief.due.is_some() {
-                    brief.due = state.brief.due.or(brief.due);
+                if brief.state == State::Active && before.state == State::Active && brief.due.is_some() {
+                    brief.due = before.due.or(brief.due);
                 }
             }
-            if let (Some(new), Some(old)) = (&mut brief.first_refusal, state.brief.first_refusal)
+            if let (Some(new), Some(old)) = (&mut brief.first_refusal, before.first_refusal)
                 && new.at == old.at
             {
                 *new = old;
             }
-            std::mem::replace(&mut state.brief, brief)
+            state.set_brief(&brief);
+            before
         };
         self.recount_subject(slot.provider, Some(before), Some(brief));
         self.set_timer(slot, now);
@@ -116,22 +119,27 @@ impl Shared {
     /// Changes what a slot remembers where nothing was stored, without its record: under the slot's lock, so that
     /// what a commit publishes meanwhile is not undone.
     pub(super) fn amend_brief(&self, slot: &Arc<Slot>, now: Now, change: impl FnOnce(&mut Brief)) {
-        change(&mut slot.lock().brief);
+        {
+            let mut state = slot.lock();
+            let mut brief = state.brief();
+            change(&mut brief);
+            state.set_brief(&brief);
+        }
         self.set_timer(slot, now);
     }
 
     /// Sets the slot's timer to its due moment: moved over to the boot-time clock, so that a change of wall time
     /// afterwards neither hastens nor delays it.
     pub(super) fn set_timer(&self, slot: &Arc<Slot>, now: Now) {
-        self.timers.set(slot, |state| state.brief.due.map(|due| boot_moment(due, now)));
+        self.timers.set(slot, |state| state.brief().due.map(|due| boot_moment(due, now)));
     }
 
     /// Keeps the count of living grants by subject.
     pub(super) fn recount_subject(&self, provider: u16, before: Option<Brief>, after: Option<Brief>) {
         let (before, after) = [before, after].map(|brief| brief.map_or(0, |brief| brief.living_subject)).into();
         if before != after {
-            self.index.count_subject(provider, before, false);
-            self.index.count_subject(provider, after, true);
+            self.index.subjects.count(provider, before, false);
+            self.index.subjects.count(provider, after, true);
         }
     }
 }

@@ -298,7 +298,7 @@ impl Shared {
         }
     }
 
-    /// Sends the code, once.
+    /// Sends the code as soon as the budget allows, and counts what came of it.
     async fn redeem(&self, lane: &Lane, consent: &NewConsent) -> Result<Granted, ConsentError> {
         while let Err(wait) = lane.budget.take_forced() {
             if wait > BUDGET_PATIENCE {
@@ -306,6 +306,13 @@ impl Shared {
             }
             tokio::time::sleep(wait).await;
         }
+        let granted = self.send_code(lane, consent).await;
+        self.metrics.redeemed(&lane.name, granted.is_ok());
+        granted
+    }
+
+    /// Sends the code, once.
+    async fn send_code(&self, lane: &Lane, consent: &NewConsent) -> Result<Granted, ConsentError> {
         let asked = self.now();
         let redemption = Redemption {
             code: &consent.code,

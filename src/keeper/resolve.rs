@@ -44,7 +44,7 @@ impl Keeper {
 /// An exchange that has had its turn.
 pub(super) fn under_way(slot: &Slot) -> Option<Flight> {
     let state = slot.lock();
-    state.flight.clone().filter(|_| state.queued.is_none())
+    state.flight().cloned().filter(|_| state.queued().is_none())
 }
 
 const fn may_resolve(state: State) -> Result<(), KeeperError> {
@@ -66,14 +66,14 @@ impl Shared {
         }
         let now = self.now();
         let too_often = |retry_after| KeeperError::TooManyRequests { retry_after };
-        slot.lock().forced.take(now.boot).map_err(too_often)?;
+        slot.lock().force(now.boot).map_err(too_often)?;
         lane.budget.take_forced().map_err(too_often)?;
         let Some(flight) = lane.enqueue_at_risk(slot, now.boot + self.patience()) else { return Ok(()) };
         self.wait_for(slot, flight).await
     }
 
     async fn abandon(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         let mut grant = self.read(slot)?.value;
         if under_way(slot).is_some() {
             // It was sent in this very moment; what comes back may make all of this needless.

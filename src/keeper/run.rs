@@ -108,7 +108,7 @@ impl Shared {
             }
             // Unless an exchange that a caller asked for has ended meanwhile: then that one's due moment counts.
             Err(later) => self.timers.set(slot, |state| {
-                let moment = if state.brief.due == brief.due { later } else { state.brief.due };
+                let moment = if state.brief().due == brief.due { later } else { state.brief().due };
                 moment.map(|moment| boot_moment(moment, now))
             }),
         }
@@ -122,7 +122,7 @@ impl Shared {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
             let by_wall = boot_moment(due, now);
-            self.timers.set(&slot, |state| state.timer.map(|timer| timer.min(by_wall)));
+            self.timers.set(&slot, |state| state.timer.map(|timer| timer.get().min(by_wall)));
         }
     }
 
@@ -133,8 +133,9 @@ impl Shared {
         let mut found = 0;
         for slot in self.index.slots() {
             let (brief, timer, flying) = {
-                let state = slot.lock();
-                (state.brief, state.timer, state.flight.is_some())
+                let mut state = slot.lock();
+                state.calm_down(now.boot);
+                (state.brief(), state.timer, state.flight().is_some())
             };
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {
@@ -151,6 +152,10 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
     let lane = &shared.lanes[number];
     let provider = u16::try_from(number).unwrap_or(u16::MAX);
     let thawed = |slot: &Slot| lane.circuit.frozen_for(slot.brief().own_client).is_none();
+    if shared.vault.judged().await.is_err() {
+        // A token may be older than one that was sent since: none is sent, and the worker ends.
+        return;
+    }
     loop {
         lane.something_to_do().await;
         if lane.circuit.frozen().is_some() {
@@ -172,8 +177,11 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let on_trial = lane.circuit.is_on_trial();
         // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first, and what was
         // refused before goes last: most likely it is dead, and a provider that refuses it again is none the worse for it.
-        let first = on_trial.then(|| lane.take(|slot| thawed(slot) && harmless(slot) && !was_refused(slot))).flatten();
-        let first = first.or_else(|| lane.take(|slot| on_trial && thawed(slot) && !was_refused(slot)));
+        let first = on_trial.then(|| {
+            let harmless = lane.take(|slot| thawed(slot) && harmless(slot) && !was_refused(slot));
+            harmless.or_else(|| lane.take(|slot| thawed(slot) && !was_refused(slot)))
+        });
+        let first = first.flatten();
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchange = Arc::clone(&shared).exchange(slot, in_flight);
         let exchanging = shared.tasks.spawn(async move {

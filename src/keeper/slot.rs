@@ -1,57 +1,58 @@
 use std::{
+    num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::KeeperError;
-use crate::{
-    clock::Now,
-    lifecycle::{Standing, remaining},
-    model::{AccessToken, Credential, Fingerprint, Grant, GrantId, GrantKind, State, Timestamp, Usage},
+pub(super) use super::brief::{
+    Brief, BriefAccess, FirstRefusal, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
 };
-
-/// The living subject of a grant that is not alive.
-pub(super) const NOT_LIVING: u64 = 0;
-/// The living subject of a consent whose subject nobody knows: it may be anybody's.
-pub(super) const UNKNOWN_SUBJECT: u64 = 1;
+use super::brief::{PackedBrief, Second};
+use super::{KeeperError, answer::CachedToken};
+use crate::model::{Fingerprint, Grant, GrantId, Timestamp, Usage};
 
 /// One grant in memory: what a fetch, the timers and the counts need, and no long-lived secret.
 ///
-/// The mutex is never held across an await. `record` serializes changes to the stored grant; an exchange holds it
-/// only around its commits, never while it waits for the issuer.
+/// There may be a million, so that every byte counts: [`Slot::SIZE`] holds it to what the allocator gives anyway, and what
+/// few have at a time is in a box.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) id: GrantId,
     /// Index of its provider among the keeper's.
     pub(super) provider: u16,
+    /// In whole seconds; zero for never.
+    last_fetched: AtomicU32,
+    /// Never held across an await.
     state: Mutex<SlotState>,
-    pub(super) record: Arc<tokio::sync::Mutex<()>>,
-    last_fetched: AtomicI64,
 }
 
 /// What changes about a slot.
 #[derive(Debug)]
 pub(super) struct SlotState {
-    pub(super) brief: Brief,
+    packed: PackedBrief,
     /// The access token, while the bounded cache keeps it.
     pub(super) token: Option<Arc<CachedToken>>,
-    /// Set by each use of `token`, so that the cache spares it once.
-    pub(super) used: bool,
-    /// The exchange that is queued or under way.
-    pub(super) flight: Option<Flight>,
-    /// Its place in the provider's queue, while it waits there.
-    pub(super) queued: Option<Place>,
     /// Its key in the timers, on the boot-time clock in milliseconds.
-    pub(super) timer: Option<u64>,
+    pub(super) timer: Option<NonZeroU64>,
+    busy: Option<Box<Busy>>,
+}
+
+/// What a slot has only while something happens to its grant.
+#[derive(Debug, Default)]
+struct Busy {
+    /// The exchange that is queued or under way.
+    flight: Option<Flight>,
+    /// Its place in the provider's queue, while it waits there.
+    queued: Option<Place>,
+    record: Option<RecordLock>,
     /// Exchanges that callers forced.
-    pub(super) forced: Forced,
-    /// The grant is gone from the vault; nothing may be started with this slot.
-    pub(super) removed: bool,
+    forced: Forced,
+    first_refusal: Option<FirstRefusal>,
 }
 
 /// A place in a queue: the smallest goes first.
@@ -72,103 +73,6 @@ pub(super) enum Urgency {
     Fetched,
     /// Neither.
     Idle,
-}
-
-/// What is remembered of a stored grant.
-#[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the stored grant")]
-pub(super) struct Brief {
-    /// The commit that wrote the record: the engine must not give an older one.
-    pub(super) sequence: u64,
-    pub(super) state: State,
-    pub(super) since: Timestamp,
-    pub(super) kind: GrantKind,
-    pub(super) paused: bool,
-    pub(super) one_time: bool,
-    /// It has client credentials of its own.
-    pub(super) own_client: bool,
-    pub(super) access: Option<BriefAccess>,
-    /// When the grant is due on the wall clock.
-    pub(super) due: Option<Timestamp>,
-    pub(super) refreshed_at: Option<Timestamp>,
-    pub(super) retry_at: Option<Timestamp>,
-    pub(super) consent_ends: Option<Timestamp>,
-    pub(super) end_assumed: bool,
-    /// When there will be something to tell of the consent's end.
-    pub(super) warns_at: Option<Timestamp>,
-    /// The first of the refusals that the grant has counted.
-    pub(super) first_refusal: Option<FirstRefusal>,
-    /// A hash of the subject while the grant lives; else [`NOT_LIVING`] or [`UNKNOWN_SUBJECT`].
-    pub(super) living_subject: u64,
-    pub(super) organizations: u32,
-}
-
-/// When a grant was first refused, on both clocks: wall time may jump between two refusals.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FirstRefusal {
-    /// As it is stored.
-    pub(super) at: Timestamp,
-    /// How long that was ago at `seen`, a moment of the boot-time clock.
-    ago: Duration,
-    seen: Duration,
-}
-
-impl FirstRefusal {
-    /// How long ago it was.
-    pub(super) fn ago(&self, now: Now) -> Duration {
-        self.ago + now.boot.saturating_sub(self.seen)
-    }
-}
-
-/// An access token's times.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BriefAccess {
-    pub(super) issued_at: Timestamp,
-    pub(super) expires_at: Timestamp,
-    /// Its end on the boot-time clock, which no change of wall time moves.
-    pub(super) expires_boot: Duration,
-    /// How long after `issued_at` it is to be refreshed.
-    pub(super) refresh_after: Duration,
-}
-
-impl BriefAccess {
-    /// What is left by the stricter of both clocks.
-    pub(super) fn left(&self, now: Now) -> Duration {
-        self.expires_at.since(now.wall).min(self.expires_boot.saturating_sub(now.boot))
-    }
-
-    /// Whether these are the times of that token.
-    pub(super) fn is_of(&self, access: &AccessToken) -> bool {
-        (self.issued_at, self.expires_at) == (access.issued_at, access.expires_at)
-    }
-
-    /// Whether the moment of its refresh has passed, by either clock.
-    pub(super) fn is_overdue(&self, now: Now) -> bool {
-        let life = self.expires_at.since(self.issued_at);
-        self.left(now) <= life.saturating_sub(self.refresh_after)
-    }
-}
-
-/// What tells one exchange's end from the next one's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outcome {
-    issued_at: Option<Timestamp>,
-    retry_at: Option<Timestamp>,
-}
-
-/// An access token ready to be handed out.
-#[derive(Debug)]
-pub(super) struct CachedToken {
-    pub(super) access: AccessToken,
-    pub(super) etag: String,
-}
-
-impl CachedToken {
-    /// What it takes of the cache's bound, in bytes: text and bookkeeping.
-    pub(super) fn cost(&self) -> usize {
-        let scope = self.access.scope.as_ref().map_or(0, String::len);
-        self.access.token.expose().len() + self.access.token_type.len() + scope + self.etag.len() + 160
-    }
 }
 
 /// An exchange that others may wait for: `None` while it goes on.
@@ -192,7 +96,7 @@ impl Flight {
 
 /// How often callers have forced an exchange of one grant.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Forced {
+struct Forced {
     /// The last one, on the boot-time clock.
     last: Option<Duration>,
     /// How long the next one must wait after it.
@@ -205,13 +109,13 @@ impl Forced {
 
     /// Takes one forced exchange at `boot`, or says how long to wait: 10 s after the last, growing to 5 min while
     /// it goes on.
-    pub(super) fn take(&mut self, boot: Duration) -> Result<(), Duration> {
+    fn take(&mut self, boot: Duration) -> Result<(), Duration> {
         if let Some(last) = self.last {
             let passed = boot.saturating_sub(last);
             if passed < self.pause {
                 return Err(self.pause.saturating_sub(passed));
             }
-            let calm = passed >= self.pause * 3;
+            let calm = self.is_calm(boot);
             self.pause = if calm { Self::FIRST } else { (self.pause * 2).min(Self::LONGEST) };
         } else {
             self.pause = Self::FIRST;
@@ -219,27 +123,22 @@ impl Forced {
         self.last = Some(boot);
         Ok(())
     }
+
+    /// Whether the last one was so long ago that the next counts as the first.
+    fn is_calm(&self, boot: Duration) -> bool {
+        self.last.is_some_and(|last| boot.saturating_sub(last) >= self.pause * 3)
+    }
 }
 
 impl Slot {
+    /// With the two counters of its `Arc` it fills 160 bytes, which is what the allocator gives for anything above 128.
+    pub(super) const SIZE: usize = 144;
+
     pub(super) fn new(id: GrantId, provider: u16, brief: Brief, last_fetched: Option<Timestamp>) -> Self {
-        let state = SlotState {
-            brief,
-            token: None,
-            used: false,
-            flight: None,
-            queued: None,
-            timer: None,
-            forced: Forced::default(),
-            removed: false,
-        };
-        Self {
-            id,
-            provider,
-            state: Mutex::new(state),
-            record: Arc::default(),
-            last_fetched: AtomicI64::new(last_fetched.map_or(0, Timestamp::as_millis)),
-        }
+        const { assert!(size_of::<Self>() <= Self::SIZE) };
+        let mut state = SlotState { packed: PackedBrief::of(&brief), token: None, timer: None, busy: None };
+        state.set_brief(&brief);
+        Self { id, provider, last_fetched: AtomicU32::new(Second::of(last_fetched).0), state: Mutex::new(state) }
     }
 
     /// The slot's state; a panic of another holder does not make it unusable, since every change to it is one
@@ -249,94 +148,149 @@ impl Slot {
     }
 
     pub(super) fn brief(&self) -> Brief {
-        self.lock().brief
+        self.lock().brief()
     }
 
     pub(super) fn fetched(&self, now: Timestamp) {
-        self.last_fetched.store(now.as_millis(), Ordering::Relaxed);
+        self.last_fetched.store(Second::of(Some(now)).0, Ordering::Relaxed);
     }
 
+    /// In whole seconds, rounded down.
     pub(super) fn last_fetched(&self) -> Option<Timestamp> {
-        Some(self.last_fetched.load(Ordering::Relaxed)).filter(|at| *at != 0).map(Timestamp::from_millis)
+        Second(self.last_fetched.load(Ordering::Relaxed)).time()
+    }
+
+    /// Takes the right to change the stored grant, which one has at a time. An exchange holds it only around its commits,
+    /// never while it waits for the issuer.
+    pub(super) async fn record(self: &Arc<Self>) -> Record {
+        let lock = Arc::clone(&self.lock().busy().record.get_or_insert_default().0);
+        Record { held: Some(lock.lock_owned().await), slot: Arc::clone(self) }
     }
 }
 
-impl Brief {
-    /// What is remembered of `grant`, written by commit `sequence`.
-    pub(super) fn of(
-        grant: &Grant,
-        sequence: u64,
-        due: Option<Timestamp>,
-        refresh_after: Duration,
-        now: Now,
-        boot_id: u128,
-    ) -> Self {
-        let access = grant.access.as_ref().map(|access| BriefAccess {
-            issued_at: access.issued_at,
-            expires_at: access.expires_at,
-            expires_boot: now.boot + remaining(access, now, boot_id),
-            refresh_after,
-        });
-        let consent = grant.consent.as_ref();
-        let first_refusal = grant.refusals.map(|refusals| FirstRefusal {
-            at: refusals.first_at,
-            ago: now.wall.since(refusals.first_at),
-            seen: now.boot,
-        });
-        Self {
-            sequence,
-            state: grant.state,
-            since: grant.since,
-            kind: grant.kind(),
-            paused: grant.paused,
-            one_time: grant.is_one_time(),
-            own_client: grant.client.is_some(),
-            access,
-            due,
-            refreshed_at: grant.refreshed_at,
-            retry_at: grant.retry_at,
-            consent_ends: consent.and_then(|consent| consent.expires_at),
-            end_assumed: consent.is_some_and(|consent| consent.assumed),
-            warns_at: None,
-            first_refusal,
-            living_subject: living_subject(grant),
-            organizations: u32::try_from(grant.organizations.len()).unwrap_or(u32::MAX),
+impl SlotState {
+    pub(super) fn brief(&self) -> Brief {
+        self.packed.open(self.busy.as_ref().and_then(|busy| busy.first_refusal))
+    }
+
+    pub(super) fn set_brief(&mut self, brief: &Brief) {
+        self.packed.put(brief);
+        if brief.first_refusal.is_some() || self.busy.is_some() {
+            self.busy().first_refusal = brief.first_refusal;
+        }
+        self.tidy();
+    }
+
+    /// The grant is gone from the vault: nothing may be started with this slot.
+    pub(super) const fn is_removed(&self) -> bool {
+        self.packed.removed
+    }
+
+    pub(super) const fn remove(&mut self) {
+        self.packed.removed = true;
+    }
+
+    /// Notes a use of the token, so that the cache spares it once.
+    pub(super) const fn use_token(&mut self) {
+        self.packed.used = true;
+    }
+
+    /// Whether the token was used since this was asked before.
+    pub(super) const fn take_used(&mut self) -> bool {
+        std::mem::replace(&mut self.packed.used, false)
+    }
+
+    /// The exchange that is queued or under way.
+    pub(super) fn flight(&self) -> Option<&Flight> {
+        self.busy.as_ref()?.flight.as_ref()
+    }
+
+    /// Its place in the provider's queue, while it waits there.
+    pub(super) fn queued(&self) -> Option<Place> {
+        self.busy.as_ref()?.queued
+    }
+
+    /// An exchange of the grant waits for its turn at `place`.
+    pub(super) fn queue(&mut self, flight: Flight, place: Place) {
+        let busy = self.busy();
+        busy.flight = Some(flight);
+        busy.queued = Some(place);
+    }
+
+    /// What waits has another place, or had its turn.
+    pub(super) fn move_to(&mut self, place: Option<Place>) {
+        if let Some(busy) = &mut self.busy {
+            busy.queued = place;
         }
     }
 
-    /// What the last exchange left behind: another one has ended since where this has changed.
-    pub(super) fn outcome(&self) -> Outcome {
-        Outcome { issued_at: self.access.map(|access| access.issued_at), retry_at: self.retry_at }
+    /// The exchange has ended.
+    pub(super) fn land(&mut self) {
+        if let Some(busy) = &mut self.busy {
+            busy.flight = None;
+        }
+        self.tidy();
     }
 
-    /// The grant as a fetch sees it.
-    pub(super) fn standing(&self, now: Now, frozen: Option<&'static str>) -> Standing {
-        Standing {
-            state: self.state,
-            paused: self.paused,
-            access: self.access.map(|access| (access.expires_at.since(access.issued_at), access.left(now))),
-            retry_at: self.retry_at,
-            overdue: self.access.is_none_or(|access| access.is_overdue(now)),
-            frozen,
+    /// Takes one forced exchange at `boot`, or says how long to wait.
+    pub(super) fn force(&mut self, boot: Duration) -> Result<(), Duration> {
+        self.busy().forced.take(boot)
+    }
+
+    /// Forgets forced exchanges that were so long ago that they make no difference.
+    pub(super) fn calm_down(&mut self, boot: Duration) {
+        if let Some(busy) = &mut self.busy
+            && busy.forced.is_calm(boot)
+        {
+            busy.forced = Forced::default();
+            self.tidy();
+        }
+    }
+
+    fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
+    }
+
+    /// Gives the room back that nothing needs any more.
+    fn tidy(&mut self) {
+        let Some(busy) = &mut self.busy else { return };
+        busy.record.take_if(|record| record.is_free());
+        if busy.is_idle() {
+            self.busy = None;
         }
     }
 }
 
-/// A 64-bit hash of a text; only equality within one process matters. Never one of the words for no subject.
-pub(super) fn text_hash(text: &str) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish().max(UNKNOWN_SUBJECT + 1)
+impl Busy {
+    fn is_idle(&self) -> bool {
+        let nothing_goes_on = self.flight.is_none() && self.queued.is_none() && self.record.is_none();
+        nothing_goes_on && self.forced.last.is_none() && self.first_refusal.is_none()
+    }
 }
 
-/// By what living grants of one subject are counted. An enrolment that was not finished counts: its token is alive. A
-/// key of an unknown subject does not: nothing that is done to a consent ends it.
-pub(super) fn living_subject(grant: &Grant) -> u64 {
-    match (grant.state, &grant.subject, &grant.credential) {
-        (State::Lost, ..) | (_, None, Credential::ApiKey(_)) => NOT_LIVING,
-        (_, Some(subject), _) => text_hash(subject),
-        (_, None, Credential::RefreshToken(_)) => UNKNOWN_SUBJECT,
+/// Who may change a stored grant; made when somebody wants to, and gone after the last who did.
+#[derive(Debug, Default)]
+struct RecordLock(Arc<tokio::sync::Mutex<()>>);
+
+impl RecordLock {
+    /// Nobody holds it and nobody waits: others come by it only with the slot's state locked, as whoever asks this has.
+    fn is_free(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+/// The right to change a stored grant; ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// `None` only while it is dropped.
+    held: Option<OwnedMutexGuard<()>>,
+    slot: Arc<Slot>,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.held = None;
+        self.slot.lock().tidy();
     }
 }
 
@@ -355,6 +309,11 @@ pub(super) fn shown_usage(grant: &Grant) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        clock::Now,
+        lifecycle::{Enrolling, new_grant},
+        model::{Credential, Secret},
+    };
 
     const fn seconds(s: u64) -> Duration {
         Duration::from_secs(s)
@@ -373,6 +332,76 @@ mod tests {
         assert_eq!(forced.take(seconds(1010)), Ok(()));
     }
 
+    fn slot() -> Arc<Slot> {
+        let enrolling = Enrolling {
+            credential: Credential::ApiKey(Secret::new("k")),
+            client: None,
+            granted_at: None,
+            expires_at: None,
+            usage: None,
+            grace: None,
+        };
+        let config = crate::keeper::tests::provider_config();
+        let (id, fingerprint) = (GrantId::from_bytes([1; 16]), Fingerprint([1; 16]));
+        let grant = new_grant(id, fingerprint, enrolling, &config, Timestamp::default(), 1).expect("fits");
+        let now = Now { wall: Timestamp::default(), boot: Duration::ZERO };
+        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, Duration::ZERO, now, 1), None))
+    }
+
+    #[test]
+    fn what_happens_to_a_grant_takes_room_only_as_long_as_it_happens() {
+        let slot = slot();
+        let is_small = || slot.lock().busy.is_none();
+        assert!(is_small());
+        let (_end, flight) = Flight::new();
+        slot.lock().queue(flight, Place { urgency: Urgency::Idle, lapses: 1, grant: slot.id });
+        assert!(slot.lock().queued().is_some() && slot.lock().flight().is_some());
+        slot.lock().move_to(None);
+        assert!(slot.lock().queued().is_none() && slot.lock().flight().is_some());
+        slot.lock().land();
+        assert!(is_small());
+
+        assert_eq!(slot.lock().force(seconds(100)), Ok(()));
+        slot.lock().calm_down(seconds(129));
+        assert_eq!(slot.lock().force(seconds(109)), Err(seconds(1)), "it is remembered while it makes a difference");
+        slot.lock().calm_down(seconds(130));
+        assert!(is_small());
+
+        let at = Timestamp::from_millis(5);
+        let refused = FirstRefusal::new(at, Now { wall: at, boot: seconds(1) });
+        let brief = Brief { first_refusal: Some(refused), ..slot.brief() };
+        slot.lock().set_brief(&brief);
+        assert_eq!(slot.brief().first_refusal, Some(refused));
+        slot.lock().set_brief(&Brief { first_refusal: None, ..brief });
+        assert!(is_small());
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_may_change_a_record_and_who_waits_comes_next() {
+        let slot = slot();
+        let held = slot.record().await;
+        let mut waiting = Box::pin(slot.record());
+        assert!(is_pending(&mut waiting).await);
+        let mut gives_up = Box::pin(slot.record());
+        assert!(is_pending(&mut gives_up).await);
+        drop(gives_up);
+        drop(held);
+        let next = waiting.await;
+        assert!(is_pending(&mut Box::pin(slot.record())).await, "it is the same lock that whoever waited holds now");
+        drop(next);
+        drop(slot.record().await);
+        assert!(slot.lock().busy.is_none());
+    }
+
+    /// Whether it is not done when it is asked once.
+    async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        tokio::select! {
+            biased;
+            _ = future => false,
+            () = std::future::ready(()) => true,
+        }
+    }
+
     #[test]
     fn who_is_awaited_goes_first_then_who_was_fetched_then_who_lapses_sooner() {
         let place = |urgency, lapses, grant| Place { urgency, lapses, grant: GrantId::from_bytes([grant; 16]) };
@@ -383,23 +412,5 @@ mod tests {
             place(Urgency::Idle, 2, 1),
         ];
         assert!(in_order.is_sorted());
-    }
-
-    #[test]
-    fn a_token_has_lapsed_when_either_clock_says_so() {
-        let wall = Timestamp::from_millis(1_000_000);
-        let access = BriefAccess {
-            issued_at: wall,
-            expires_at: wall + seconds(100),
-            expires_boot: seconds(1100),
-            refresh_after: seconds(75),
-        };
-        assert_eq!(access.left(Now { wall: wall + seconds(40), boot: seconds(1040) }), seconds(60));
-        let back = Now { wall: wall - seconds(5000), boot: seconds(1100) };
-        assert_eq!(access.left(back), Duration::ZERO);
-        let forward = Now { wall: wall + seconds(100), boot: seconds(1000) };
-        assert_eq!(access.left(forward), Duration::ZERO);
-        assert!(!access.is_overdue(Now { wall: wall + seconds(74), boot: seconds(1074) }));
-        assert!(access.is_overdue(Now { wall: wall + seconds(75), boot: seconds(1075) }));
     }
 }

@@ -74,11 +74,11 @@ impl Shared {
         prepared: &Prepared,
         outcome: &ExchangeOutcome,
     ) -> Result<Result<(), KeeperError>, KeeperError> {
-        let record = slot.record.lock().await;
+        let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let stored = match self.read(slot) {
-            Ok(stored) => stored.value,
+        let stored = match self.as_stored_now(slot, prepared) {
+            Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
                 self.keep_stray(prepared, outcome, "its grant had been removed when the answer came").await?;
                 return Ok(Err(KeeperError::UnknownOrganization));
@@ -110,6 +110,16 @@ impl Shared {
             self.tell_refreshed(&grant);
         }
         Ok(result_of(&grant, outcome, now.wall))
+    }
+
+    /// The grant as it is stored now, to be asked for with its record's lock held. It is read again only where a commit has
+    /// changed or removed it since the exchange began: each tells the slot before it lets go of the lock.
+    fn as_stored_now(&self, slot: &Slot, prepared: &Prepared) -> Result<Grant, KeeperError> {
+        let is_unchanged = {
+            let state = slot.lock();
+            !state.is_removed() && state.brief().sequence == prepared.sequence
+        };
+        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot)?.value) }
     }
 
     /// The end of the exchange as the rules are to see it.
@@ -252,7 +262,8 @@ impl Shared {
             refresh_after: lifecycle::refresh_after(&access, &self.lane(slot).policy, self.chance()),
         };
         self.amend_brief(slot, now, |brief| brief.access = Some(times));
-        self.cache.put(slot, Arc::new(self.cacheable(access)), |_| true);
+        let token = self.cacheable(slot, &access, slot.brief().consent_ends);
+        self.cache.put(slot, Arc::new(token), |_| true);
         Some(times.issued_at + times.refresh_after)
     }
 
@@ -332,9 +343,12 @@ fn result_of(grant: &Grant, outcome: &ExchangeOutcome, now: Timestamp) -> Result
 /// An access token's life is counted from when its request left, also where wall time went back meanwhile.
 fn bound_by_boot_time(slot: &Slot, grant: &Grant, asked: Now) {
     let Some(stored) = grant.access.as_ref().filter(|access| access.issued_at == asked.wall) else { return };
-    if let Some(access) = &mut slot.lock().brief.access {
+    let mut state = slot.lock();
+    let mut brief = state.brief();
+    if let Some(access) = &mut brief.access {
         access.expires_boot = access.expires_boot.min(asked.boot + stored.lifetime());
     }
+    state.set_brief(&brief);
 }
 
 fn tell_stray(grant: &Grant, why: &str) {

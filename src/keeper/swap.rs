@@ -3,13 +3,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::OwnedMutexGuard;
-
 use super::{
     ConsentError, Consented, KeeperError, Shared,
     enrol::{Left, MAX_ORGANIZATION_BYTES, reach_in_words},
     resolve::under_way,
-    slot::Slot,
+    slot::{Record, Slot},
 };
 use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
@@ -225,7 +223,7 @@ impl Shared {
     /// The stored grant. Between another task's commit and its publication the record is newer than the slot knows, so its
     /// lock is taken.
     async fn read_settled(&self, slot: &Arc<Slot>) -> Result<Grant, Unsettled> {
-        let _record = slot.record.lock().await;
+        let _record = slot.record().await;
         self.read(slot).map(|stored| stored.value).map_err(Unsettled::Failed)
     }
 
@@ -291,7 +289,7 @@ impl Shared {
             }
             let mut held = BTreeMap::new();
             for (id, one) in &all {
-                held.insert(*id, (Arc::clone(one), Arc::clone(&one.record).lock_owned().await));
+                held.insert(*id, (Arc::clone(one), one.record().await));
             }
             let began = all.values().any(|old| goes(old) && under_way(old).is_some());
             if !began || tried >= FLIGHT_TRIES {
@@ -301,12 +299,7 @@ impl Shared {
     }
 
     /// What stays of a grant that some organizations leave.
-    fn left_by(
-        &self,
-        connect: &[OrganizationId],
-        old: Arc<Slot>,
-        record: OwnedMutexGuard<()>,
-    ) -> Result<Left, KeeperError> {
+    fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, record: Record) -> Result<Left, KeeperError> {
         let mut grant = self.read(&old)?.value;
         let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|organization| !connect.contains(organization));
@@ -355,7 +348,7 @@ impl Shared {
     }
 
     /// What is told of an organization that a new consent serves; its labels as they will be stored.
-    fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
+    pub(super) fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
         let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
@@ -370,7 +363,7 @@ impl Shared {
             return;
         }
         let provider = grant.provider.clone();
-        if self.index.may_be_shared(slot.provider, slot.brief().living_subject) {
+        if self.index.subjects.may_be_shared(slot.provider, slot.brief().living_subject) {
             tracing::info!(
                 provider = provider.as_str(),
                 "an old consent is forgotten and not revoked: another grant is, or may be, of the same person"
@@ -394,13 +387,7 @@ impl Shared {
 fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaiting>) {
     let provider = grant.provider.as_str();
     for organization in connect {
-        tracing::info!(
-            event = "consent.renewed",
-            organization = organization.as_str(),
-            provider,
-            state = grant.state.word(),
-            "a person gave consent, and it serves from now on"
-        );
+        tell_renewed(grant, organization);
     }
     if let Some(rest) = rest {
         for place in &rest.places {
@@ -415,8 +402,19 @@ fn tell_swapped(grant: &Grant, connect: &[OrganizationId], rest: Option<&Awaitin
     }
 }
 
+/// The log's line of a consent that serves an organization from now on.
+pub(super) fn tell_renewed(grant: &Grant, organization: &OrganizationId) {
+    tracing::info!(
+        event = "consent.renewed",
+        organization = organization.as_str(),
+        provider = grant.provider.as_str(),
+        state = grant.state.word(),
+        "a person gave consent, and it serves from now on"
+    );
+}
+
 /// Records that are held, with their slots, in the order of their grants' ids.
-type Records = BTreeMap<GrantId, (Arc<Slot>, OwnedMutexGuard<()>)>;
+type Records = BTreeMap<GrantId, (Arc<Slot>, Record)>;
 
 /// Why a consent did not take its place.
 pub(super) enum Unsettled {

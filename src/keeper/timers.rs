@@ -1,5 +1,7 @@
 use std::{
-    collections::BTreeMap,
+    cmp::Ordering,
+    collections::BTreeSet,
+    num::NonZeroU64,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -7,20 +9,44 @@ use std::{
 use tokio::sync::Notify;
 
 use super::slot::{Slot, SlotState};
-use crate::{
-    clock::Now,
-    model::{GrantId, Timestamp},
-};
+use crate::{clock::Now, model::Timestamp};
 
 /// No sleep is longer, so that a suspended machine or a changed clock is noticed.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
-/// Who is due when: an ordered map on the boot-time clock, which no change of wall time moves.
+/// Who is due when: in order on the boot-time clock, which no change of wall time moves.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    queue: Mutex<BTreeMap<(u64, GrantId), Arc<Slot>>>,
+    queue: Mutex<BTreeSet<Timer>>,
     sooner: Notify,
 }
+
+/// One slot's turn, in milliseconds of the boot-time clock.
+#[derive(Debug)]
+struct Timer {
+    due: NonZeroU64,
+    slot: Arc<Slot>,
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.due.cmp(&other.due).then_with(|| self.slot.id.cmp(&other.slot.id))
+    }
+}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Timer {}
 
 impl Timers {
     /// Sets or clears the slot's timer. What `due` makes of the slot's state is in milliseconds of the boot-time
@@ -29,18 +55,19 @@ impl Timers {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, due) = {
             let mut state = slot.lock();
-            let due = due(&state).filter(|_| !state.removed);
+            let due =
+                due(&state).filter(|_| !state.is_removed()).map(|due| NonZeroU64::new(due).unwrap_or(NonZeroU64::MIN));
             (std::mem::replace(&mut state.timer, due), due)
         };
         if before == due {
             return;
         }
         if let Some(before) = before {
-            queue.remove(&(before, slot.id));
+            queue.remove(&Timer { due: before, slot: Arc::clone(slot) });
         }
         if let Some(due) = due {
-            let first = queue.keys().next().is_none_or(|(first, _)| due < *first);
-            queue.insert((due, slot.id), Arc::clone(slot));
+            let first = queue.first().is_none_or(|first| due < first.due);
+            queue.insert(Timer { due, slot: Arc::clone(slot) });
             if first {
                 self.sooner.notify_one();
             }
@@ -53,10 +80,9 @@ impl Timers {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
         while due.len() < most
-            && let Some(first) = queue.first_entry()
-            && first.key().0 <= now
+            && queue.first().is_some_and(|first| first.due.get() <= now)
+            && let Some(Timer { slot, .. }) = queue.pop_first()
         {
-            let slot = first.remove();
             slot.lock().timer = None;
             due.push(slot);
         }
@@ -71,7 +97,7 @@ impl Timers {
 
     /// Sleeps until the first is due, one is added that is due sooner, or [`LONGEST_SLEEP`] is over.
     pub(super) async fn sleep(&self, now: Now) {
-        let first = self.queue.lock().unwrap_or_else(PoisonError::into_inner).keys().next().map(|(due, _)| *due);
+        let first = self.queue.lock().unwrap_or_else(PoisonError::into_inner).first().map(|first| first.due.get());
         let wait = first.map_or(LONGEST_SLEEP, |due| {
             Duration::from_millis(due.saturating_sub(boot_millis(now.boot))).min(LONGEST_SLEEP)
         });

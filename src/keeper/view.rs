@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
 use crate::{
-    model::{OrganizationId, Usage, in_largest_unit},
+    model::{Grant, Labels, OrganizationId, Usage, in_largest_unit},
     vault::Rekeying,
     wire,
 };
@@ -79,9 +79,13 @@ impl Shared {
         let failed = |error| self.vault_failed(&error);
         let Some(record) = self.vault.organization(&entry.id).map_err(failed)? else { return Ok(None) };
         let Some(grant) = self.vault.grant(entry.slot.id).map_err(failed)? else { return Ok(None) };
-        let grant = grant.value;
+        Ok(Some(Self::view_with(entry, &grant.value, record.value.labels)))
+    }
+
+    /// One organization as operators see it, by what is stored of it.
+    pub(super) fn view_with(entry: &Entry, grant: &Grant, labels: Labels) -> wire::Organization {
         let brief = entry.slot.brief();
-        let shown = shown_usage(&grant);
+        let shown = shown_usage(grant);
         let consent = grant.consent.as_ref().map(|consent| wire::Consent {
             granted_at: consent.granted_at,
             expires_at: consent.expires_at,
@@ -90,7 +94,7 @@ impl Shared {
             grace_seconds: consent.grace.as_secs(),
             warned: consent.warned.iter().copied().map(in_largest_unit).collect(),
         });
-        Ok(Some(wire::Organization {
+        wire::Organization {
             organization: entry.id.clone(),
             provider: grant.provider.clone(),
             kind: grant.kind(),
@@ -107,9 +111,9 @@ impl Shared {
             failures: grant.failures,
             consent,
             last_fetched_at: entry.last_fetched(),
-            labels: record.value.labels,
+            labels,
             unreadable: false,
-        }))
+        }
     }
 
     /// An organization whose record, or its grant's, cannot be read: what memory knows of it, so that one damaged record

@@ -45,8 +45,8 @@ impl Shared {
     }
 
     async fn warn_of(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record.lock().await;
-        if slot.lock().removed {
+        let _record = slot.record().await;
+        if slot.lock().is_removed() {
             return Ok(());
         }
         let mut grant = self.read(slot)?.value;

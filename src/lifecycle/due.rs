@@ -25,19 +25,28 @@ pub struct Fleet {
     pub shares_subject: bool,
 }
 
+/// A grant, and all else that decides when it is exchanged.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// The grant as it is stored.
+    pub grant: &'a Grant,
+    /// The open intent of a grant in doubt.
+    pub intent: Option<&'a Intent>,
+    /// What the configuration says.
+    pub policy: &'a Policy,
+    /// What is known of other grants.
+    pub fleet: Fleet,
+    /// By both clocks.
+    pub now: Now,
+    /// Which boot of the machine the boot-time clock counts from; 0: not known.
+    pub boot_id: u128,
+}
+
 /// When the grant is to be exchanged next by itself; `None`: not at all until something happens to it.
 ///
-/// `intent` is the open intent of a grant in doubt, `last_fetched` the newest fetch of one of its organizations,
-/// `chance` uniform in `[0, 1)`. A moment in the past means at once.
-pub fn due(
-    grant: &Grant,
-    intent: Option<&Intent>,
-    policy: &Policy,
-    fleet: Fleet,
-    now: Now,
-    boot_id: u128,
-    chance: f64,
-) -> Option<Timestamp> {
+/// `chance` is uniform in `[0, 1)`. A moment in the past means at once.
+pub fn due(situation: Situation<'_>, chance: f64) -> Option<Timestamp> {
+    let Situation { grant, intent, policy, fleet, now, boot_id } = situation;
     if grant.paused || grant.organizations.is_empty() {
         return None;
     }
@@ -82,14 +91,8 @@ pub enum DoubtfulTry {
 }
 
 /// Whether a grant in doubt may be exchanged now, whatever its timer says. How long it was to wait is not asked: the timers have seen to that on a clock that does not jump.
-pub fn may_try(
-    grant: &Grant,
-    intent: Option<&Intent>,
-    policy: &Policy,
-    fleet: Fleet,
-    now: Now,
-    boot_id: u128,
-) -> DoubtfulTry {
+pub fn may_try(situation: Situation<'_>) -> DoubtfulTry {
+    let Situation { grant, intent, policy, fleet, now, boot_id } = situation;
     if never_by_itself(grant) {
         return DoubtfulTry::No;
     }
@@ -160,7 +163,8 @@ mod tests {
     const HOUR: Duration = Duration::from_hours(1);
 
     fn due_in(grant: &Grant, intent: Option<&Intent>, policy: &Policy, fleet: Fleet) -> Option<Duration> {
-        due(grant, intent, policy, fleet, now(), 1, 0.5).map(|at| at.since(now().wall))
+        let situation = Situation { grant, intent, policy, fleet, now: now(), boot_id: 1 };
+        due(situation, 0.5).map(|at| at.since(now().wall))
     }
 
     fn intent_of(grant: &Grant, age: Duration) -> Intent {
@@ -247,12 +251,16 @@ mod tests {
         grant.consent.as_mut().expect("consent").grace = Duration::from_secs(30);
         let shared = Fleet { shares_subject: true };
         let third = Intent { attempt: 3, ..intent_of(&grant, Duration::from_secs(17)) };
-        let may = |grant: &Grant| may_try(grant, Some(&third), &policy(), shared, now(), 1);
+        let may_by = |grant: &Grant, intent: &Intent, boot_id| {
+            let (policy, intent) = (policy(), Some(intent));
+            may_try(Situation { grant, intent, policy: &policy, fleet: shared, now: now(), boot_id })
+        };
+        let may = |grant: &Grant| may_by(grant, &third, 1);
         assert_eq!(may(&grant), DoubtfulTry::Before(now().boot + Duration::from_secs(1)));
         let other_boot = Intent { boot_id: 2, ..third.clone() };
-        assert_eq!(may_try(&grant, Some(&other_boot), &policy(), shared, now(), 1), DoubtfulTry::No);
+        assert_eq!(may_by(&grant, &other_boot, 1), DoubtfulTry::No);
         let no_boot = Intent { boot_id: 0, ..third.clone() };
-        assert_eq!(may_try(&grant, Some(&no_boot), &policy(), shared, now(), 0), DoubtfulTry::No);
+        assert_eq!(may_by(&grant, &no_boot, 0), DoubtfulTry::No);
         grant.refusals = Some(crate::model::Refusals { count: 1, first_at: now().wall });
         assert_eq!(may(&grant), DoubtfulTry::No);
     }
@@ -263,7 +271,7 @@ mod tests {
         grant.state = State::InDoubt(DoubtReason::Crashed);
         let may = |grant: &Grant, policy: &Policy, shares_subject, lapsed: bool| {
             let now = Now { wall: now().wall + if lapsed { HOUR } else { HOUR / 2 }, ..now() };
-            may_try(grant, None, policy, Fleet { shares_subject }, now, 1)
+            may_try(Situation { grant, intent: None, policy, fleet: Fleet { shares_subject }, now, boot_id: 1 })
         };
         let hold = Policy { in_doubt: InDoubtPolicy::Hold, ..policy() };
         assert_eq!(may(&grant, &policy(), false, true), DoubtfulTry::Harmless);

@@ -19,7 +19,7 @@ mod warning;
 use std::time::Duration;
 
 pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
-pub use due::{DoubtfulTry, Fleet, REFUSED_INTERVAL, due, may_try, refresh_after, retry_in_grace, warm};
+pub use due::{DoubtfulTry, Fleet, REFUSED_INTERVAL, Situation, due, may_try, refresh_after, retry_in_grace, warm};
 pub use ended::{
     Ended, LOST_AFTER, LOST_REFUSALS, Notice, REFUSALS_APART, REFUSED_AGAIN, Verdict, abandoned, crashed,
     exchange_ended, out_of_date, paused, set_aside, without_new_access,

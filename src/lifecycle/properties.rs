@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
+    Situation,
     ended::tests::{consent_grant, ended, key_grant, now, policy},
     *,
 };
@@ -68,7 +69,10 @@ fn run(mut grant: Grant, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 prop_assert_eq!(grant.state, state, "a pause keeps the state");
             }
             Step::Exchange(kind, others, frozen) => {
-                let due = due(&grant, intent.as_ref(), &policy, Fleet::default(), at, 1, 0.5);
+                let (intent_now, fleet) = (intent.as_ref(), Fleet::default());
+                let situation =
+                    Situation { grant: &grant, intent: intent_now, policy: &policy, fleet, now: at, boot_id: 1 };
+                let due = due(situation, 0.5);
                 prop_assert!(!(grant.state == State::Lost && due.is_some()), "a lost grant is never exchanged");
                 prop_assert!(!(grant.paused && due.is_some()), "a paused grant is never exchanged");
                 if due.is_none_or(|due| due > at.wall) {

@@ -15,8 +15,16 @@ pub struct Standing {
     pub retry_at: Option<Timestamp>,
     /// Past the moment of its refresh.
     pub overdue: bool,
-    /// Why its provider is frozen, if it is.
+    /// Why its provider is frozen, if it is; it need not be asked unless [`may_need_provider`](Self::may_need_provider).
     pub frozen: Option<&'static str>,
+}
+
+impl Standing {
+    /// Whether it can matter to a fetch that wants at least `min_ttl` if the provider is frozen. It cannot while the token is not
+    /// due to be refreshed and lives for as long as is wished.
+    pub fn may_need_provider(&self, min_ttl: Duration) -> bool {
+        self.overdue || self.access.is_none_or(|(_, left)| left.is_zero() || left < min_ttl)
+    }
 }
 
 /// What a fetch gets.
@@ -150,6 +158,29 @@ mod tests {
         assert_eq!(serve(&overdue, NOW, Duration::ZERO), Verdict::Serve { degraded: Some("client_refused") });
         let early = Standing { overdue: false, ..overdue };
         assert_eq!(serve(&early, NOW, Duration::ZERO), Verdict::Serve { degraded: None });
+    }
+
+    #[test]
+    fn a_provider_that_is_not_needed_changes_nothing() {
+        let retry_at = [None, Some(NOW), Some(NOW + Duration::from_secs(30))];
+        let states = [State::Active, State::Lost, LIMITED, DOUBT];
+        let cases = states.into_iter().flat_map(|state| retry_at.map(|retry_at| (state, retry_at)));
+        let mut needless = 0;
+        for (state, retry_at) in cases {
+            for (paused, overdue) in [(false, false), (false, true), (true, false), (true, true)] {
+                for (left, min_ttl) in [(None, 0), (Some(0), 0), (Some(1), 0), (Some(99), 100), (Some(100), 100)] {
+                    let access = left.map(|left| (LIFE, Duration::from_secs(left)));
+                    let min_ttl = Duration::from_secs(min_ttl);
+                    let unasked = Standing { paused, access, retry_at, overdue, ..standing(state, 0) };
+                    let frozen = Standing { frozen: Some("client_refused"), ..unasked };
+                    if !unasked.may_need_provider(min_ttl) {
+                        needless += 1;
+                        assert_eq!(serve(&unasked, NOW, min_ttl), serve(&frozen, NOW, min_ttl), "{frozen:?}");
+                    }
+                }
+            }
+        }
+        assert_eq!(needless, 48, "of all that is not overdue, two lengths of three");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct ProviderCensus {
     pub expired: u64,
     /// Consents whose end was assumed.
     pub end_assumed: u64,
+    /// Consents that an operator has to confirm.
+    pub awaiting: u64,
     /// Access tokens past the moment they should have been refreshed.
     pub overdue: u64,
     /// Grants not lost, not paused, kept warm, whose access token has lapsed.

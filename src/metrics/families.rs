@@ -13,7 +13,7 @@ enum Kind {
     Counter,
     Gauge,
     Histogram,
-    /// Written by hand into the rendered text, since its series come and go.
+    /// Written by hand into the rendered text: its series come and go, or it is counted without the recorder.
     Written,
 }
 
@@ -84,6 +84,12 @@ families! {
     consents_expired: Gauge = "consentry_consents_expired",
     /// Consents whose end date was assumed, since none was given at enrolment.
     consents_end_assumed: Gauge = "consentry_consents_end_assumed",
+    /// Consents that an operator has to confirm before they take their place.
+    consents_awaiting: Gauge = "consentry_consents_awaiting",
+    /// People who were sent to an issuer to give consent, and what came of those who came back.
+    consent_flows: Counter = "consentry_consent_flows_total",
+    /// Authorization codes that were sent to an issuer, by whether a consent came back.
+    consent_redemptions: Counter = "consentry_consent_redemptions_total",
     /// When a consent ends, for those inside the longest warning or not active; stays after the end.
     consent_expiration: Written = "consentry_consent_expiration_timestamp_seconds",
     /// Consents that want attention but found no room among the series named by organization.
@@ -99,7 +105,7 @@ families! {
     /// Fetches and forced refreshes by outcome: ok, degraded, or the code of the error.
     fetch_requests: Counter = "consentry_fetch_requests_total",
     /// How long fetches and forced refreshes took.
-    fetch_duration: Histogram = "consentry_fetch_duration_seconds",
+    fetch_duration: Written = "consentry_fetch_duration_seconds",
     /// Warnings given before the end of consents.
     consent_warnings: Counter = "consentry_consent_warnings_total",
     /// Deliveries to webhooks by result.

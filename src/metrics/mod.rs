@@ -6,7 +6,9 @@
 //! that names organizations is written from the latest census alone, so that what is no longer reported is gone.
 
 mod census;
+mod durations;
 mod families;
+mod flow;
 mod series;
 
 use std::{
@@ -18,8 +20,12 @@ use std::{
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-pub use self::census::{Census, ExpiringSeries, ProviderCensus, STATES};
+pub use self::{
+    census::{Census, ExpiringSeries, ProviderCensus, STATES},
+    flow::Flow,
+};
 use self::{
+    durations::Durations,
     families::{FAMILIES, describe_all},
     series::ProviderTable,
 };
@@ -28,9 +34,9 @@ use crate::{
     wire::Code,
 };
 
-/// Fetches: in memory as a rule, a vault read at times, an exchange now and then.
-const FETCH_BUCKETS: [f64; 14] =
-    [50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0];
+/// Fetches, in microseconds: in memory as a rule, a vault read at times, an exchange now and then.
+const FETCH_BUCKETS: [u64; 14] =
+    [50, 100, 200, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000];
 /// Exchanges: a call to another continent, up to the longest timeout that makes sense.
 const REFRESH_BUCKETS: [f64; 11] = [10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Commits: one sync of the journal, on anything from flash to a tired network disk.
@@ -51,7 +57,7 @@ struct Inner {
     fetched_degraded: Counter,
     /// In the order of [`Code::ALL`].
     fetch_refused: Vec<Counter>,
-    fetch_duration: Histogram,
+    fetch_duration: Durations<{ FETCH_BUCKETS.len() }>,
     organization_series_dropped: Gauge,
     webhook_pending: Gauge,
     vault_write_duration: Histogram,
@@ -81,7 +87,7 @@ impl Metrics {
             fetched_ok: outcome("ok"),
             fetched_degraded: outcome("degraded"),
             fetch_refused: Code::ALL.iter().map(|code| outcome(code.word())).collect(),
-            fetch_duration: FAMILIES.fetch_duration.histogram(&recorder, &[]),
+            fetch_duration: Durations::new(FETCH_BUCKETS),
             organization_series_dropped: FAMILIES.organization_series_dropped.gauge(&recorder, &[]),
             webhook_pending: FAMILIES.webhook_pending.gauge(&recorder, &[]),
             vault_write_duration: FAMILIES.vault_write_duration.histogram(&recorder, &[]),
@@ -113,6 +119,16 @@ impl Metrics {
     /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one.
     pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Duration) {
         self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
+    }
+
+    /// A person was sent to the provider's issuer to give consent, or has come back with what `flow` says.
+    pub fn flow(&self, provider: &ProviderName, flow: Flow) {
+        self.0.providers.get(&self.0.recorder, provider).flow(flow);
+    }
+
+    /// An authorization code was sent to the provider's issuer; `given`: it gave a consent for it.
+    pub fn redeemed(&self, provider: &ProviderName, given: bool) {
+        self.0.providers.get(&self.0.recorder, provider).redeemed(given);
     }
 
     /// A consent was told of that ends within `before`.
@@ -196,6 +212,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.upkeep();
         let mut text = self.0.handle.render();
+        self.0.fetch_duration.write(FAMILIES.fetch_duration, &mut text);
         self.write_expiring(&mut text);
         text
     }
@@ -216,8 +233,7 @@ impl Metrics {
 
 /// A recorder with the buckets of every histogram set.
 fn recorder() -> PrometheusRecorder {
-    let buckets: [(&str, &[f64]); 3] = [
-        (FAMILIES.fetch_duration.name, &FETCH_BUCKETS),
+    let buckets: [(&str, &[f64]); 2] = [
         (FAMILIES.token_refresh_duration.name, &REFRESH_BUCKETS),
         (FAMILIES.vault_write_duration.name, &VAULT_BUCKETS),
     ];

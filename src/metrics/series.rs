@@ -6,7 +6,7 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Recorder};
 
-use super::{Census, ProviderCensus, STATES, families::FAMILIES, float, within};
+use super::{Census, Flow, ProviderCensus, STATES, families::FAMILIES, float, within};
 use crate::model::{ExchangeOutcome, ProviderName};
 
 /// The series of every provider that was ever seen. Providers come from the configuration and from stored grants, so
@@ -45,6 +45,11 @@ pub(super) struct ProviderSeries {
     consents_expiring: Mutex<BTreeMap<Duration, Gauge>>,
     consents_expired: Gauge,
     consents_end_assumed: Gauge,
+    consents_awaiting: Gauge,
+    /// In the order of [`Flow::ALL`].
+    consent_flows: [Counter; Flow::ALL.len()],
+    redeemed: Counter,
+    redeemed_nothing: Counter,
     /// In the order of [`ExchangeOutcome::LABELS`].
     token_refresh: [Counter; ExchangeOutcome::LABELS.len()],
     token_refresh_duration: Histogram,
@@ -58,6 +63,10 @@ pub(super) struct ProviderSeries {
 impl ProviderSeries {
     fn new(recorder: &dyn Recorder, provider: &ProviderName) -> Self {
         let labels = [("provider", provider.as_str())];
+        let redemptions = |result| {
+            let labels = [("provider", provider.as_str()), ("result", result)];
+            FAMILIES.consent_redemptions.counter(recorder, &labels)
+        };
         Self {
             organizations: STATES.map(|state| {
                 FAMILIES.organizations.gauge(recorder, &[("provider", provider.as_str()), ("state", state)])
@@ -65,6 +74,13 @@ impl ProviderSeries {
             consents_expiring: Mutex::default(),
             consents_expired: FAMILIES.consents_expired.gauge(recorder, &labels),
             consents_end_assumed: FAMILIES.consents_end_assumed.gauge(recorder, &labels),
+            consents_awaiting: FAMILIES.consents_awaiting.gauge(recorder, &labels),
+            consent_flows: Flow::ALL.map(|flow| {
+                let labels = [("provider", provider.as_str()), ("result", flow.word())];
+                FAMILIES.consent_flows.counter(recorder, &labels)
+            }),
+            redeemed: redemptions("ok"),
+            redeemed_nothing: redemptions("error"),
             token_refresh: ExchangeOutcome::LABELS.map(|reason| {
                 let result = if reason == "none" { "ok" } else { "error" };
                 let labels = [("provider", provider.as_str()), ("result", result), ("reason", reason)];
@@ -101,6 +117,16 @@ impl ProviderSeries {
         self.token_refresh_duration.record(took);
     }
 
+    /// Counts a person who was sent to the issuer, or what came of one.
+    pub(super) fn flow(&self, flow: Flow) {
+        self.consent_flows[flow as usize].increment(1);
+    }
+
+    /// Counts an authorization code that was sent.
+    pub(super) fn redeemed(&self, given: bool) {
+        if given { &self.redeemed } else { &self.redeemed_nothing }.increment(1);
+    }
+
     fn set_census(&self, recorder: &dyn Recorder, provider: &ProviderName, census: &ProviderCensus) {
         for (state, gauge) in STATES.iter().zip(&self.organizations) {
             gauge.set(float(census.states.get(state).copied().unwrap_or(0)));
@@ -108,6 +134,7 @@ impl ProviderSeries {
         self.set_expiring(recorder, provider, &census.expiring_within);
         self.consents_expired.set(float(census.expired));
         self.consents_end_assumed.set(float(census.end_assumed));
+        self.consents_awaiting.set(float(census.awaiting));
         self.token_refresh_overdue.set(float(census.overdue));
         self.access_tokens_expired.set(float(census.access_expired));
         self.circuit_open.set(f64::from(u8::from(census.circuit_open)));

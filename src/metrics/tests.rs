@@ -74,6 +74,20 @@ fn every_label_value_is_there_from_the_start_at_zero() {
 }
 
 #[test]
+fn fetches_are_counted_in_the_bucket_that_they_reach() {
+    let metrics = Metrics::new(&[]);
+    for micros in [50, 51, 1_000_000, 1_000_001] {
+        metrics.fetched(false, Duration::from_micros(micros));
+    }
+    let text = metrics.render();
+    let below =
+        |bound: &str| sample(&text, &format!("consentry_fetch_duration_seconds_bucket{{le=\"{bound}\"}}")).to_owned();
+    assert_eq!([below("0.00005"), below("0.0001"), below("0.5"), below("1"), below("+Inf")], ["1", "2", "2", "3", "4"]);
+    assert_eq!(sample(&text, "consentry_fetch_duration_seconds_count"), "4");
+    assert_eq!(sample(&text, "consentry_fetch_duration_seconds_sum"), "2.000102");
+}
+
+#[test]
 fn what_happened_is_counted() {
     let metrics = Metrics::new(&[provider("p")]);
     metrics.fetched(false, Duration::from_micros(80));

@@ -1,19 +1,20 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
 /// Text that must never be seen: a token, an API key, a client secret.
 ///
-/// It has no `Display` and no `Serialize`, its `Debug` shows nothing, and its memory is wiped when it is dropped.
+/// It has no `Display` and no `Serialize`, its `Debug` shows nothing, and its memory is wiped when the last clone is dropped:
+/// clones share it, so that there is one copy of the text however often it is handed on.
 /// The only ways out are [`Secret::expose`] and [`Secret::same_as`]: search for them to see every place that
 /// touches one.
 #[derive(Clone)]
-pub struct Secret(SecretString);
+pub struct Secret(Arc<SecretString>);
 
 impl Secret {
     /// Takes `text` as a secret.
     pub fn new(text: impl Into<Box<str>>) -> Self {
-        Self(SecretString::new(text.into()))
+        Self(Arc::new(SecretString::new(text.into())))
     }
 
     /// The text itself, for the few places that must have it: the request to the issuer, the cipher, the
@@ -57,6 +58,12 @@ mod tests {
             assert_eq!(copy.expose(), TEXT);
         });
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn clones_share_one_copy_of_the_text() {
+        let secret = Secret::new("hunter2");
+        assert!(std::ptr::eq(secret.expose(), secret.clone().expose()));
     }
 
     #[test]

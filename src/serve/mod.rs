@@ -5,6 +5,7 @@
 //! callers who fetch twice a minute. [`Watched`] tells the two apart.
 
 mod places;
+mod tcp;
 mod watched;
 
 use std::{
@@ -18,13 +19,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    body::{Body, Bytes},
-    http::Request,
-    response::Response,
-};
+use axum::{http::Request, response::Response};
 use hyper::{
-    body::{Frame, Incoming},
+    body::{Body, Frame, Incoming, SizeHint},
     server::conn::http1,
     service::service_fn,
 };
@@ -37,9 +34,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::places::{Caller, Limits};
+pub(crate) use self::{
+    places::{Caller, Limits},
+    tcp::{Bound, bind},
+};
 use self::{
-    places::{Place, Places},
+    places::{Place, Places, Why},
     watched::{Activity, Watched},
 };
 
@@ -99,14 +99,15 @@ impl Listener for TcpListener {
 /// way get [`DRAIN`], and what is left then is cut. Returns the moment by which the caller should be done too.
 ///
 /// `greet` looks at a new connection and gives who made it and what answers its requests, or `None` to close it.
-pub(crate) async fn serve<L, G, A, F>(listener: L, limits: Limits, shutdown: CancellationToken, greet: G) -> Instant
+pub(crate) async fn serve<L, G, A, F, B>(listener: L, limits: Limits, shutdown: CancellationToken, greet: G) -> Instant
 where
     L: Listener,
     G: Fn(&L::Stream) -> Option<(Caller, A)>,
     A: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
-    let (mut connections, places) = (JoinSet::new(), Places::new(limits));
+    let (mut connections, places) = (JoinSet::new(), Places::new(limits, shutdown.clone()));
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::select! {
@@ -118,7 +119,7 @@ where
                     pause = FIRST_PAUSE;
                     let Some((caller, answer)) = greet(&stream) else { continue };
                     match places.take(caller) {
-                        Some(place) => connections.spawn(connection(stream, place, answer, shutdown.clone())),
+                        Some(place) => connections.spawn(connection(stream, place, answer)),
                         None => connections.spawn(refuse(stream)),
                     };
                 }
@@ -155,11 +156,12 @@ async fn refuse(mut stream: impl AsyncWrite + Unpin) {
 }
 
 /// Answers one connection's requests until either side closes it, a limit is passed, or its place is given to another.
-async fn connection<S, A, F>(stream: S, place: Place, answer: A, shutdown: CancellationToken)
+async fn connection<S, A, F, B>(stream: S, place: Place, answer: A)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Response> + Send,
+    F: Future<Output = Response<B>> + Send,
+    B: Body<Data: Send, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
     let activity = Arc::clone(place.activity());
     let service = service_fn(|request| {
@@ -171,12 +173,12 @@ where
             if response.extensions().get::<Endless>().is_some() {
                 activity.never_ends();
             }
-            Ok::<_, Infallible>(if response.extensions().get::<Streamed>().is_some() {
-                response.map(|body| Body::new(UntilWritten { body, activity: Arc::clone(activity) }))
-            } else {
+            let streamed = response.extensions().get::<Streamed>().is_some();
+            if !streamed {
                 activity.request_ended();
-                response
-            })
+            }
+            let activity = streamed.then(|| Arc::clone(activity));
+            Ok::<_, Infallible>(response.map(|body| UntilWritten { body, activity }))
         }
     });
     let mut connection = pin!(
@@ -186,20 +188,21 @@ where
             .serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&activity))), service)
     );
     let ended = tokio::select! {
+        biased;
         ended = &mut connection => ended,
-        () = place.given_away() => {
-            if !activity.is_busy() {
+        why = place.ends() => {
+            if why == Why::GivenAway && !activity.is_busy() {
                 return;
             }
             connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            let patience = if activity.has_no_end() { LAST_WORDS } else { DRAIN };
-            match timeout(patience, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+            if why == Why::GivenAway {
+                connection.await
+            } else {
+                let patience = if activity.has_no_end() { LAST_WORDS } else { DRAIN };
+                match timeout(patience, connection).await {
+                    Ok(ended) => ended,
+                    Err(_) => return,
+                }
             }
         }
     };
@@ -217,27 +220,40 @@ pub(crate) struct Streamed;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endless;
 
-/// A body whose request ends when it is dropped.
-struct UntilWritten {
-    body: Body,
-    activity: Arc<Activity>,
+/// What a body may fail with.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body whose request ends when it is dropped, where it has not ended before.
+struct UntilWritten<B> {
+    body: B,
+    activity: Option<Arc<Activity>>,
 }
 
-impl hyper::body::Body for UntilWritten {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl<B: Body + Unpin> Body for UntilWritten<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
-impl Drop for UntilWritten {
+impl<B> Drop for UntilWritten<B> {
     fn drop(&mut self) {
-        self.activity.request_ended();
+        if let Some(activity) = &self.activity {
+            activity.request_ended();
+        }
     }
 }
 

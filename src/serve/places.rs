@@ -62,6 +62,7 @@ impl Limits {
 pub(super) struct Places {
     limits: Limits,
     taken: Arc<Mutex<Taken>>,
+    shutdown: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -72,10 +73,20 @@ struct Taken {
     told: (u64, Option<Instant>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seat {
     activity: Arc<Activity>,
-    given_away: CancellationToken,
+    /// Cancelled when the place is given away, and when the listener stops: a connection asks one thing whenever it is woken.
+    ends: CancellationToken,
+}
+
+/// Why a connection is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Why {
+    /// Its place was given to another.
+    GivenAway,
+    /// The worker stops.
+    Shutdown,
 }
 
 /// One connection's place, until this is dropped.
@@ -87,8 +98,9 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, taken: Arc::default() }
+    /// No connection yet; all of them are to end at `shutdown`.
+    pub(super) fn new(limits: Limits, shutdown: CancellationToken) -> Self {
+        Self { limits, taken: Arc::default(), shutdown }
     }
 
     /// A place for a new connection of `caller`; `None` where every connection that could end for it is busy.
@@ -106,7 +118,7 @@ impl Places {
             taken.tell(loser);
             taken.end_idlest(loser)?;
         }
-        let seat = Arc::<Seat>::default();
+        let seat = Arc::new(Seat { activity: Arc::default(), ends: self.shutdown.child_token() });
         taken.by.entry(caller).or_default().push(Arc::clone(&seat));
         taken.all += 1;
         Some(Place { caller, seat, places: self.clone() })
@@ -122,7 +134,7 @@ impl Taken {
     fn end_idlest(&mut self, caller: Caller) -> Option<()> {
         let seats = self.by.get(&caller)?.iter().filter(|seat| !seat.activity.is_busy());
         let idlest = Arc::clone(seats.min_by_key(|seat| seat.activity.used_at())?);
-        idlest.given_away.cancel();
+        idlest.ends.cancel();
         self.remove(caller, &idlest);
         Some(())
     }
@@ -158,10 +170,11 @@ impl Place {
         &self.seat.activity
     }
 
-    /// Waits until the place was given to another connection. While a request is answered that does not happen, but one
-    /// may have begun just then.
-    pub(super) async fn given_away(&self) {
-        self.seat.given_away.cancelled().await;
+    /// Waits until the connection is to end. While a request is answered its place is not given to another, but one may have
+    /// begun just then.
+    pub(super) async fn ends(&self) -> Why {
+        self.seat.ends.cancelled().await;
+        if self.places.shutdown.is_cancelled() { Why::Shutdown } else { Why::GivenAway }
     }
 }
 
@@ -179,12 +192,12 @@ mod tests {
     const GREEDY: Caller = Caller::User(1);
 
     fn is_given_away(place: &Place) -> bool {
-        place.seat.given_away.is_cancelled()
+        place.seat.ends.is_cancelled()
     }
 
     #[test]
     fn who_has_too_many_loses_the_one_not_used_for_longest() {
-        let places = Places::new(LIMITS);
+        let places = Places::new(LIMITS, CancellationToken::new());
         let mut own: Vec<Place> = (0..4).map(|_| places.take(GREEDY).expect("room")).collect();
         own[0].activity().request_began();
         own[0].activity().request_ended();
@@ -196,7 +209,7 @@ mod tests {
 
     #[test]
     fn nobody_is_kept_out_by_whoever_has_most() {
-        let places = Places::new(LIMITS);
+        let places = Places::new(LIMITS, CancellationToken::new());
         let greedy: Vec<Place> = (0..4).map(|_| places.take(GREEDY).expect("room")).collect();
         let others: Vec<Place> = (2..5).map(|user| places.take(Caller::User(user)).expect("room")).collect();
         assert_eq!(greedy.iter().filter(|place| is_given_away(place)).count(), 1);
@@ -209,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_busy_connection_is_never_ended_for_another() {
-        let places = Places::new(LIMITS);
+        let places = Places::new(LIMITS, CancellationToken::new());
         let busy: Vec<Place> = (0..4).map(|_| places.take(GREEDY).expect("room")).collect();
         for place in &busy {
             place.activity().request_began();

@@ -13,12 +13,12 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 /// A connection whose requests are all answered with `fine`, and this side of it.
 fn connected(shutdown: &CancellationToken) -> DuplexStream {
     let (ours, theirs) = duplex(4096);
-    tokio::spawn(connection(theirs, place(), |_| async { "fine".into_response() }, shutdown.clone()));
+    tokio::spawn(connection(theirs, place(shutdown), |_| async { "fine".into_response() }));
     ours
 }
 
-fn place() -> Place {
-    Places::new(LIMITS).take(SOMEBODY).expect("it is the first")
+fn place(shutdown: &CancellationToken) -> Place {
+    Places::new(LIMITS, shutdown.clone()).take(SOMEBODY).expect("it is the first")
 }
 
 async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
@@ -78,7 +78,7 @@ async fn a_second_head_that_stops_half_way_is_cut() {
 async fn a_caller_who_never_reads_the_answer_is_cut() {
     let (mut ours, theirs) = duplex(64);
     let large = || async { Body::from(vec![b'x'; 1 << 20]).into_response() };
-    let served = tokio::spawn(connection(theirs, place(), move |_| large(), CancellationToken::new()));
+    let served = tokio::spawn(connection(theirs, place(&CancellationToken::new()), move |_| large()));
     let start = Instant::now();
     ours.write_all(GET).await.expect("open");
     served.await.expect("no panic");
@@ -167,7 +167,9 @@ async fn a_new_connection_takes_the_place_of_the_callers_idlest() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_all_of_whose_connections_are_busy_is_told_so() {
     let (sender, listener) = given();
-    tokio::spawn(serve(listener, LIMITS, CancellationToken::new(), |_| Some((SOMEBODY, |_| std::future::pending()))));
+    tokio::spawn(serve(listener, LIMITS, CancellationToken::new(), |_| {
+        Some((SOMEBODY, |_| std::future::pending::<Response>()))
+    }));
     let mut streams = Vec::new();
     for _ in 0..=LIMITS.of_one {
         let (mut ours, theirs) = duplex(4096);

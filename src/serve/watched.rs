@@ -46,13 +46,13 @@ impl Default for Activity {
 impl Activity {
     /// A request's head is complete.
     pub(super) fn request_began(&self) {
-        self.began.fetch_add(1, Ordering::Relaxed);
+        count_one(&self.began);
         self.used();
     }
 
     /// A request's answer is ready to be written.
     pub(super) fn request_ended(&self) {
-        self.ended.fetch_add(1, Ordering::Relaxed);
+        count_one(&self.ended);
     }
 
     /// The answer that begins has no end of its own. It is the connection's last: whoever wants to ask more uses another.
@@ -85,6 +85,11 @@ impl Activity {
         let began = self.began.load(Ordering::Relaxed);
         (began, self.ended.load(Ordering::Relaxed) != began)
     }
+}
+
+/// Counts one more. Only the connection's own task does; others read.
+fn count_one(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 /// A stream that fails with `TimedOut` when a request's head, the next request, or the caller's taking of an answer is

@@ -15,7 +15,7 @@ use crate::{
     keeper::Served,
     lifecycle::warns_at,
     model::{
-        AccessToken, Credential, DoubtReason, EventId, EventKind, FailingReason, Grant, OrganizationId,
+        AccessToken, Credential, DoubtReason, EventId, EventKind, FailingReason, Grant, GrantId, OrganizationId,
         State as GrantState,
     },
     sandbox::{Entry, Issuer, Outcome, Standing},
@@ -54,6 +54,9 @@ pub(super) struct Counts {
     pub(super) losses: u64,
     pub(super) replays: u64,
     pub(super) enrolments: u64,
+    /// People who approved by a link, and how many of their consents took their place at once.
+    pub(super) approvals: u64,
+    pub(super) renewals: u64,
 }
 
 /// Knows what must hold, and notes what does not.
@@ -255,7 +258,7 @@ impl Judge {
     pub(super) fn served(&self, issuer: &Issuer, organization: &OrganizationId, served: &Served) {
         self.count(|counts| counts.fetches += 1);
         let truth = self.machine.truth();
-        let token = &served.token.access_token;
+        let token = &served.read().access_token;
         let Some((given, end)) = life_of(token) else {
             return self.wrong(&format!("{organization} was given something that is no token"));
         };
@@ -317,6 +320,34 @@ impl Judge {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// What a person's approval by a link has come to, or the process that was at it: the organization has the consent that it
+    /// had, or another that was told in the same commit. `swapped`: the worker said that it is the other.
+    pub(super) fn approved(&self, vault: &Vault, organization: &OrganizationId, before: GrantId, swapped: bool) {
+        self.count(|counts| {
+            counts.approvals += 1;
+            counts.renewals += u64::from(swapped);
+        });
+        let stored = vault.organization(organization).ok().flatten().map(|stored| stored.value.grant);
+        let grant = stored.and_then(|id| vault.grant(id).ok().flatten()).map(|stored| stored.value);
+        let Some(grant) = grant.filter(|grant| grant.organizations.contains(organization)) else {
+            return self.wrong(&format!("{organization} has neither its old consent nor the new one"));
+        };
+        if grant.id == before {
+            if swapped {
+                self.wrong(&format!("{organization} was said to be renewed, and has its old consent"));
+            }
+            return;
+        }
+        self.read_events(vault);
+        let given = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
+        let kind = EventKind::ConsentRenewed.word().as_bytes();
+        let moment = given.as_millis().to_le_bytes();
+        let id = vault.event_id(&[kind, organization.as_str().as_bytes(), grant.id.as_bytes(), &moment]);
+        if !self.state().told.contains_key(&id) {
+            self.wrong(&format!("{organization} has another consent, and there is no such event"));
         }
     }
 

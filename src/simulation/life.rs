@@ -3,14 +3,15 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    fleet::{Customer, Enrolled, Gift, network_of},
+    fleet::{Customer, Enrolled, Gift, network_of, provider},
     network::Weather,
-    year::World,
+    year::{Approving, World, links},
 };
 use crate::{
     clock::Clock,
-    keeper::{Keeper, KeeperError},
+    keeper::{Keeper, KeeperError, NewConsent},
     model::{OrganizationId, Secret},
+    sandbox::{Approval, Scopes},
     vault::{DiskFault, Vault},
     wire::{Code, Resolution},
 };
@@ -24,6 +25,8 @@ const ROUND: Duration = Duration::from_hours(18);
 const PATIENCE: Duration = Duration::from_hours(36);
 /// How soon an end is for the operator to renew the consent.
 const RENEW_WITHIN: Duration = Duration::from_hours(5 * 24);
+/// How long a person takes to open a link and approve, at most.
+const DELIBERATION: Duration = Duration::from_mins(5);
 /// How long a vault may take to be loaded where nothing is wrong.
 const LOADING: Duration = Duration::from_mins(10);
 const DAY: Duration = Duration::from_hours(24);
@@ -90,6 +93,9 @@ async fn work(world: &Arc<World>, plan: Plan, vault: Vault) -> End {
             world.judge.wrong("the vault was never loaded");
             return End::Over;
         }
+    }
+    if let Some(Approving { organization, before }) = world.approving(None) {
+        world.judge.approved(&vault, &organization, before, false);
     }
     world.judge.audit(&vault, &world.networks);
     let life = Life { world: Arc::clone(world), keeper, vault };
@@ -208,6 +214,9 @@ impl Life {
         if renew && shown.state == "in_doubt" && chance.u8(..4) == 0 {
             return self.retry(&organization).await;
         }
+        if renew && chance.bool() && self.world.customers()[number].gift != Gift::ApiKey {
+            return self.approve(number, chance).await;
+        }
         if renew {
             self.world.customers()[number].secret = None;
             return self.enrol(number, chance).await;
@@ -226,6 +235,45 @@ impl Life {
         };
         if let (Err(error), false) = (result, self.world.machine.is_dead()) {
             self.never_unknown(number, &error);
+        }
+    }
+
+    /// The customer is sent a link, and gives consent by it for all organizations that share the one that it has.
+    async fn approve(&self, number: usize, chance: &mut fastrand::Rng) {
+        let (customer, sharing) = {
+            let customers = self.world.customers();
+            let customer = customers[number].clone();
+            let leader = customer.follows.unwrap_or(number);
+            let shares = |(other, follower): &(usize, &Customer)| *other == leader || follower.follows == Some(leader);
+            let sharing = customers.iter().enumerate().filter(shares).map(|(_, other)| other.organization.clone());
+            (customer.clone(), sharing.collect::<Vec<_>>())
+        };
+        let organization = &customer.organization;
+        let Ok(link) = self.keeper.link(organization, Some(&provider(customer.network)), sharing).await else { return };
+        tokio::time::sleep(DELIBERATION.mul_f64(chance.f64())).await;
+        let (machine, network) = (&self.world.machine, network_of(&self.world.networks, &customer));
+        let token = link.url.rsplit('/').next().unwrap_or_default();
+        let (Ok(invitation), Ok(Some(stored))) =
+            (links(&self.vault).open(token, machine.now().wall), self.vault.organization(organization))
+        else {
+            return;
+        };
+        let before = stored.value.grant;
+        let redirect_uri = "https://connect.example/callback".to_owned();
+        let (user, scopes) = (customer.user.clone(), Scopes::ALL);
+        let approval = Approval { user, redirect_uri: redirect_uri.clone(), challenge: None, scopes };
+        let code = network.issuer().new_code(machine.truth(), approval);
+        self.world.approving(Some(Approving { organization: organization.clone(), before }));
+        let consent = NewConsent { invitation, code, verifier: None, redirect_uri };
+        let consented = self.keeper.consent(consent).await;
+        if machine.is_dead() {
+            return;
+        }
+        self.world.approving(None);
+        let connected = consented.map(|consented| consented.connected).unwrap_or_default();
+        self.world.judge.approved(&self.vault, organization, before, connected.contains(organization));
+        for customer in self.world.customers().iter_mut().filter(|one| connected.contains(&one.organization)) {
+            (customer.enrolled, customer.secret) = (Enrolled::Yes, None);
         }
     }
 

@@ -76,6 +76,8 @@ struct State {
     chance: fastrand::Rng,
     /// The secrets that are being exchanged.
     under_way: Vec<Secret>,
+    /// Every authorization code that was ever sent.
+    codes: Vec<Secret>,
 }
 
 impl Network {
@@ -88,7 +90,7 @@ impl Network {
         seed: u64,
     ) -> Self {
         let chance = fastrand::Rng::with_seed(seed);
-        let state = Mutex::new(State { weather: Weather::Fair, chance, under_way: Vec::new() });
+        let state = Mutex::new(State { weather: Weather::Fair, chance, under_way: Vec::new(), codes: Vec::new() });
         Self { name, issuer, client, machine, judge, state }
     }
 
@@ -122,7 +124,7 @@ impl Network {
         tokio::time::sleep(wait).await;
     }
 
-    async fn call(&self, credential: &Credential) -> ExchangeOutcome {
+    async fn call(&self, credential: &Credential, request: &Request<'_>) -> ExchangeOutcome {
         const WAY: Duration = Duration::from_millis(60);
         self.wait(WAY).await;
         let course = self.state().course();
@@ -134,7 +136,7 @@ impl Network {
         if sent.is_err() && lost {
             return std::future::pending().await;
         }
-        let answered = course.processed().then(|| self.process(credential, course));
+        let answered = course.processed().then(|| self.process(credential, request, course));
         if sent.is_err() {
             return std::future::pending().await;
         }
@@ -150,14 +152,10 @@ impl Network {
     }
 
     /// The exchange happens at the issuer.
-    fn process(&self, credential: &Credential, course: Course) -> Result<Granted, Denied> {
-        let request = match credential {
-            Credential::RefreshToken(token) => Request::Refresh(token),
-            Credential::ApiKey(key) => Request::ApiKey(key),
-        };
+    fn process(&self, credential: &Credential, request: &Request<'_>, course: Course) -> Result<Granted, Denied> {
         let fault = (course == Course::WithoutRefreshToken).then(|| Fault::once(FaultKind::OmitRefreshToken));
         let now = self.machine.truth();
-        let result = self.issuer.exchange(now, &self.client, &request, fault.as_ref());
+        let result = self.issuer.exchange(now, &self.client, request, fault.as_ref());
         if let Some(entry) = self.issuer.last_entries(1).pop() {
             self.judge.exchanged(self, credential, &entry);
         }
@@ -292,13 +290,26 @@ impl TokenEndpoint for Network {
             self.judge.asked(self.name);
             self.state().under_way.push(secret.clone());
             let _under_way = UnderWay(self, secret.clone());
-            self.call(exchange.credential).await
+            let request = match exchange.credential {
+                Credential::RefreshToken(token) => Request::Refresh(token),
+                Credential::ApiKey(key) => Request::ApiKey(key),
+            };
+            self.call(exchange.credential, &request).await
         })
     }
 
-    fn redeem<'a>(&'a self, _: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
-        // Nobody gives consent anew in a simulated year.
-        Box::pin(async { ExchangeOutcome::NotSent { detail: "nobody is there".into() } })
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        Box::pin(async move {
+            let Redemption { code, verifier, redirect_uri } = redemption;
+            if self.state().codes.iter().any(|sent| sent.same_as(code)) {
+                self.judge.wrong("an authorization code was sent twice");
+            }
+            self.state().codes.push(code.clone());
+            self.judge.asked(self.name);
+            // Its answers are read as strictly as those to a refresh token, as by the real client.
+            let credential = Credential::RefreshToken(code.clone());
+            self.call(&credential, &Request::Code { code, redirect_uri, verifier: verifier.map(Secret::expose) }).await
+        })
     }
 
     fn organizations<'a>(

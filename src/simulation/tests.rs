@@ -65,6 +65,7 @@ fn say(reports: &[Report]) {
     println!("{:>10} deaths, {} of them with the power", sum(|of| of.deaths.into()), sum(|of| of.power_cuts.into()));
     println!("{:>10} steps back in time", sum(|of| of.steps_back.into()));
     println!("{:>10} doubts told, {} losses", sum(|of| of.doubts), sum(|of| of.losses));
+    println!("{:>10} approvals by a link, {} swapped in at once", sum(|of| of.approvals), sum(|of| of.renewals));
     println!("{:>10} spent tokens sent where the rules or an operator allow it", sum(|of| of.replays));
 }
 

@@ -17,8 +17,9 @@ use super::{
 use crate::{
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, ProviderConfig, RefreshConfig},
     keeper::Parts,
+    links::Links,
     metrics::Metrics,
-    model::{ClientCredentials, Secret, Usage},
+    model::{ClientCredentials, GrantId, OrganizationId, Secret, Usage},
     outbox::Outbox,
     provider::TokenEndpoint,
     sandbox::{Issuer, SandboxConfig},
@@ -28,6 +29,8 @@ use crate::{
 const DAY: Duration = Duration::from_hours(24);
 /// How long a consent holds.
 const CONSENT: Duration = Duration::from_hours(180 * 24);
+/// How long a link holds.
+const LINK: Duration = Duration::from_hours(14 * 24);
 /// How long nothing goes wrong at the end.
 const CALM: Duration = Duration::from_hours(3 * 24);
 /// The longest life, in steps.
@@ -40,6 +43,14 @@ const MAX_COPIES: usize = 3;
 pub(super) struct Size {
     pub(super) organizations: usize,
     pub(super) days: u32,
+}
+
+/// Somebody who gives consent anew.
+#[derive(Clone, Debug)]
+pub(super) struct Approving {
+    pub(super) organization: OrganizationId,
+    /// The grant that the organization has until then.
+    pub(super) before: GrantId,
 }
 
 /// How a run went.
@@ -58,6 +69,8 @@ pub(super) struct World {
     pub(super) networks: Vec<Arc<Network>>,
     pub(super) judge: Arc<Judge>,
     customers: Mutex<Vec<Customer>>,
+    /// Who is giving consent by a link just now, and what served until then; outlives the process that it goes through.
+    approving: Mutex<Option<Approving>>,
     /// Copies of the disk, as somebody might put one back.
     copies: Mutex<Vec<Snapshot>>,
     refresh: RefreshConfig,
@@ -73,6 +86,7 @@ impl World {
             access_token_lifetime: lifetime,
             consent_lifetime: Some(CONSENT),
             grace,
+            usage: Usage::OneTime,
             ..SandboxConfig::default()
         };
         let one = Issuer::seeded(&terms(Duration::ZERO), machine.clone(), seed);
@@ -96,6 +110,7 @@ impl World {
             networks,
             judge,
             customers: Mutex::new(customers(size.organizations)),
+            approving: Mutex::default(),
             copies: Mutex::default(),
             refresh: RefreshConfig { at: 0.75, keep_warm, concurrency: 8, timeout: TIMEOUT, token_cache_bytes: 40_000 },
             providers: (0..NAMES.len()).map(|place| provider_config(place, in_doubt)).collect(),
@@ -104,6 +119,11 @@ impl World {
 
     pub(super) fn customers(&self) -> MutexGuard<'_, Vec<Customer>> {
         self.customers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody begins to give consent by a link, or has ended it; gives who was at it before.
+    pub(super) fn approving(&self, now: Option<Approving>) -> Option<Approving> {
+        std::mem::replace(&mut *self.approving.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
     /// One customer, whoever it may be.
@@ -142,6 +162,7 @@ impl World {
         if let Err(error) = self.disk.accept() {
             self.judge.wrong(&format!("a vault that went back in time is not accepted: {error}"));
         }
+        self.approving(None);
         // What was enrolled, or removed, since then may be gone or back; and what was given has perhaps been spent.
         for customer in &mut *self.customers() {
             (customer.enrolled, customer.secret) = (Enrolled::Perhaps, None);
@@ -154,8 +175,8 @@ impl World {
         Parts {
             revoke_old: false,
             outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
+            links: Some(links(&vault)),
             vault,
-            links: None,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),
             refresh: self.refresh.clone(),
             warn_before: WARN_BEFORE.to_vec(),
@@ -165,6 +186,11 @@ impl World {
             seed,
         }
     }
+}
+
+/// The links that the keeper makes of that vault.
+pub(super) fn links(vault: &Vault) -> Links {
+    Links::new(&vault.link_key(), &"https://connect.example".parse().expect("a URL"), LINK)
 }
 
 /// How long the one issuer takes a spent token once more.

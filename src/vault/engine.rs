@@ -1,11 +1,17 @@
 //! What the vault asks of an engine, and how a batch is brought into one.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    panic::resume_unwind,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use super::{
     error::VaultError,
     journal::{Batch, Entry},
-    name::{Kind, Name},
+    name::{Kind, Name, Part},
 };
 
 /// How many writes are given to the engine in one go, commits kept whole: reads wait that long.
@@ -26,6 +32,19 @@ pub(super) trait Engine: Send + Sync {
     /// Hands over every record of that kind, in order of names, until `each` fails.
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError>;
 
+    /// At most `most` records of that kind: the first in order of names.
+    fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let mut records = self.next(None, usize::MAX)?;
+        records.retain(|(name, _)| name.kind() == kind);
+        records.truncate(most);
+        Ok(records)
+    }
+
+    /// As [`scan`](Self::scan), for a part of the names: several threads can share the work.
+    fn scan_part(&self, kind: Kind, part: Part, each: Each<'_>) -> Result<(), VaultError> {
+        self.scan(kind, &mut |name, sealed| if part.contains(name) { each(name, sealed) } else { Ok(()) })
+    }
+
     /// The next records in order of names, of all kinds: those after `after`, or from the first on, at most `most`.
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError>;
 
@@ -40,6 +59,12 @@ pub(super) trait Engine: Send + Sync {
 
     /// Bytes on disk.
     fn bytes(&self) -> u64;
+
+    /// Lets its own files and those in the folder `successor`, which are durable and which nobody has open, change places
+    /// durably, and goes on with them; reads wait meanwhile. After an error it has its own files still, or fails from then on.
+    fn replace(&self, _successor: &Path) -> Result<(), VaultError> {
+        Err(VaultError::Engine { detail: "it has no files that could be exchanged".to_owned() })
+    }
 }
 
 /// The last sixteen bytes of a sealed record, as a number. For a record that opens this is the cipher's tag, which no
@@ -120,6 +145,14 @@ impl Mark {
         self.all() - self.count(Kind::Meta)
     }
 
+    /// Counts in what was counted elsewhere.
+    fn add(&mut self, part: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(part.counts) {
+            *count += more;
+        }
+        self.sum = self.sum.wrapping_add(part.sum);
+    }
+
     /// Takes account of a record that changes from one tag to another; `None` stands for no record.
     pub(super) const fn replace(&mut self, kind: Kind, before: Option<u128>, after: Option<u128>) {
         let count = &mut self.counts[kind.index()];
@@ -176,15 +209,49 @@ pub(super) fn rewrite(engine: &dyn Engine, mark: &Mark, batches: &[Batch]) -> Re
 
 /// Walks through every record, hands it to `check`, and compares all of them with what the mark says.
 pub(super) fn verify(engine: &dyn Engine, mark: &Mark, check: Each<'_>) -> Result<(), VaultError> {
-    let damaged = |detail: String| Err(VaultError::Damaged { what: "its database", detail });
     let mut found = Mark { applied: mark.applied, ..Mark::default() };
+    count(engine, Part::ALL, &mut found, check)?;
+    compare(&found, mark)
+}
+
+/// As [`verify`], with several threads and without a look at the records, until `stop` is set: [`VaultError::Closed`].
+pub(super) fn verify_in_parts(
+    engine: &dyn Engine,
+    mark: &Mark,
+    parts: &[Part],
+    stop: &AtomicBool,
+) -> Result<(), VaultError> {
+    let count_part = |part| {
+        let mut found = Mark::default();
+        let mut go_on = |_: &Name, _| if stop.load(Ordering::Relaxed) { Err(VaultError::Closed) } else { Ok(()) };
+        count(engine, part, &mut found, &mut go_on).map(|()| found)
+    };
+    let found = thread::scope(|scope| {
+        let counting: Vec<_> = parts.iter().map(|part| scope.spawn(|| count_part(*part))).collect();
+        let counted = counting.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let mut all = Mark { applied: mark.applied, ..Mark::default() };
+        counted.collect::<Vec<_>>().into_iter().try_for_each(|part| part.map(|part| all.add(&part))).map(|()| all)
+    })?;
+    compare(&found, mark)
+}
+
+/// Counts the records of one part of the names in.
+fn count(engine: &dyn Engine, part: Part, found: &mut Mark, check: Each<'_>) -> Result<(), VaultError> {
     for kind in Kind::ALL {
-        engine.scan(kind, &mut |name, sealed| {
+        engine.scan_part(kind, part, &mut |name, sealed| {
             found.replace(kind, None, Some(tag(&sealed)));
             check(name, sealed)
         })?;
-        if found.count(kind) != mark.count(kind) {
-            let (found, said) = (found.count(kind), mark.count(kind));
+    }
+    Ok(())
+}
+
+/// Holds what was found against what should be there.
+fn compare(found: &Mark, mark: &Mark) -> Result<(), VaultError> {
+    let damaged = |detail: String| Err(VaultError::Damaged { what: "its database", detail });
+    for kind in Kind::ALL {
+        let (found, said) = (found.count(kind), mark.count(kind));
+        if found != said {
             return damaged(format!("{found} of {said} records can be found ({})", kind.word()));
         }
     }
@@ -253,8 +320,14 @@ mod tests {
         for wrong in [None, batches[0].entries[0].sealed.as_deref()] {
             engine.write(&[(name, wrong)].into(), &mark).unwrap();
             assert!(verify(&engine, &mark, &mut |_, _| Ok(())).unwrap_err().is_damaged());
+            assert!(
+                verify_in_parts(&engine, &mark, &Part::split(3), &AtomicBool::new(false)).unwrap_err().is_damaged()
+            );
             rewrite(&engine, &mark, &batches).unwrap();
             verify(&engine, &mark, &mut |_, _| Ok(())).unwrap();
+            verify_in_parts(&engine, &mark, &Part::split(3), &AtomicBool::new(false)).unwrap();
         }
+        let stopped = verify_in_parts(&engine, &mark, &Part::split(3), &AtomicBool::new(true));
+        assert!(matches!(stopped, Err(VaultError::Closed)), "{stopped:?}");
     }
 }

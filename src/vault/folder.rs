@@ -8,7 +8,7 @@ use std::{
 };
 
 use ring::digest;
-use rustix::fs::statvfs;
+use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
 use serde::{Deserialize, Serialize};
 
 use super::error::VaultError;
@@ -96,6 +96,12 @@ impl Folder {
     pub(super) fn trial(&self) -> Result<tempfile::TempDir, VaultError> {
         let here = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path);
         here.or_else(|_| tempfile::tempdir()).map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    /// A new folder in the vault's, in which a successor of the engine's files is written, removed when it is dropped.
+    pub(super) fn beside(&self) -> Result<tempfile::TempDir, VaultError> {
+        let place = tempfile::Builder::new().prefix(TRIAL).tempdir_in(&self.path);
+        place.map_err(|error| VaultError::io(&self.path, &error))
     }
 
     /// Refuses to go on where less than [`RESERVE_BYTES`] and `more` are free: a database that runs out of disk in the middle
@@ -241,6 +247,16 @@ pub(super) fn parent(path: &Path) -> &Path {
 /// Makes new and removed names in a folder durable.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Lets two folders change places, durably and at once: whenever the process dies, each is in the one place or the other.
+/// Not every file system can.
+pub(super) fn exchange(one: &Path, other: &Path) -> Result<(), VaultError> {
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(io::Error::from)
+        .and_then(|()| sync_folder(parent(one)))
+        .and_then(|()| sync_folder(parent(other)))
+        .map_err(|error| VaultError::io(one, &error))
 }
 
 /// Writes a new file for its owner only, and durably; one that is there is an error.

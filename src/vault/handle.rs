@@ -1,45 +1,32 @@
 use std::{
-    collections::HashMap,
     fmt,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering, mpsc::RecvTimeoutError},
     thread::JoinHandle,
+    time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::{
-    hkdf::{HKDF_SHA256, Salt},
-    hmac,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::hmac;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroizing;
 
+#[cfg(test)]
+use super::name::Kind;
 use super::{
     Change, Stored, Stray, VaultError,
-    cipher::{self, Cipher},
-    codec::{Meta, Record},
-    engine::{Engine, Mark},
-    folder::Lock,
-    journal::Batch,
-    keyring::Keyring,
-    name::{Kind, Name, Namer},
-    rekey::Rekeying,
+    name::Part,
+    shared::{Judgement, Shared},
     writer::{Commit, Request, Writer},
 };
-use crate::{
-    metrics::Metrics,
-    model::{
-        Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
-        RevokedLinks, Secret, Timestamp,
-    },
+use crate::model::{
+    Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
+    RevokedLinks, Secret, Timestamp,
 };
 
 /// How many commits may be under way or wait; more wait for a place.
 pub(super) const MAX_WAITING: usize = 4096;
+/// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
+const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
 /// How many bytes of the hash an entity tag shows.
 const ENTITY_TAG_BYTES: usize = 12;
 
@@ -101,7 +88,7 @@ impl Vault {
     /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
     /// it is the error.
     pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
@@ -109,7 +96,25 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
+    }
+
+    /// As [`for_each_grant`](Self::for_each_grant), for a part of the grants: several threads can share the work.
+    pub fn for_each_grant_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
+    }
+
+    /// As [`for_each_organization`](Self::for_each_organization), for a part of the organizations.
+    pub fn for_each_organization_of(
+        &self,
+        part: Part,
+        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        self.0.shared.for_each(part, f)
     }
 
     /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
@@ -117,12 +122,12 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
     pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Which of an organization's links were revoked; `None` if none were.
@@ -135,7 +140,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
@@ -143,7 +148,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
@@ -151,7 +156,7 @@ impl Vault {
         &self,
         f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(f)
+        self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
@@ -240,6 +245,26 @@ impl Vault {
         GrantId::from_bytes((self.0.shared.random_id)())
     }
 
+    /// Waits until it is known whether the vault holds what it should: at once, but for one that was opened after a crash
+    /// and whose records are still being counted. Until then a record that is read is right or refused, and may be older
+    /// than it should be, or removed since: nothing is to be sent by it that must not be sent twice.
+    ///
+    /// The error is what an opening would have been refused with. Nothing was committed then.
+    pub async fn judged(&self) -> Result<(), VaultError> {
+        let mut judgement = self.0.shared.judgement.subscribe();
+        let known = judgement.wait_for(|judgement| !matches!(judgement, Judgement::Pending)).await;
+        match known.as_deref() {
+            Ok(Judgement::Damaged(error)) => Err(error.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(VaultError::Closed),
+        }
+    }
+
+    /// Whether [`judged`](Self::judged) would answer at once.
+    pub fn is_judged(&self) -> bool {
+        !matches!(*self.0.shared.judgement.borrow(), Judgement::Pending)
+    }
+
     /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         self.0.shared.poison.get().cloned()
@@ -263,7 +288,14 @@ impl Vault {
     pub fn close(self) -> Result<(), VaultError> {
         let (done, answer) = std::sync::mpsc::sync_channel(1);
         self.0.send(Request::Close(done))?;
-        answer.recv().map_err(|_| self.0.shared.gone())?
+        let closed = match answer.recv_timeout(JUDGING_PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.0.shared.ending.store(true, Ordering::Relaxed);
+                answer.recv().ok()
+            }
+            closed => closed.ok(),
+        };
+        closed.ok_or_else(|| self.0.shared.gone())?
     }
 
     /// Lets the writer do something between two commits, and waits for it. Blocks.
@@ -290,12 +322,23 @@ impl Vault {
         broken.unwrap();
     }
 
+    /// As while records are being counted after a crash, if `known` is `None`; else as when that has ended.
+    #[cfg(test)]
+    pub(crate) fn judge_for_test(&self, known: Option<Result<(), VaultError>>) {
+        let judgement = match known {
+            None => Judgement::Pending,
+            Some(Ok(())) => Judgement::Whole,
+            Some(Err(error)) => Judgement::Damaged(error),
+        };
+        self.0.shared.judgement.send_replace(judgement);
+    }
+
     /// As after a bad block: the organization's record does not open any more.
     #[cfg(test)]
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
         let shared = &self.0.shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
-        shared.stranded.store(Some(Arc::new(HashMap::from([(name, Some(vec![0; 64]))]))));
+        shared.backlog.plant(name, vec![0; 64]);
     }
 
     /// What readers and the writer have in common.
@@ -324,199 +367,5 @@ impl Drop for Handle {
             // It ends once it has nothing left to write. Its panics are caught where they happen.
             let _ = writer.join();
         }
-    }
-}
-
-/// What readers and the writer have in common.
-pub(super) struct Shared {
-    /// `None` once the vault is closed.
-    pub(super) opened: ArcSwapOption<Opened>,
-    pub(super) cipher: Cipher,
-    pub(super) namer: Namer,
-    pub(super) metrics: Metrics,
-    pub(super) meta: Meta,
-    /// Makes ids of grants.
-    pub(super) random_id: fn() -> [u8; 16],
-    /// Why nothing more is written.
-    pub(super) poison: OnceLock<String>,
-    /// What is durable in the journal and did not get into the engine, because that failed; no more than the journal holds.
-    pub(super) stranded: ArcSwapOption<Stranded>,
-    /// The keys as they are on the disk; only the writer changes them.
-    pub(super) keyring: Mutex<Keyring>,
-    /// The public keys of the identities that the vault was opened with.
-    pub(super) own: Vec<String>,
-    /// How far the sealing under a new data key has come; no lock is held for longer than it takes to copy it.
-    pub(super) rekeying: Mutex<Option<Rekeying>>,
-    records: AtomicU64,
-    strays: AtomicU64,
-    /// In milliseconds since the Unix epoch; 0: never.
-    last_backup: AtomicI64,
-    journal_bytes: u64,
-    fingerprints: hmac::Key,
-    entity_tags: hmac::Key,
-    link_key: Zeroizing<[u8; 32]>,
-    events: hmac::Key,
-}
-
-/// Sealed records by name; `None` stands for one that was removed.
-type Stranded = HashMap<Name, Option<Vec<u8>>>;
-
-/// The engine, and the lock that must not be released before it.
-pub(super) struct Opened {
-    pub(super) engine: Box<dyn Engine>,
-    pub(super) lock: Option<Lock>,
-}
-
-/// An id that nobody can guess and nobody else has.
-///
-/// # Panics
-///
-/// If the system has no randomness, which it had when the vault was opened.
-fn random_id() -> [u8; 16] {
-    let mut id = [0; 16];
-    SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
-    id
-}
-
-impl Shared {
-    pub(super) fn new(
-        opened: Opened,
-        keyring: Keyring,
-        meta: Meta,
-        mark: &Mark,
-        journal_bytes: u64,
-        metrics: Metrics,
-    ) -> Self {
-        let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
-        let derive =
-            |label: &[u8]| hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"));
-        let mut link_key = Zeroizing::new([0; 32]);
-        let derived =
-            key.expand(&[b"consentry/v1/links"], HKDF_SHA256).and_then(|okm| okm.fill(link_key.as_mut_slice()));
-        derived.expect("one hash is not too long");
-        let shared = Self {
-            opened: ArcSwapOption::from_pointee(opened),
-            fingerprints: derive(b"consentry/v1/fingerprint"),
-            entity_tags: derive(b"consentry/v1/entity-tag"),
-            link_key,
-            events: derive(b"consentry/v1/event"),
-            namer: Namer::new(&keyring.name_key),
-            cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
-            metrics,
-            meta,
-            keyring: Mutex::new(keyring),
-            random_id,
-            own: Vec::new(),
-            poison: OnceLock::new(),
-            stranded: ArcSwapOption::empty(),
-            rekeying: Mutex::default(),
-            records: AtomicU64::new(0),
-            strays: AtomicU64::new(0),
-            last_backup: AtomicI64::new(0),
-            journal_bytes,
-        };
-        shared.count(mark);
-        shared
-    }
-
-    /// Takes over the counts of the engine's last batch.
-    pub(super) fn count(&self, mark: &Mark) {
-        self.records.store(mark.records(), Ordering::Relaxed);
-        self.strays.store(mark.count(Kind::Stray), Ordering::Relaxed);
-    }
-
-    /// Keeps batches that are durable and that the engine does not take, so that they are read from here.
-    pub(super) fn strand(&self, batches: &[Batch]) {
-        let mut stranded = self.stranded.load_full().unwrap_or_default();
-        let entries = batches.iter().flat_map(|batch| batch.entries.iter().cloned());
-        Arc::make_mut(&mut stranded).extend(entries.map(|entry| (entry.name, entry.sealed)));
-        self.stranded.store(Some(stranded));
-    }
-
-    /// Ends all writing but what the journal can still keep; the first reason stays.
-    pub(super) fn poison(&self, error: &VaultError) {
-        self.metrics.vault_failed();
-        if self.poison.set(error.to_string()).is_ok() {
-            tracing::error!(error = %error, "the vault takes no more writes until the worker is restarted");
-        }
-    }
-
-    /// The error of everything that comes after [`poison`](Self::poison).
-    pub(super) fn poisoned(&self) -> Option<VaultError> {
-        self.poison.get().map(|reason| VaultError::Poisoned { reason: reason.clone() })
-    }
-
-    /// Why there is no writer any more.
-    fn gone(&self) -> VaultError {
-        self.poisoned().unwrap_or(VaultError::Closed)
-    }
-
-    fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
-        let name = self.namer.name(R::KIND, id);
-        let opened = self.opened.load();
-        let opened = opened.as_ref().ok_or(VaultError::Closed)?;
-        let Some(sealed) = self.sealed(opened, &name)? else { return Ok(None) };
-        self.open_as_it_is(opened, &name, sealed)
-    }
-
-    fn sealed(&self, opened: &Opened, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        match self.stranded.load().as_ref().and_then(|stranded| stranded.get(name)) {
-            Some(sealed) => Ok(sealed.clone()),
-            None => opened.engine.get(name).inspect_err(|error| self.poison(error)),
-        }
-    }
-
-    /// Opens a record that was read just now; `None` if it is gone. Where its data key was destroyed since, it is read once
-    /// more: it was sealed anew before that.
-    pub(super) fn open_as_it_is<R: Record>(
-        &self,
-        opened: &Opened,
-        name: &Name,
-        sealed: Vec<u8>,
-    ) -> Result<Option<Stored<R>>, VaultError> {
-        let number = cipher::key_number(&sealed);
-        match self.open(name, sealed) {
-            Err(_) if self.is_outdated(number) => {
-                self.sealed(opened, name)?.map(|sealed| self.open(name, sealed)).transpose()
-            }
-            read => read.map(Some),
-        }
-    }
-
-    fn for_each<R: Record>(&self, f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
-        let stranded = self.stranded.load_full();
-        let (mut unreadable, mut stopped) = (None, false);
-        let mut hand_over = |name: &Name, sealed: Vec<u8>| match self.open_as_it_is(&opened, name, sealed) {
-            Ok(Some(stored)) => f(stored).inspect_err(|_| stopped = true),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                unreadable.get_or_insert(error);
-                Ok(())
-            }
-        };
-        let scanned = opened.engine.scan(R::KIND, &mut |name, sealed| match &stranded {
-            Some(stranded) if stranded.contains_key(name) => Ok(()),
-            _ => hand_over(name, sealed),
-        });
-        let scanned = scanned.and_then(|()| {
-            let kept = stranded.iter().flat_map(|stranded| stranded.iter()).filter(|(name, _)| name.kind() == R::KIND);
-            kept.filter_map(|(name, sealed)| Some((name, sealed.clone()?)))
-                .try_for_each(|(name, sealed)| hand_over(name, sealed))
-        });
-        if let (Err(error), false) = (&scanned, stopped) {
-            self.poison(error);
-        }
-        scanned?;
-        unreadable.map_or(Ok(()), Err)
-    }
-
-    /// Opens and decodes a record. One that is damaged concerns nothing but itself.
-    pub(super) fn open<R: Record>(&self, name: &Name, sealed: Vec<u8>) -> Result<Stored<R>, VaultError> {
-        let opened = self
-            .cipher
-            .open(name, sealed)
-            .and_then(|opened| Ok(Stored { value: R::read(&opened.plaintext)?, sequence: opened.sequence }));
-        opened.inspect_err(|_| self.metrics.vault_failed())
     }
 }

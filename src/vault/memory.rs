@@ -20,6 +20,8 @@ pub(super) struct Memory {
     contents: Mutex<Contents>,
     /// Whether writes fail from now on.
     pub(super) broken: AtomicBool,
+    /// How many records it was given, or told to remove.
+    pub(super) writes: AtomicU64,
     /// How often a sync was begun.
     pub(super) syncs: AtomicU64,
     /// A sync goes on only when it can take this.
@@ -60,6 +62,7 @@ impl Engine for Memory {
         if self.broken.load(Ordering::Relaxed) {
             return Err(VaultError::Engine { detail: "broken for the test".to_owned() });
         }
+        self.writes.fetch_add(writes.len() as u64, Ordering::Relaxed);
         let mut records = self.records();
         for (name, sealed) in writes {
             match sealed {

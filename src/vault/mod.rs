@@ -1,9 +1,10 @@
 //! Records at rest: sealed, durable, and refused when anything about them is wrong.
 //!
 //! A commit is sealed record by record (`cipher`), written to the journal and synced there (`journal`): that sync
-//! *is* the commit. The engine (`engine`, `sled`) follows behind and is brought to the disk at checkpoints, after
-//! which the journal starts over. Every write goes through one thread (`writer`), which gives out sequence numbers
-//! and lets the commits that wait share one sync; reads go to the engine from any thread (`handle`).
+//! *is* the commit. The engine (`engine`, `sled`) follows behind in larger steps (`backlog`) and is brought to the disk at
+//! checkpoints, after which the journal starts over. Every write goes through one thread (`writer`), which gives out
+//! sequence numbers and lets the commits that wait share one sync; reads go to the backlog and then to the engine, from any
+//! thread (`handle`).
 //!
 //! The folder of a vault:
 //!
@@ -13,7 +14,8 @@
 //! | `keyring.age` | the keys, encrypted by age to every recipient; only ever replaced whole (`rekey`, `recipients`) |
 //! | `recipients.txt` | the public keys of those recipients, for people |
 //! | `journal` | the latest commits |
-//! | `db/` | the engine's files |
+//! | `db/` | the engine's files, and `outline`, which says what they have to have |
+//! | `db.trial-…/` | a copy of them that is tried out, or their successor being written (`compact`); what a process left is removed at the next start |
 //! | `LOCK` | locked while a process has the vault open; holds that process's id |
 //!
 //! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
@@ -22,9 +24,11 @@
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 
+mod backlog;
 mod backup;
 mod cipher;
 mod codec;
+mod compact;
 mod engine;
 mod error;
 mod folder;
@@ -41,6 +45,7 @@ pub mod postgres;
 mod recipients;
 mod rekey;
 mod restore;
+mod shared;
 #[cfg(test)]
 mod simulated;
 mod sled;
@@ -53,6 +58,7 @@ pub use backup::{BackedUp, ScheduledBackups};
 pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;
+pub use name::Part;
 pub use open::Inspection;
 pub use recipients::{Recipient, RecipientsDiffer, recipients_differ};
 pub use rekey::Rekeying;

@@ -97,6 +97,50 @@ impl Name {
     }
 }
 
+/// A part of the names of every kind. Names are hashes: parts of one size have about as many records each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// Of the first two bytes of the hash, the first number and the one behind the last.
+    from: u32,
+    to: u32,
+}
+
+impl Part {
+    /// How many numbers two bytes have.
+    const NUMBERS: u32 = 1 << 16;
+    /// All names.
+    pub const ALL: Self = Self { from: 0, to: Self::NUMBERS };
+
+    /// More threads than this have not more from it: the disk and the engine's own locks are shared.
+    const MOST: usize = 8;
+
+    /// All names, in as many parts as there are cores for this process, up to eight.
+    pub fn by_cores() -> Vec<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::split(u32::try_from(cores.min(Self::MOST)).unwrap_or(1))
+    }
+
+    /// All names in so many parts, at least one.
+    pub(super) fn split(parts: u32) -> Vec<Self> {
+        let bound = |number: u32| Self::NUMBERS * number / parts;
+        (0..parts).map(|number| Self { from: bound(number), to: bound(number + 1) }).collect()
+    }
+
+    /// Whether it has this name.
+    pub(super) fn contains(self, name: &Name) -> bool {
+        (self.from..self.to).contains(&u32::from(u16::from_be_bytes([name.0[1], name.0[2]])))
+    }
+
+    /// Its names of one kind: from the first on, and before the second, in order of their bytes.
+    pub(super) fn bounds(self, kind: Kind) -> (Vec<u8>, Vec<u8>) {
+        let bound = |number: u32| match u16::try_from(number) {
+            Ok(number) => [&[kind.byte()][..], &number.to_be_bytes()].concat(),
+            Err(_) => vec![kind.byte() + 1],
+        };
+        (bound(self.from), bound(self.to))
+    }
+}
+
 /// Makes names.
 pub(super) struct Namer(hmac::Key);
 
@@ -131,6 +175,22 @@ mod tests {
         assert_ne!(name, two.name(Kind::Organization, b"4711"));
         assert_ne!(name.0[1..], one.name(Kind::Grant, b"4711").0[1..]);
         assert_ne!(name, one.name(Kind::Organization, b"4712"));
+    }
+
+    #[test]
+    fn every_name_is_in_one_part_and_between_its_bounds() {
+        let namer = Namer::new(&[1; 32]);
+        for parts in [1, 2, 3, 7] {
+            for number in 0..100_u8 {
+                let name = namer.name(Kind::Grant, &[number]);
+                let of: Vec<_> = Part::split(parts).into_iter().filter(|part| part.contains(&name)).collect();
+                let (from, to) = of[0].bounds(Kind::Grant);
+                assert_eq!(of.len(), 1);
+                assert!(from.as_slice() <= &name.as_bytes()[..] && &name.as_bytes()[..] < to.as_slice());
+            }
+            assert!(Part::split(parts).last().unwrap().contains(&Name([0xff; NAME_BYTES])));
+        }
+        assert_eq!(Part::split(1), [Part::ALL]);
     }
 
     #[test]

@@ -8,12 +8,12 @@ use super::{
     codec::{Encoder, Meta, Record},
     engine::{self, Engine, Mark},
     folder::{self, Folder, Plate},
-    handle::{Opened, Shared},
     journal::{self, Batch, Entry, Journal},
     keyring::Keyring,
     name::{Kind, Name, Namer},
     recipients::{self, Recipient},
-    sled::SledEngine,
+    shared::{Judgement, Opened, Shared},
+    sled::{SledEngine, outline},
     writer::Writer,
 };
 use crate::{
@@ -66,8 +66,11 @@ impl Vault {
         Folder::at(path).format().exists()
     }
 
-    /// Opens the vault and holds it until it is closed or the process ends. Blocks: for less than a second after a clean
-    /// close, for as long as a copy of the database takes after a crash.
+    /// Opens the vault and holds it until it is closed or the process ends. Blocks: for less than a second as a rule, and
+    /// for as long as a copy of the database takes where somebody touched its files.
+    ///
+    /// After a crash records can be read before it is known that none is missing or older than it should be:
+    /// [`judged`](Self::judged) tells. Commits wait for that.
     pub fn open(config: &VaultConfig, identity: &Identity, metrics: Metrics) -> Result<Self, VaultError> {
         let folder = Folder::at(&config.path);
         let plate = folder.plate()?;
@@ -80,18 +83,33 @@ impl Vault {
 
         let db = folder.db();
         let untouched = journal.clean().is_some_and(|clean| folder::fingerprint(&db).is_ok_and(|now| now == clean));
-        if !untouched {
+        // After a kill the engine's files are as it left them, unless something else has happened to them. Where it can be told
+        // that nothing has happened to what it goes by, it finds what it had; that all of it is there is judged later.
+        let as_left = journal.clean().is_none() && outline::is_as_kept(&db, ends.checkpoint..=ends.last);
+        if !untouched && !as_left {
             try_somewhere(&folder, &ends, &batches)?;
         }
         folder.check_room(journal.bytes())?;
-        let engine = SledEngine::open(&db, config.cache_bytes)?;
-        engine.write_through();
-        let (meta, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
+        let open = || {
+            let engine = SledEngine::open(&db, config.cache_bytes)?;
+            engine.write_through();
+            let (meta, mark) = recover(&engine, &mut journal, &keyring, batches, untouched)?;
+            Ok((engine, meta, mark))
+        };
+        let opened = if as_left { open().map_err(as_damage) } else { open() };
+        let (engine, meta, mark) = opened.inspect_err(|error| {
+            if as_left && error.is_damaged() {
+                outline::forget(&db);
+            }
+        })?;
         lock.tell_holder();
         let opened = Opened { engine: Box::new(engine), lock: Some(lock) };
         keyring.tell_recipients(&folder);
         let mut shared = Shared::new(opened, keyring, meta, &mark, journal.bytes(), metrics);
         shared.own = identity.recipients().map(|own| own.to_string()).collect();
+        if as_left {
+            shared.judgement.send_replace(Judgement::Pending);
+        }
         Writer::start(shared, folder, journal, mark)
     }
 

@@ -69,9 +69,13 @@ pub(super) fn of(keyring: &Keyring, own: &[String]) -> Vec<Recipient> {
 }
 
 impl Vault {
-    /// Who can open it. Blocks.
+    /// Who can open it.
     pub fn recipients(&self) -> Result<Vec<Recipient>, VaultError> {
-        self.ask(|writer| Ok(writer.recipients()))
+        let shared = self.shared();
+        if shared.opened.load().is_none() {
+            return Err(VaultError::Closed);
+        }
+        Ok(of(&shared.keyring(), &shared.own))
     }
 
     /// Lets the owner of this public key open the vault, durably; gives all who then can, and whether that changed

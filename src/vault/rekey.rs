@@ -16,7 +16,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{
-    Vault, VaultError, cipher, folder, handle::Shared, journal::Entry, keyring::Keyring, name::Name, writer::Writer,
+    Vault, VaultError, cipher, folder, journal::Entry, keyring::Keyring, name::Name, shared::Shared, writer::Writer,
 };
 
 /// How many records are looked at in one go: commits wait that long.
@@ -157,6 +157,8 @@ impl Writer {
 
     /// Looks at the next chunk; gives the pass to go on with, or `None` when all is done.
     fn advance(&mut self, mut pass: Pass) -> Result<Option<Pass>, VaultError> {
+        // What is sealed anew must be the newest.
+        self.bring_up()?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         let records = opened.engine.next(pass.cursor.as_ref(), CHUNK);
         let records = records.inspect_err(|error| self.shared.poison(error))?;

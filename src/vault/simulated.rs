@@ -20,11 +20,11 @@ use super::{
     codec::{Encoder, Meta},
     engine::{self, Each, Engine, Mark},
     folder::Folder,
-    handle::{Opened, Shared},
     journal::{Batch, Entry, Journal, Storage},
     keyring::Keyring,
     name::{Kind, Name, Namer},
     open, restore,
+    shared::{Opened, Shared},
     writer::Writer,
 };
 use crate::metrics::Metrics;
@@ -158,6 +158,10 @@ impl Disk {
                 }
                 if requests.is_empty() {
                     writer.idle();
+                    // Now and then nothing comes for so long that the engine is given what it lacks.
+                    if chance.bool() {
+                        let _ = writer.bring_up();
+                    }
                 }
             }
         });

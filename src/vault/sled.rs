@@ -5,14 +5,21 @@
 //!   still reported here.
 //! - Between checkpoints its writes may reach the disk in any order, which it does not survive:
 //!   [`SledEngine::write_through`] makes them synchronous where the file system can.
+//! - It lets go of what it read too late: [`SledEngine::use_again`].
 //! - Damaged files make it panic: every call is caught.
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
+//! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
+//!   meanwhile ([`SledEngine::replace`]), and nobody holds it for longer than a few records take.
+//! - It makes damage worse while it opens: [`outline`] tells beforehand whether what it goes by is whole.
+
+pub(super) mod outline;
 
 use std::{
     collections::HashMap,
     fs::File,
     ops::Bound,
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -24,7 +31,7 @@ use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
     folder,
-    name::{Kind, Name},
+    name::{Kind, Name, Part},
     panics::caught,
 };
 
@@ -32,27 +39,93 @@ use super::{
 const MARK_KEY: [u8; 1] = [0];
 /// How often its own thread writes out what waits and collects garbage. Durability does not hang on it.
 const FLUSH_EVERY_MS: u64 = 1000;
+/// How often a record is used again after it was used, and in a scan, where a page is used for each of its records:
+/// [`SledEngine::use_again`].
+const USES: usize = 6;
+const USES_IN_SCAN: usize = 2;
 /// How often, and at what distance, a lock that an earlier handle of this process still holds is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How many records of a scan are read in one go.
+const SCAN_CHUNK: usize = 64;
 
 /// The engine in one folder.
 pub(super) struct SledEngine {
     path: PathBuf,
-    /// `None` only while it is dropped.
-    db: Option<Db>,
-    main_file: File,
+    cache_bytes: u64,
+    /// `None` while it is dropped, and where its files could not be opened any more after they were exchanged.
+    files: RwLock<Option<Files>>,
+}
+
+/// The database, and its main file.
+struct Files {
+    db: Db,
+    main: File,
 }
 
 impl SledEngine {
     /// Opens the database in `path`, or makes one. To be called only with the vault's lock held, or on a copy. A
     /// database that sled refuses or panics at is [`VaultError::Damaged`].
     pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
+        let files = Files::open(path, cache_bytes)?;
+        Ok(Self { path: path.to_owned(), cache_bytes, files: RwLock::new(Some(files)) })
+    }
+
+    /// Asks the file system to finish each write to the main file before it returns (`chattr +S`). sled orders its writes
+    /// with `sync_file_range`, which orders nothing on the disk; so, a power cut leaves what a kill would. Not every file
+    /// system can; there, a power cut between checkpoints may leave a database that is refused.
+    pub(super) fn write_through(&self) {
+        if let Some(files) = &*self.files.read().unwrap_or_else(PoisonError::into_inner) {
+            files.write_through();
+        }
+    }
+
+    fn call<T>(&self, f: impl FnOnce(&Db) -> ::sled::Result<T>) -> Result<T, VaultError> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Files { db, .. } = files.as_ref().ok_or(VaultError::Closed)?;
+        match caught(|| f(db)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
+            Ok(Err(error)) => Err(VaultError::Engine { detail: words(&error) }),
+            Err(panic) => Err(VaultError::Engine { detail: panic }),
+        }
+    }
+}
+
+impl SledEngine {
+    /// sled notes the use of a page in one of 256 queues of 64 places, and looks whether its cache is too large only when
+    /// such a queue is full. Pages that are used once, as in a scan, would stay until there are 16,384 of them: 250 MB, whatever
+    /// the size of the cache. Used again, they fill the queues sooner, and some 30 MB stay. What fails here was done before
+    /// it, and fails again where it matters.
+    fn use_again(&self, key: &[u8], times: usize) {
+        let _ = self.call(|db| (0..times).try_for_each(|_| db.contains_key(key).map(drop)));
+    }
+
+    /// At most `most` records of one kind, of a part of the names and in order of them: those after `last`, or from the
+    /// first on.
+    fn of_kind(
+        &self,
+        kind: Kind,
+        part: Part,
+        last: Option<&Name>,
+        most: usize,
+    ) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        let (first, end) = part.bounds(kind);
+        let after = last.map_or(Bound::Included(&first[..]), |name| Bound::Excluded(name.as_bytes()));
+        let range = (after, Bound::Excluded(&end[..]));
+        let found = self.call(|db| db.range::<&[u8], _>(range).take(most).collect::<::sled::Result<Vec<_>>>())?;
+        found.into_iter().map(|(key, value)| Ok((name(&key, Some(kind))?, value.to_vec()))).collect()
+    }
+}
+
+impl Files {
+    fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
         let mut tries = 0;
         let db = loop {
             let config = ::sled::Config::new()
                 .path(path)
                 .cache_capacity(cache_bytes)
+                .segment_size(outline::SEGMENT_BYTES)
                 .mode(Mode::LowSpace)
                 .flush_every_ms(Some(FLUSH_EVERY_MS));
             match caught(|| config.open()) {
@@ -67,35 +140,30 @@ impl SledEngine {
             }
         };
         let main = path.join("db");
-        let main_file = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
-        Ok(Self { path: path.to_owned(), db: Some(db), main_file })
+        let main = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
+        Ok(Self { db, main })
     }
 
-    /// Asks the file system to finish each write to the main file before it returns (`chattr +S`). sled orders its writes
-    /// with `sync_file_range`, which orders nothing on the disk; so, a power cut leaves what a kill would. Not every file
-    /// system can; there, a power cut between checkpoints may leave a database that is refused.
-    pub(super) fn write_through(&self) {
-        let set =
-            ioctl_getflags(&self.main_file).and_then(|flags| ioctl_setflags(&self.main_file, flags | IFlags::SYNC));
+    fn write_through(&self) {
+        let set = ioctl_getflags(&self.main).and_then(|flags| ioctl_setflags(&self.main, flags | IFlags::SYNC));
         if let Err(error) = set {
             tracing::debug!(error = %error, "the file system has no flag for synchronous writes");
         }
     }
 
-    fn call<T>(&self, f: impl FnOnce(&Db) -> ::sled::Result<T>) -> Result<T, VaultError> {
-        let db = self.db.as_ref().ok_or(VaultError::Closed)?;
-        match caught(|| f(db)) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(::sled::Error::Io(error))) => Err(VaultError::io(&self.path, &error)),
-            Ok(Err(error)) => Err(VaultError::Engine { detail: words(&error) }),
-            Err(panic) => Err(VaultError::Engine { detail: panic }),
-        }
+    fn close(self) {
+        // It flushes on its way out, and panics if it cannot. What matters was synced before.
+        let _ = caught(|| drop(self.db));
     }
 }
 
 impl Engine for SledEngine {
     fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
-        self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))
+        let found = self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))?;
+        if found.is_some() {
+            self.use_again(name.as_bytes(), USES);
+        }
+        Ok(found)
     }
 
     fn tag(&self, name: &Name) -> Result<Option<u128>, VaultError> {
@@ -103,11 +171,24 @@ impl Engine for SledEngine {
     }
 
     fn scan(&self, kind: Kind, each: Each<'_>) -> Result<(), VaultError> {
-        let mut records = self.call(|db| Ok(db.scan_prefix([kind.byte()])))?;
-        while let Some((key, value)) = self.call(|_| records.next().transpose())? {
-            each(&name(&key, Some(kind))?, value.to_vec())?;
+        self.scan_part(kind, Part::ALL, each)
+    }
+
+    fn scan_part(&self, kind: Kind, part: Part, each: Each<'_>) -> Result<(), VaultError> {
+        let mut last = None;
+        loop {
+            let records = self.of_kind(kind, part, last.as_ref(), SCAN_CHUNK)?;
+            let Some((name, _)) = records.last() else { return Ok(()) };
+            last = Some(*name);
+            for (name, value) in records {
+                each(&name, value)?;
+                self.use_again(name.as_bytes(), USES_IN_SCAN);
+            }
         }
-        Ok(())
+    }
+
+    fn first(&self, kind: Kind, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
+        self.of_kind(kind, Part::ALL, None, most)
     }
 
     fn next(&self, after: Option<&Name>, most: usize) -> Result<Vec<(Name, Vec<u8>)>, VaultError> {
@@ -127,7 +208,11 @@ impl Engine for SledEngine {
             }
         }
         batch.insert(&MARK_KEY, &mark.encode()[..]);
-        self.call(|db| db.apply_batch(batch))
+        self.call(|db| db.apply_batch(batch))?;
+        for name in writes.keys() {
+            self.use_again(name.as_bytes(), USES);
+        }
+        Ok(())
     }
 
     fn mark(&self) -> Result<Option<Mark>, VaultError> {
@@ -140,11 +225,32 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), VaultError> {
+        let mark = self.mark()?;
         self.call(|db| db.flush().map(drop))?;
-        self.main_file
-            .sync_all()
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Files { main, .. } = files.as_ref().ok_or(VaultError::Closed)?;
+        main.sync_all()
             .and_then(|()| folder::sync_tree(&self.path))
-            .map_err(|error| VaultError::io(&self.path, &error))
+            .map_err(|error| VaultError::io(&self.path, &error))?;
+        if let Some(mark) = mark
+            && let Err(error) = outline::keep(&self.path, main, mark.applied)
+        {
+            tracing::debug!(%error, "the database's outline was not kept; after a kill a copy is tried");
+        }
+        Ok(())
+    }
+
+    fn replace(&self, successor: &Path) -> Result<(), VaultError> {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = files.take() {
+            files.close();
+        }
+        let exchanged = folder::exchange(&self.path, successor);
+        // Whichever are in their place now are whole.
+        let opened = Files::open(&self.path, self.cache_bytes)?;
+        opened.write_through();
+        *files = Some(opened);
+        exchanged
     }
 
     fn bytes(&self) -> u64 {
@@ -154,9 +260,9 @@ impl Engine for SledEngine {
 
 impl Drop for SledEngine {
     fn drop(&mut self) {
-        let db = self.db.take();
-        // It flushes on its way out, and panics if it cannot. What matters was synced before.
-        let _ = caught(|| drop(db));
+        if let Some(files) = self.files.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            files.close();
+        }
     }
 }
 

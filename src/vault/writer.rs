@@ -8,28 +8,41 @@ use std::{
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{
-    OwnedSemaphorePermit,
-    mpsc::{self, error::TryRecvError},
-    oneshot,
+use tokio::{
+    runtime::{self, Runtime},
+    sync::{
+        OwnedSemaphorePermit,
+        mpsc::{self, error::TryRecvError},
+        oneshot,
+    },
+    time::timeout,
 };
 
 use super::{
     Change, Vault, VaultError,
     backup::Tee,
     codec::{Encoder, Record},
+    compact::Compaction,
     engine::{self, Mark},
     folder::{self, Folder},
-    handle::{Opened, Shared},
     journal::{Batch, Entry, Journal},
-    name::Kind,
+    name::{Kind, Part},
+    open::as_damage,
     panics::caught,
     rekey::Rekey,
+    shared::{Judgement, Opened, Shared},
+    sled::outline,
 };
 
 /// How often, and at what distance, closing looks whether the last reader is done.
 const CLOSE_TRIES: u32 = 200;
 const CLOSE_PAUSE: Duration = Duration::from_millis(10);
+/// How long nothing must have come before the engine is given what it lacks. Under load it is given more at once, so that
+/// what comes and goes in between costs it nothing.
+const REST: Duration = Duration::from_millis(100);
+/// The engine is given what it lacks when that is as large as this share of the largest group: an eighth of a group, or a 64th
+/// of the journal. Reads of the engine wait for as long as it takes that, and should it fail, the journal has room left.
+const BACKLOG_SHARE: usize = 8;
 
 /// What the writer is asked for.
 pub(super) enum Request {
@@ -59,9 +72,12 @@ pub(super) struct Writer {
     pub(super) journal: Journal,
     encoder: Encoder,
     random: SystemRandom,
-    /// The engine's last batch.
+    /// What the vault holds after the last commit.
     pub(super) mark: Mark,
+    /// The last commit that the engine was given.
+    given: u64,
     pub(super) rekey: Rekey,
+    pub(super) compaction: Compaction,
     /// Whether a commit was synced since the last note.
     unnoted: bool,
     /// Where commits go as well, while a backup is made.
@@ -81,8 +97,10 @@ impl Writer {
         let (mut writer, sender, mut requests) = Self::new(shared, folder, journal, mark);
         let (shared, path) = (Arc::clone(&writer.shared), writer.folder.path().to_owned());
         writer.tell_progress();
+        let waiting = runtime::Builder::new_current_thread().enable_time().build();
+        let waiting = waiting.map_err(|error| VaultError::io(&path, &error))?;
         let run = move || {
-            if let Err(panic) = caught(|| writer.run(&mut requests)) {
+            if let Err(panic) = caught(|| writer.run(&mut requests, &waiting)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
             }
         };
@@ -102,30 +120,42 @@ impl Writer {
         let shared = Arc::new(shared);
         let writer = Self {
             rekey: Rekey::of(&shared),
+            compaction: Compaction::default(),
             shared,
             folder,
             journal,
             encoder: Encoder::new(),
             random: SystemRandom::new(),
             mark,
+            given: mark.applied,
             unnoted: false,
             tee: Weak::new(),
         };
         (writer, sender, requests)
     }
 
-    /// Serves requests in order until the vault is closed or nobody is left to ask.
-    fn run(&mut self, requests: &mut Requests) {
+    /// Serves requests in order until the vault is closed or nobody is left to ask. `waiting` ends waits.
+    fn run(&mut self, requests: &mut Requests, waiting: &Runtime) {
+        if self.is_unjudged() {
+            self.judge();
+        }
+        let judgement = self.shared.judgement.borrow().clone();
+        match judgement {
+            Judgement::Whole => {}
+            Judgement::Pending => return self.refuse_all(requests, None),
+            Judgement::Damaged(error) => return self.refuse_all(requests, Some(&error)),
+        }
+        self.compact_if_grown();
         loop {
             let request = match requests.try_recv() {
                 Ok(request) => Some(request),
                 Err(TryRecvError::Disconnected) => None,
                 Err(TryRecvError::Empty) => {
                     self.idle();
-                    if self.idle_work() {
+                    if self.idle_work() || self.compact_some() {
                         continue;
                     }
-                    requests.blocking_recv()
+                    self.wait(requests, waiting)
                 }
             };
             let Some(request) = request else { return };
@@ -133,6 +163,58 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    fn is_unjudged(&self) -> bool {
+        matches!(*self.shared.judgement.borrow(), Judgement::Pending)
+    }
+
+    /// After a crash: counts every record before the first is written, while others read. Where they are not what the mark
+    /// says, nothing is ever written, and the next opening tries a copy, so that it is refused as the vault is. The vault may
+    /// be closed meanwhile; then this is left to the next opening.
+    fn judge(&mut self) {
+        let shared = &self.shared;
+        let Some(opened) = shared.opened.load_full() else { return };
+        let verified = engine::verify_in_parts(&*opened.engine, &self.mark, &Part::by_cores(), &shared.ending);
+        let judgement = match verified.map_err(as_damage) {
+            Ok(()) => Judgement::Whole,
+            Err(VaultError::Closed) => return,
+            Err(error) => {
+                outline::forget(&self.folder.db());
+                shared.poison(&error);
+                Judgement::Damaged(error)
+            }
+        };
+        shared.judgement.send_replace(judgement);
+    }
+
+    /// Writes nothing until the vault is closed: it was found damaged, or is closed before it is known whether it is. Then the
+    /// next opening finds what this one has found.
+    fn refuse_all(&mut self, requests: &mut Requests, damage: Option<&VaultError>) {
+        let error = damage.unwrap_or(&VaultError::Closed);
+        while let Some(request) = requests.blocking_recv() {
+            match request {
+                Request::Commit(commit) => answer(commit, Err(error.clone())),
+                Request::Run(_) => {}
+                Request::Close(done) => {
+                    self.shared.opened.swap(None).and_then(last_reader_done);
+                    let _ = done.send(damage.map_or(Ok(()), |error| Err(error.clone())));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for the next request; where none comes for a while, the engine is given what it lacks.
+    fn wait(&mut self, requests: &mut Requests, waiting: &Runtime) -> Option<Request> {
+        if self.is_behind() {
+            if let Ok(request) = waiting.block_on(async { timeout(REST, requests.recv()).await }) {
+                return request;
+            }
+            // Whoever commits next is told of a failure.
+            let _ = self.bring_up();
+        }
+        requests.blocking_recv()
     }
 
     /// Serves a request, and with a commit those that wait behind it; breaks when the vault was closed.
@@ -148,6 +230,7 @@ impl Writer {
                 }
             }
             self.work_between_requests();
+            self.compact_between_requests();
         }
         ControlFlow::Continue(())
     }
@@ -180,6 +263,7 @@ impl Writer {
     fn keep_room(&mut self) {
         if self.journal.wants_checkpoint() && self.shared.poison.get().is_none() {
             let _ = self.checkpoint();
+            self.compact_if_grown();
         }
     }
 
@@ -221,34 +305,53 @@ impl Writer {
         self.shared.metrics.vault_written(started.elapsed());
         self.unnoted = true;
         self.rekey.note_written(batches.iter().map(|batch| batch.entries.len()).sum());
-        match self.apply(&batches) {
-            Ok(mark) => self.mark = mark,
-            Err(error) => {
-                // Read from here before anybody is told.
-                self.shared.strand(&batches);
-                // The engine never sees these numbers; the journal goes on with them.
-                self.mark.applied = last;
-                if self.shared.poison.get().is_none() {
-                    self.shared.poison(&error);
-                }
-            }
+        self.compaction.follow(&batches);
+        let first = self.mark.applied + 1;
+        let taken = self.take_in(batches);
+        // Whatever the engine says to it: the journal goes on with the next number.
+        self.mark.applied = last;
+        if let Err(error) = taken
+            && self.shared.poison.get().is_none()
+        {
+            self.shared.poison(&error);
         }
-        for (commit, batch) in waiting.into_iter().zip(&batches) {
-            answer(commit, Ok(batch.sequence));
+        for (commit, sequence) in waiting.into_iter().zip(first..) {
+            answer(commit, Ok(sequence));
+        }
+        if self.shared.backlog.bytes() >= self.journal.limit() / BACKLOG_SHARE {
+            // Whoever commits next is told of a failure.
+            let _ = self.bring_up();
         }
     }
 
-    /// Brings batches into the engine, unless something has failed before.
-    fn apply(&self, batches: &[Batch]) -> Result<Mark, VaultError> {
+    /// Lets every read see commits that are durable.
+    fn take_in(&mut self, batches: Vec<Batch>) -> Result<(), VaultError> {
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
         if let Some(tee) = self.tee.upgrade() {
-            tee.committed(batches, &*opened.engine);
+            tee.committed(&batches, &*opened.engine);
         }
+        self.shared.backlog.add(batches, &*opened.engine, &mut self.mark)?;
+        self.shared.count(&self.mark);
+        self.folder.check_room(0)
+    }
+
+    /// Whether the engine lacks commits that it is still to be given.
+    pub(super) fn is_behind(&self) -> bool {
+        self.given < self.mark.applied && self.shared.poison.get().is_none()
+    }
+
+    /// Gives the engine every commit that it lacks. Whoever looks at the engine as a whole asks for this first.
+    pub(super) fn bring_up(&mut self) -> Result<(), VaultError> {
         if let Some(error) = self.shared.poisoned() {
             return Err(error);
         }
-        self.folder.check_room(0)?;
-        engine::apply(&*opened.engine, self.mark, batches).inspect(|mark| self.shared.count(mark))
+        if self.is_behind() {
+            let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
+            let given = self.shared.backlog.give(&*opened.engine, &self.mark);
+            given.inspect_err(|error| self.shared.poison(error))?;
+            self.given = self.mark.applied;
+        }
+        Ok(())
     }
 
     /// Brings the engine to the disk, and lets the journal start over.
@@ -260,6 +363,7 @@ impl Writer {
         let done = self
             .folder
             .check_room(0)
+            .and_then(|()| self.bring_up())
             .and_then(|()| opened.engine.sync())
             .and_then(|()| self.journal.start_over(self.mark.applied, None));
         self.unnoted = false;
@@ -268,7 +372,8 @@ impl Writer {
 
     /// Ends the vault. The journal is marked as closed cleanly only if nothing failed and no reader is left; either way
     /// everything that was committed is there when it is next opened.
-    fn close(&mut self) -> Result<(), VaultError> {
+    pub(super) fn close(&mut self) -> Result<(), VaultError> {
+        self.compaction.abandon();
         let checkpoint = self.checkpoint();
         let Some(opened) = self.shared.opened.swap(None).and_then(last_reader_done) else { return checkpoint };
         let Opened { engine, lock } = opened;

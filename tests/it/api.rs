@@ -73,6 +73,38 @@ fn a_token_comes_with_all_that_its_user_needs() {
 }
 
 #[test]
+fn a_fetch_is_answered_alike_whether_or_not_it_takes_the_way_past_the_router() {
+    let (stand, worker) = pair(3600);
+    worker.enrol("481001", &consent(&stand.consent("birgit", Usage::Reuse, &["481001"])));
+    let counted = || worker.metric("consentry_fetch_requests_total", &["outcome=\"ok\""]);
+    for query in ["", "?min_ttl=60"] {
+        let before = counted();
+        // An id with an escape in it is left to the router.
+        let ask = |id: &str| worker.get(&format!("/v1/organizations/{id}/token{query}"));
+        let (past, through) = (ask("481001"), ask("48%31001"));
+        assert_eq!((past.status, through.status), (200, 200));
+        // In whatever order they come.
+        let named = |answer: &Response| {
+            let mut names: Vec<_> = answer.header_names().map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(named(&past), named(&through));
+        for name in past.header_names().filter(|name| !matches!(*name, "date" | "content-length")) {
+            assert_eq!(past.header(name), through.header(name));
+        }
+        let (mut past, mut through) = (past.json(), through.json());
+        let left = |body: &mut Value| body["expires_in"].take().as_u64().expect("seconds");
+        assert!(left(&mut past).abs_diff(left(&mut through)) <= 1);
+        assert_eq!(past, through);
+        assert!((counted() - before - 2.0).abs() < 0.5, "each is counted once");
+    }
+    // What is not such a fetch is none of its business.
+    assert_problem(&worker.request("DELETE", "/v1/organizations/481001/token", &[], ""), 405, "method_not_allowed");
+    assert_problem(&worker.get("/v1/organizations/481001/x/token"), 404, "not_found");
+}
+
+#[test]
 fn half_of_a_tokens_life_can_be_asked_for_and_no_more() {
     let (stand, worker) = pair(3600);
     worker.enrol("481001", &consent(&stand.consent("birgit", Usage::Reuse, &["481001"])));

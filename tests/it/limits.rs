@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::TcpStream,
     os::unix::net::UnixStream,
     thread,
     time::{Duration, Instant},
@@ -38,21 +38,10 @@ fn is_well(worker: &Worker) {
 }
 
 /// A connection of either listener.
-trait Connection: Read + Write + Send {
-    fn end_writing(&self);
-}
+trait Connection: Read + Write + Send {}
 
-impl Connection for UnixStream {
-    fn end_writing(&self) {
-        let _ = self.shutdown(Shutdown::Write);
-    }
-}
-
-impl Connection for TcpStream {
-    fn end_writing(&self) {
-        let _ = self.shutdown(Shutdown::Write);
-    }
-}
+impl Connection for UnixStream {}
+impl Connection for TcpStream {}
 
 fn to_socket(worker: &Worker) -> Box<dyn Connection> {
     let stream = UnixStream::connect(worker.socket()).expect("it listens");
@@ -71,14 +60,14 @@ fn to_http(worker: &Worker) -> Box<dyn Connection> {
 type Connect = fn(&Worker) -> Box<dyn Connection>;
 const LISTENERS: [(&str, Connect); 2] = [("the socket", to_socket), ("the HTTP listener", to_http)];
 
-/// Sends all of `parts` unless the worker closes before, and reads to the end; what was answered. It has to end.
+/// Sends all of `parts` unless the worker closes before, and reads to the end; what was answered. The worker has to end it:
+/// a caller who ends his side first is taken for one who has gone, and what he still waits for is not sent.
 fn say<'a>(mut connection: Box<dyn Connection>, parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     for part in parts {
         if connection.write_all(part).is_err() {
             break;
         }
     }
-    connection.end_writing();
     let mut answer = Vec::new();
     match connection.read_to_end(&mut answer) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}

@@ -5,7 +5,6 @@ mod read;
 use std::{
     io::{self, BufReader},
     sync::Arc,
-    time::Duration,
 };
 
 use clap::Args;
@@ -20,23 +19,17 @@ use self::{
 };
 use super::{
     Exit, Failure, Global,
+    again::{again, ends_all},
     parse::{self, Source},
     print::Out,
     sandbox::interrupted,
 };
-use crate::{
-    client::{Client, ClientError, Enrolled},
-    wire::Code,
-};
+use crate::client::{Client, ClientError, Enrolled};
 
 /// Requests under way at once, each on a connection of its own.
 const IN_FLIGHT: usize = 32;
 /// Lines that wait for one connection.
 const WAITING: usize = 4;
-/// How often a line is sent again where the worker asks to wait.
-const MAX_RETRIES: u32 = 8;
-/// The longest single wait before a line is sent again.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How much of the input is read at once, in bytes.
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -137,7 +130,7 @@ async fn send_lines(
     progress: Arc<Progress>,
 ) -> Result<(), ClientError> {
     while let Some(Numbered { number, line }) = lines.recv().await {
-        match send_line(&client, &line).await {
+        match again(|| client.put_json(&line.organization, line.body.clone())).await {
             Ok(enrolled) => progress.taken(taken(&enrolled)),
             Err(error) if ends_all(&error) => return Err(error),
             Err(error) => progress.failed(number, &format!("{}: {error}", line.organization)),
@@ -146,74 +139,10 @@ async fn send_lines(
     Ok(())
 }
 
-async fn send_line(client: &Client, line: &line::Line) -> Result<Enrolled, ClientError> {
-    let mut retries = 0;
-    loop {
-        match client.put_json(&line.organization, line.body.clone()).await {
-            Err(error) if retries < MAX_RETRIES => match pause_before_retry(&error, retries) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(error),
-            },
-            answer => return answer,
-        }
-        retries += 1;
-    }
-}
-
-/// How long to wait where waiting may help: what the worker says, else twice as long each time.
-fn pause_before_retry(error: &ClientError, retries: u32) -> Option<Duration> {
-    let ClientError::Problem { problem, retry_after } = error else { return None };
-    let may_help = matches!(problem.code, Code::Starting | Code::VaultUnavailable | Code::TooManyRequests);
-    let doubled = Duration::from_millis(250).saturating_mul(2_u32.saturating_pow(retries));
-    may_help.then(|| retry_after.unwrap_or(doubled).min(MAX_PAUSE))
-}
-
-const fn ends_all(error: &ClientError) -> bool {
-    matches!(error, ClientError::NotRunning { .. } | ClientError::Denied { .. } | ClientError::Untrusted { .. })
-}
-
 const fn taken(enrolled: &Enrolled) -> Taken {
     match (enrolled.created, enrolled.changed) {
         (true, _) => Taken::Enrolled,
         (false, Some(false)) => Taken::Unchanged,
         (false, _) => Taken::Replaced,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::Problem;
-
-    fn problem(code: Code, retry_after: Option<Duration>) -> ClientError {
-        let detail = "d".to_owned();
-        let problem = Problem {
-            renewal_url: None,
-            kind: "t".into(),
-            title: "t".into(),
-            status: code.status(),
-            detail,
-            code,
-            reason: None,
-            since: None,
-        };
-        ClientError::Problem { problem: Box::new(problem), retry_after }
-    }
-
-    #[test]
-    fn a_line_is_sent_again_only_where_waiting_may_help() {
-        let pause = |code, after| pause_before_retry(&problem(code, after), 2);
-        assert_eq!(pause(Code::Starting, Some(Duration::from_secs(1))), Some(Duration::from_secs(1)));
-        assert_eq!(pause(Code::VaultUnavailable, None), Some(Duration::from_secs(1)));
-        assert_eq!(pause(Code::TooManyRequests, Some(Duration::from_hours(1))), Some(MAX_PAUSE));
-        assert_eq!(pause(Code::AlreadySpent, None), None);
-        assert_eq!(pause(Code::Refused, None), None);
-    }
-
-    #[test]
-    fn only_a_worker_that_is_gone_ends_the_whole_import() {
-        assert!(ends_all(&ClientError::NotRunning { path: "/s".into() }));
-        assert!(!ends_all(&problem(Code::Forbidden, None)));
-        assert!(!ends_all(&ClientError::Protocol("x".into())));
     }
 }

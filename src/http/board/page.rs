@@ -104,12 +104,19 @@ fn at_a_glance(body: &mut Html, overview: &Overview<'_>) {
             body.raw("consents whose end was assumed");
         });
     }
-    body.raw("</ul></section>");
+    body.raw("</ul>");
+    let awaiting: u64 = census.providers.values().map(|provider| provider.awaiting).sum();
+    if awaiting > 0 {
+        body.raw("<p class=\"notice\"><strong>").text(words::counted(awaiting, "consent", "consents"));
+        body.raw("</strong> to be confirmed: see <code>consentry status</code></p>");
+    }
+    body.raw("</section>");
 }
 
 /// A number, what it counts, and the way to what was counted.
 fn tile(body: &mut Html, query: &Query, number: u64, what: impl FnOnce(&mut Html)) {
-    body.raw(if number == 0 { "<li class=\"tile zero\"><a href=\"" } else { "<li class=\"tile\"><a href=\"" });
+    body.raw("<li class=\"tile").raw(if query.state.is_some() { " state" } else { "" });
+    body.raw(if number == 0 { " zero\"><a href=\"" } else { "\"><a href=\"" });
     body.text(query.address()).raw("#organizations\"><strong>").text(words::count(number)).raw("</strong> <span>");
     what(body);
     body.raw("</span></a></li>");

@@ -1,7 +1,7 @@
 //! One-time tokens: doubts and their resolution, strays, spent tokens, and what lost takes.
 
 use super::*;
-use crate::{clock::Clock, wire::Resolution};
+use crate::{clock::Clock, config::InDoubtPolicy, wire::Resolution};
 
 const IDLE: KeepWarm = KeepWarm::FetchedWithin(Duration::from_secs(1));
 
@@ -265,7 +265,8 @@ async fn an_answer_to_a_credential_that_was_replaced_meanwhile_is_kept_and_named
     grant.fingerprint = world.vault.fingerprint(&Secret::new("one-other"));
     let commit = world.vault.commit(vec![crate::vault::Change::PutGrant(Box::new(grant))]).await;
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    slot.lock().brief.sequence = commit.expect("stored");
+    let sequence = commit.expect("stored");
+    world.keeper.shared.amend_brief(&slot, world.keeper.shared.now(), |brief| brief.sequence = sequence);
     gate.add_permits(2);
     let _ = fetched.await.expect("whole");
     world.until(|world| world.vault.stats().strays == 1).await;
@@ -305,7 +306,7 @@ async fn an_access_token_larger_than_a_record_costs_no_refresh_token_and_is_not_
     assert_eq!(stored.credential.secret().expose(), "one-second");
     assert_eq!(world.fetch("a").await.expect("the one before lives").token.access_token, "at-1");
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    assert!(slot.lock().flight.is_none(), "it is not tried for ever");
+    assert!(slot.lock().flight().is_none(), "it is not tried for ever");
     world.clock.advance(HOUR * 2);
     assert!(world.fetch("a").await.is_ok());
     assert_eq!(world.issuer.replays.load(Ordering::SeqCst), 0);

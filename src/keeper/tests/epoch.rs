@@ -104,3 +104,31 @@ async fn every_one_time_grant_of_an_earlier_epoch_is_in_doubt_in_a_few_commits_a
     }
     assert_eq!(commits, 0, "a second start finds nothing to change");
 }
+
+#[tokio::test]
+async fn an_organization_that_its_grant_does_not_list_is_listed_again_and_keeps_it_when_another_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, identity) = (vault_config(&folder), folder.path().join("identity.txt"));
+    let identity = Identity::create(&identity).expect("made");
+    Vault::create(&config, &identity).expect("made");
+    let vault = Vault::open(&config, &identity, Metrics::new(&[])).expect("opened");
+    let mut changes = stored(0, Credential::RefreshToken(Secret::new("reuse-0")), Some(Usage::Reuse));
+    let (grant, added_at) = (GrantId::from_bytes([0; 16]), Timestamp::from_millis(1_800_000_000_000));
+    let forgotten = crate::model::Organization { id: org("forgotten"), grant, labels: [].into(), added_at };
+    changes.push(Change::PutOrganization(Box::new(forgotten)));
+    vault.commit(changes).await.expect("stored");
+    vault.close().expect("closed");
+    Vault::accept(&config, &identity).expect("accepted");
+
+    let vault = Vault::open(&config, &identity, Metrics::new(&[])).expect("opened");
+    let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000) + Duration::from_mins(1));
+    let keeper = keeper(&vault, &Arc::new(Issuer::default()), &clock, KeepWarm::Always, &[provider_config()]);
+    while !keeper.is_ready() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let lists = || vault.grant(grant).expect("readable").map(|stored| stored.value.organizations);
+    assert_eq!(lists(), Some(vec![org("o0"), org("forgotten")]));
+    keeper.remove(&org("o0"), false).await.expect("removed");
+    assert_eq!(lists(), Some(vec![org("forgotten")]), "the grant goes with its last organization");
+    assert!(keeper.token(&org("forgotten"), Duration::ZERO).await.is_ok());
+}

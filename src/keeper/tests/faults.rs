@@ -93,7 +93,7 @@ async fn a_removal_that_meets_a_replacement_leaves_nothing_dangling() {
     world.enrol("a", "reuse-ab").await.expect("enrolled");
     world.enrol("b", "reuse-ab").await.expect("joined");
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    let record = slot.record.lock().await;
+    let record = slot.record().await;
     let (replacing, removing) = (world.keeper.clone(), world.keeper.clone());
     let replaced = tokio::spawn(async move { replacing.enrol(org("a"), unverified("key-a")).await });
     for _ in 0..10 {
@@ -173,7 +173,7 @@ async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmles
     world.advance(HOUR);
     world.until(|world| world.sent("key-b") == 2).await;
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    world.until(|_| slot.lock().flight.is_none() && slot.lock().timer.is_none()).await;
+    world.until(|_| slot.lock().flight().is_none() && slot.lock().timer.is_none()).await;
     assert_eq!(world.keeper.sweep(), 0, "it waits for an operator, and nothing was forgotten");
     assert_eq!(world.sent("one-1-one-a"), 1);
     world.keeper.remove(&org("b"), false).await.expect("removed");
@@ -245,10 +245,12 @@ async fn a_cached_token_is_never_served_with_the_times_of_another() {
     let now = world.keeper.shared.now();
     {
         let mut state = slot.lock();
-        let access = state.brief.access.as_mut().expect("has one");
+        let mut brief = state.brief();
+        let access = brief.access.as_mut().expect("has one");
         access.issued_at = now.wall;
         access.expires_at = now.wall + HOUR;
         access.expires_boot = now.boot + HOUR;
+        state.set_brief(&brief);
     }
     let served = world.fetch("a").await.expect("lives");
     assert_eq!((served.token.access_token.as_str(), served.token.expires_in), ("at-1", 1));
@@ -275,7 +277,7 @@ async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_toke
     world.advance(HOUR.mul_f64(0.85));
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
     let now = world.keeper.shared.now().boot;
-    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer) > (now + HOUR).as_millis())).await;
+    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer.get()) > (now + HOUR).as_millis())).await;
     assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
     world.until(|world| world.issuer.count() == 2).await;
 }
@@ -289,7 +291,7 @@ async fn a_caller_who_forces_an_exchange_of_a_frozen_provider_is_told_at_once() 
     assert_eq!(code(world.keeper.refresh(&org("b"), None).await), Code::ProviderUnavailable);
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::ProviderUnavailable);
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    assert!(slot.lock().flight.is_none(), "nothing waits for the provider's recovery in the caller's name");
+    assert!(slot.lock().flight().is_none(), "nothing waits for the provider's recovery in the caller's name");
 }
 
 #[tokio::test]
@@ -445,7 +447,7 @@ async fn who_waits_for_a_grant_that_is_replaced_meanwhile_gets_the_new_ones_toke
     gate.add_permits(10);
     for waiting in [fetched, refreshed] {
         let served = waiting.await.expect("no panic").expect("the new grant's token");
-        assert_eq!(served.etag, world.fetch("a").await.expect("served").etag);
+        assert_eq!(Fetched::from(served).etag, world.fetch("a").await.expect("served").etag);
     }
     assert_eq!(world.sent("reuse-b"), 1);
 }

@@ -175,7 +175,7 @@ async fn a_token_is_not_handed_out_beyond_its_life_though_wall_time_went_back_du
     world.clock.set_wall(world.clock.now().wall - HOUR);
     gate.add_permits(1);
     let served = fetching.await.expect("whole").expect("served");
-    assert_eq!(served.token.expires_in, 3592, "counted from when it was asked for");
+    assert_eq!(served.read().expires_in, 3592, "counted from when it was asked for");
 }
 
 #[tokio::test]

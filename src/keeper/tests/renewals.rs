@@ -66,6 +66,12 @@ impl World {
         self.awaiting().into_iter().map(|awaiting| awaiting.reason.into_owned()).collect()
     }
 
+    /// How many consents the metrics say an operator has to confirm. Counts are remembered for a second.
+    fn to_be_confirmed(&self) -> u64 {
+        self.clock.advance(Duration::from_secs(1));
+        self.keeper.census().providers.values().map(|provider| provider.awaiting).sum()
+    }
+
     fn told_of_renewals(&self) -> Vec<String> {
         let events = self.keeper.shared.outbox.after(None);
         let renewed = events.iter().filter(|event| event.kind == EventKind::ConsentRenewed);
@@ -240,9 +246,11 @@ async fn a_first_connection_is_made_by_a_list_or_by_an_operator() {
     *world.issuer.reach.lock().expect("whole") = None;
     world.renewed("unlisted", "one-unlisted").await.expect("stored");
     assert_eq!(world.reasons(), ["first_connection"]);
+    assert_eq!(world.to_be_confirmed(), 1);
     assert_eq!(code(world.fetch("unlisted").await), Code::UnknownOrganization);
     world.keeper.confirm(&org("unlisted")).await.expect("confirmed");
     assert_eq!(world.token_of("unlisted").await, "at-of-one-unlisted");
+    assert_eq!(world.to_be_confirmed(), 0);
 }
 
 #[tokio::test]

@@ -130,3 +130,29 @@ async fn a_vault_that_takes_nothing_is_told_of_from_memory_once() {
     world.keeper.sweep();
     assert_eq!(world.kinds(), [EventKind::VaultFailing]);
 }
+
+#[tokio::test]
+async fn a_new_secret_in_the_place_of_an_old_one_is_told_as_a_renewal_once_it_is_proven() {
+    let world = World::new().await;
+    let renewed = |world: &World| -> Vec<String> {
+        let told = world.told();
+        let renewed = told.iter().filter(|event| event.kind == EventKind::ConsentRenewed);
+        renewed.filter_map(|event| event.labels.get("name").cloned()).collect()
+    };
+    world.keeper.enrol(org("a"), ending("reuse-1", 100)).await.expect("enrolled");
+    world.enrol("b", "key-1").await.expect("enrolled");
+    world.enrol("b", "key-2").await.expect("replaced");
+    assert!(world.kinds().is_empty(), "neither a first consent nor a key is a renewal");
+    world.keeper.enrol(org("a"), ending("reuse-2", 200)).await.expect("replaced");
+    assert_eq!(renewed(&world), ["Bager Hansen"]);
+    world.enrol("a", "reuse-2").await.expect("unchanged");
+    world.keeper.enrol(org("a"), unverified("reuse-3")).await.expect("stored");
+    assert!(world.enrol("a", "dead-1").await.is_err());
+    assert_eq!(renewed(&world).len(), 1, "what is there already, unproven or refused is none");
+    // Nobody knows whether it works until its first answer comes, however many organizations use it.
+    let gate = world.issuer.closes();
+    world.keeper.enrol(org("c"), unverified("reuse-4")).await.expect("stored");
+    world.keeper.enrol(org("b"), unverified("reuse-4")).await.expect("joined");
+    assert_eq!((world.state("b").await.as_str(), renewed(&world).len()), ("failing/unverified", 1));
+    gate.add_permits(1);
+}

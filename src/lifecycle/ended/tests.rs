@@ -3,6 +3,7 @@ use rstest::rstest;
 use super::*;
 use crate::{
     config::{InDoubtPolicy, KeepWarm},
+    lifecycle::{Fleet, Situation, due},
     model::{Consent, GrantId, NoAnswer, Secret},
 };
 
@@ -392,8 +393,9 @@ fn a_token_whose_successor_was_kept_aside_is_remembered_as_spent() {
     let mut grant = consent_grant();
     exchange_ended(&mut grant, &ended(&ExchangeOutcome::Granted(given), Some(2)), &policy(), now());
     assert!(grant.spent.contains(&grant.fingerprint));
-    let fleet = crate::lifecycle::Fleet { shares_subject: false };
-    assert_eq!(crate::lifecycle::due(&grant, None, &policy(), fleet, now(), 1, 0.0), None, "never by itself");
+    let (policy, fleet) = (policy(), Fleet { shares_subject: false });
+    let situation = Situation { grant: &grant, intent: None, policy: &policy, fleet, now: now(), boot_id: 1 };
+    assert_eq!(due(situation, 0.0), None, "never by itself");
 }
 
 #[test]

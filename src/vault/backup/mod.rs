@@ -118,6 +118,8 @@ impl Writer {
         if self.tee.strong_count() > 0 {
             return Err(VaultError::BackupUnderWay);
         }
+        // What is read of the engine from now on is as it is at this commit, or as the tee has it.
+        self.bring_up()?;
         self.tee = Arc::downgrade(tee);
         let keyring = self.shared.keyring.lock().unwrap_or_else(PoisonError::into_inner);
         Ok((self.mark, keyring.recipients.clone()))

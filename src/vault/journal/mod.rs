@@ -56,6 +56,7 @@
 mod frame;
 mod header;
 mod storage;
+mod window;
 
 use std::{
     fs::{File, OpenOptions},
@@ -71,8 +72,9 @@ pub(super) use self::{
     storage::Storage,
 };
 use self::{
-    frame::{FRAME_HEADER_BYTES, Frame, Magic, Standing},
+    frame::{FRAME_HEADER_BYTES, Magic, Standing},
     header::{HEADER_BYTES, Header},
+    window::Window,
 };
 use super::{
     error::VaultError,
@@ -80,7 +82,7 @@ use super::{
 };
 
 /// The size of a new journal, in bytes: enough for some thousand commits between checkpoints.
-pub(super) const DEFAULT_CAPACITY: u64 = 16 * 1024 * 1024;
+pub(super) const DEFAULT_CAPACITY: u64 = 8 * 1024 * 1024;
 /// The largest journal that is read, in bytes.
 const MAX_CAPACITY: u64 = 1024 * 1024 * 1024;
 /// The smallest that is made, in bytes.
@@ -184,11 +186,11 @@ impl Journal {
     /// The commits after the checkpoint, in order; an error if one of them is known to be missing.
     pub(super) fn batches(&self) -> Result<Vec<Batch>, VaultError> {
         let length = usize::try_from(self.header.capacity).expect("below MAX_CAPACITY");
-        let mut frames = vec![0; length];
-        self.file.read_exact_at(&mut frames, FRAMES_AT).map_err(|error| VaultError::io(&self.path, &error))?;
+        let failed = |error: io::Error| VaultError::io(&self.path, &error);
+        let mut window = Window::new(self.file.as_ref(), length, self.limit().next_multiple_of(8));
         let mut batches = Vec::new();
         let (mut position, mut expected) = (0, self.header.checkpoint + 1);
-        while let Some(frame) = Frame::read(&frames, position).filter(|frame| {
+        while let Some(frame) = window.frame(position).map_err(failed)?.filter(|frame| {
             frame.is_commit() && frame.generation == self.header.generation && frame.sequence == expected
         }) {
             let batch = Batch::decode(expected, frame.payload)
@@ -199,7 +201,7 @@ impl Journal {
         }
         let generation = self.header.generation;
         for at in (position..length).step_by(8) {
-            let Some(frame) = Frame::read(&frames, at) else { continue };
+            let Some(frame) = window.frame(at).map_err(failed)? else { continue };
             if frame.generation > generation {
                 return Err(damaged(format!("its newest header, of generation {}, is missing", frame.generation)));
             }

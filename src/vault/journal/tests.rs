@@ -67,6 +67,27 @@ fn commits_read_back_as_they_were_written() {
 }
 
 #[test]
+fn a_journal_is_read_to_its_end_whatever_the_length_of_its_frames() {
+    let fixture = Fixture::new();
+    let mut journal = fixture.open();
+    journal.start_over(10, None).unwrap();
+    let longest = journal.limit() - FRAME_HEADER_BYTES - 4 - 21;
+    let mut written = Vec::new();
+    for (sequence, bytes) in (11..).zip([1, longest, 700, longest, 1, longest - 1, 1500, longest, 9]) {
+        let mut batch = batch(sequence);
+        batch.entries.truncate(1);
+        batch.entries[0].sealed = Some(vec![0xab; bytes]);
+        journal.add(&batch).unwrap();
+        journal.sync(sequence).unwrap();
+        written.push(batch);
+    }
+    assert_eq!(fixture.open().batches().unwrap(), written);
+    fixture.alter(FRAMES_AT + 60);
+    let error = fixture.sequences().unwrap_err();
+    assert!(error.to_string().contains("commit 11 is missing"), "{error}");
+}
+
+#[test]
 fn a_new_journal_is_clean_and_empty() {
     let journal = Fixture::new().open();
     assert_eq!((journal.checkpoint(), journal.clean()), (10, Some([9; 16])));

@@ -72,6 +72,7 @@ impl Write for Committing<'_> {
                     scope.spawn(move || runtime.block_on(commit).unwrap());
                 });
             }
+            bring_up(self.0).unwrap();
         }
         self.1.write(bytes)
     }

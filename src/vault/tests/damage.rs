@@ -16,6 +16,7 @@ async fn a_record_moved_under_another_name_is_damaged_and_the_others_are_read() 
     vault.commit(vec![put(1), put(2), put(3)]).await.unwrap();
     let namer = Namer::new(&fixture.keyring().name_key);
     let (one, two) = (namer.name(Kind::Grant, id(1).as_bytes()), namer.name(Kind::Grant, id(2).as_bytes()));
+    bring_up(&vault).unwrap();
     {
         let opened = vault.shared().opened.load_full().unwrap();
         let (moved, mark) = (opened.engine.get(&one).unwrap().unwrap(), opened.engine.mark().unwrap().unwrap());
@@ -180,9 +181,10 @@ async fn what_is_durable_is_read_even_if_the_engine_fails_to_take_it() {
     let fixture = Fixture::new();
     let (vault, engine) = with_memory(&fixture, |_| {});
     vault.commit(vec![put(1), put(2), put(3)]).await.unwrap();
+    bring_up(&vault).unwrap();
     engine.broken.store(true, Ordering::Relaxed);
     vault.commit(vec![put(4), Change::DeleteGrant(id(1))]).await.unwrap();
-    assert!(vault.poisoned().is_some());
+    assert!(bring_up(&vault).is_err() && vault.poisoned().is_some());
     assert!(vault.grant(id(4)).unwrap().is_some() && vault.grant(id(1)).unwrap().is_none());
     assert_eq!(grants(&vault), [2, 3, 4]);
     assert_eq!(vault.commit(vec![put(5)]).await.unwrap(), 4, "what is under way can end");

@@ -2,10 +2,13 @@
 //! that moment is what a killed process leaves.
 
 mod back;
+mod backlog;
 mod backup;
 mod backup_parts;
+mod compact;
 mod damage;
 mod fuzz;
+mod judged;
 mod killed;
 mod recipients;
 mod rekey;
@@ -18,12 +21,12 @@ use std::{
 use super::{
     engine::{Each, Engine, Mark},
     folder::Folder,
-    handle::{Opened, Shared},
     journal::Journal,
     keyring::Keyring,
     memory::Memory,
     name::{Kind, Namer},
     open,
+    shared::{Opened, Shared},
     sled::SledEngine,
     writer::Writer,
     *,
@@ -162,6 +165,11 @@ fn stray() -> Change {
         refresh_token: Some(Secret::new("MARKER-stray-refresh")),
         access_token: Secret::new("MARKER-stray-access"),
     }))
+}
+
+/// Gives the engine what it lacks, as it is given that when nothing comes for a while.
+fn bring_up(vault: &Vault) -> Result<(), VaultError> {
+    vault.ask(Writer::bring_up)
 }
 
 fn grants(vault: &Vault) -> Vec<u8> {

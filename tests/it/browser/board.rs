@@ -56,6 +56,7 @@ fn the_board_shows_and_finds_ten_thousand_organizations_by_keyboard_in_light_and
     browser.go(&format!("http://{}/board", worker.http()));
     browser.reads("10,000 organizations");
     pictures(&browser, "board");
+    no_card_stands_alone(&browser);
     every_stop_shows_the_focus(&browser);
 
     browser.go(&format!("http://{}/board", worker.http()));
@@ -155,6 +156,17 @@ fn copied_link(browser: &Chromium) -> String {
     browser.screenshot("board-copied");
     let copied = browser.script("return navigator.clipboard.readText()");
     copied.as_str().expect("a link is text").to_owned()
+}
+
+/// At the width of a small laptop, which the browser has, the cards of the states are one row, and those of what ends are another.
+fn no_card_stands_alone(browser: &Chromium) {
+    let rows = browser.script(
+        "const rows = new Map(); \
+         for (const card of document.querySelectorAll('.tile')) { \
+           const top = Math.round(card.getBoundingClientRect().top); rows.set(top, (rows.get(top) ?? 0) + 1); } \
+         return [...rows.values()]",
+    );
+    assert_eq!(rows, json!([5, 2]));
 }
 
 /// Goes from one thing that can be used to the next, through the page's head and into the table, and looks whether a person

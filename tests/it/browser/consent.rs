@@ -1,6 +1,6 @@
 //! A person opens a link, consents at the issuer, and comes back: with everything that may go wrong on the way.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     chromium::{self, Chromium, key},
@@ -16,6 +16,13 @@ const REFUSE: &str = "a[href$='/abort']";
 
 const QUERY: &str = "response_mode = \"query\"";
 const FORM_POST: &str = "response_mode = \"form_post\"";
+
+/// The consent of the organization, but for what was told of its end, which may be at any time.
+fn given(stage: &Stage) -> Value {
+    let mut consent = stage.shown("org-a")["consent"].take();
+    consent["warned"].take();
+    consent
+}
 
 #[test]
 fn a_person_renews_a_consent_by_a_query_while_fetches_go_on_and_the_link_is_used_up() {
@@ -123,7 +130,7 @@ fn a_refusal_and_a_wrong_person_change_nothing_and_the_link_stays_good() {
     }
     let stage = Stage::set(Terms { provider: FORM_POST, ..Terms::default() });
     stage.enrol("org-a", "alice");
-    let before = stage.shown("org-a")["consent"].clone();
+    let before = given(&stage);
     let link = stage.link("org-a", &json!({}));
 
     stage.while_fetching("org-a", || {
@@ -135,7 +142,7 @@ fn a_refusal_and_a_wrong_person_change_nothing_and_the_link_stays_good() {
         browser.arrives(&format!("{}/done", stage.public_url));
         shows(&browser, "declined");
         pictures(&browser, "declined");
-        assert_eq!(stage.shown("org-a")["consent"], before);
+        assert_eq!(given(&stage), before);
 
         // Bob keeps the books of another company.
         browser.go(&link);
@@ -145,7 +152,7 @@ fn a_refusal_and_a_wrong_person_change_nothing_and_the_link_stays_good() {
         let text = shows(&browser, "wrong-organization");
         assert!(!text.contains("org-d"), "nobody's other companies are named: {text}");
         pictures(&browser, "wrong-organization");
-        assert_eq!(stage.shown("org-a")["consent"], before);
+        assert_eq!(given(&stage), before);
         assert_eq!(stage.shown("org-a")["subject"], "alice");
     });
     let log = stage.worker.log();
@@ -156,7 +163,7 @@ fn a_refusal_and_a_wrong_person_change_nothing_and_the_link_stays_good() {
     browser.click(START);
     approve(&browser, "alice");
     browser.arrives(&format!("{}/done", stage.public_url));
-    eventually("the consent is renewed", || (stage.shown("org-a")["consent"] != before).then_some(()));
+    eventually("the consent is renewed", || (given(&stage) != before).then_some(()));
 }
 
 #[test]
@@ -166,7 +173,7 @@ fn a_forged_answer_is_refused_and_harms_nobody_who_is_on_the_way() {
     }
     let stage = Stage::set(Terms { provider: QUERY, ..Terms::default() });
     stage.enrol("org-a", "alice");
-    let before = stage.shown("org-a")["consent"].clone();
+    let before = given(&stage);
     let link = stage.link("org-a", &json!({}));
     let callback = format!("{}/callback/{PROVIDER}", stage.public_url);
     let iss = stage.peer.issuer();
@@ -196,13 +203,13 @@ fn a_forged_answer_is_refused_and_harms_nobody_who_is_on_the_way() {
     let other = stage.browser("en");
     other.go(&format!("{callback}?code=made-up&state={sent}&iss={iss}"));
     shows(&other, "lost-session");
-    assert_eq!(stage.shown("org-a")["consent"], before);
+    assert_eq!(given(&stage), before);
 
     browser.switch_to(&first_tab);
     approve(&browser, "alice");
     browser.arrives(&format!("{}/done", stage.public_url));
     shows(&browser, "renewed");
-    assert_ne!(stage.shown("org-a")["consent"], before);
+    assert_ne!(given(&stage), before);
     let refused: Vec<_> = stage.asked_of_pages().into_iter().filter(|seen| seen.path.contains("forged")).collect();
     assert!(refused.iter().all(|seen| seen.status == 400), "{refused:?}");
 }

@@ -1,19 +1,13 @@
 //! Receivers of webhooks that verify with a library nobody here wrote: `tests/peers/webhooks/receiver.mjs`, in a process of
 //! its own for each test.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-};
+use std::{fs, path::Path};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{eventually, http};
+use super::{eventually, http, node::Node};
 
 /// Signing secrets as a receiver has them; markers that must show up in no log.
 pub(crate) const SECRET: &str = "whsec_aHVzaC1zaWduaW5nLXNlY3JldC1udW1iZXItb25l";
@@ -22,8 +16,7 @@ pub(crate) const NEXT_SECRET: &str = "whsec_aHVzaC1zaWduaW5nLXNlY3JldC1udW1iZXIt
 /// The process in which receivers live; ends when dropped. What they got outlives it.
 #[derive(Debug)]
 pub(crate) struct Hooks {
-    child: Child,
-    address: String,
+    node: Node,
     folder: TempDir,
 }
 
@@ -66,28 +59,22 @@ impl Hooks {
     /// Starts it on a free port.
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (child, address) = launch(0, folder.path());
-        Self { child, address, folder }
+        let node = launch(0, folder.path());
+        Self { node, folder }
     }
 
     /// Is not there while `between` goes on, and then again at the same address; its receivers have forgotten what they were
     /// told.
     pub(crate) fn away_while(&mut self, between: impl FnOnce()) {
-        self.end();
+        self.node.end();
         between();
-        let port = self.address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("it had one");
-        (self.child, _) = launch(port, self.folder.path());
-    }
-
-    fn end(&mut self) {
-        // Both fail only where it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let port = self.node.address().rsplit(':').next().and_then(|port| port.parse().ok()).expect("it had one");
+        self.node = launch(port, self.folder.path());
     }
 
     /// The URL of a receiver.
     pub(crate) fn url(&self, receiver: &str) -> String {
-        format!("http://{}/hooks/{receiver}", self.address)
+        format!("http://{}/hooks/{receiver}", self.node.address())
     }
 
     /// Tells a receiver how to be from now on; the script's head lists the fields.
@@ -101,7 +88,7 @@ impl Hooks {
     }
 
     fn put(&self, path: &str, body: &Value) {
-        let answer = http::over_tcp(&self.address, "PUT", path, &[], &body.to_string());
+        let answer = http::over_tcp(self.node.address(), "PUT", path, &[], &body.to_string());
         assert_eq!(answer.status, 204, "{answer:?}");
     }
 
@@ -121,40 +108,7 @@ impl Hooks {
     }
 }
 
-impl Drop for Hooks {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// Starts the process; gives it and its address.
-fn launch(port: u16, folder: &Path) -> (Child, String) {
-    let peer = place();
-    assert!(
-        peer.join("node_modules").is_dir(),
-        "{} has no node_modules: run `make test` (or `make peers` once), which fetches them",
-        peer.display()
-    );
-    let mut child = Command::new("node")
-        .arg("receiver.mjs")
-        .arg(port.to_string())
-        .arg(folder.join("got.jsonl"))
-        .current_dir(peer)
-        .stdin(Stdio::piped()) // It ends when this does, even where the test is killed.
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("node starts: `make test` says what is missing");
-    let mut lines = BufReader::new(child.stdout.take().expect("it was piped")).lines().map_while(Result::ok);
-    let port = lines
-        .by_ref()
-        .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
-        .find_map(|line| line["port"].as_u64())
-        .expect("the receiver says its port before it ends");
-    thread::spawn(move || lines.for_each(drop));
-    (child, format!("127.0.0.1:{port}"))
-}
-
-fn place() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/webhooks")
+/// Starts the process.
+fn launch(port: u16, folder: &Path) -> Node {
+    Node::start("webhooks", |command| command.arg("receiver.mjs").arg(port.to_string()).arg(folder.join("got.jsonl")))
 }

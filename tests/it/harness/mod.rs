@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod echo;
 pub(crate) mod hooks;
 pub(crate) mod http;
+pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod sandbox;
 pub(crate) mod tap;

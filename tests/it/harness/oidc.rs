@@ -1,22 +1,18 @@
 //! A real authorization server that nobody here wrote: `tests/peers/oidc/server.mjs`, in a process of its own for each
 //! test, so that what its judge counts is that test's alone.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, process::Stdio, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::{digest, rand};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use url::Url;
 
-use super::http::{self, Response};
+use super::{
+    http::{self, Response},
+    node::Node,
+};
 
 /// A native client may come back on any port of the loopback address; nobody ever connects to this one.
 const REDIRECT_URI: &str = "http://127.0.0.1:9/cb";
@@ -68,8 +64,7 @@ impl Judge {
 /// The running server; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    child: Child,
-    address: String,
+    node: Node,
 }
 
 impl Peer {
@@ -80,44 +75,26 @@ impl Peer {
 
     /// As [`start`](Self::start), with consents that may come back to these redirect URIs too.
     pub(crate) fn start_for(access_token_seconds: u32, redirect_uris: &[&str]) -> Self {
-        let folder = folder();
-        assert!(
-            folder.join("node_modules").is_dir(),
-            "{} has no node_modules: run `make test` (or `make peers` once), which fetches them",
-            folder.display()
-        );
-        let mut child = Command::new("node")
-            .args(["server.mjs", "0"])
-            .current_dir(folder)
-            .env("ACCESS_TOKEN_SECONDS", access_token_seconds.to_string())
-            .env("REDIRECT_URIS", redirect_uris.join(" "))
-            .env_remove("ROTATE")
-            .env_remove("TOKEN_DELAY_MS")
-            .stdin(Stdio::piped()) // It ends when this does, even where the test is killed.
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("node starts: `make test` says what is missing");
-
-        let mut lines = BufReader::new(child.stdout.take().expect("it was piped")).lines().map_while(Result::ok);
-        let port = lines
-            .by_ref()
-            .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
-            .find_map(|line| line["port"].as_u64())
-            .expect("the server says its port before it ends");
-        // What it says later must not fill the pipe.
-        thread::spawn(move || lines.for_each(drop));
-        Self { child, address: format!("127.0.0.1:{port}") }
+        let node = Node::start("oidc", |command| {
+            command
+                .args(["server.mjs", "0"])
+                .env("ACCESS_TOKEN_SECONDS", access_token_seconds.to_string())
+                .env("REDIRECT_URIS", redirect_uris.join(" "))
+                .env_remove("ROTATE")
+                .env_remove("TOKEN_DELAY_MS")
+                .stderr(Stdio::null())
+        });
+        Self { node }
     }
 
     /// Its issuer URL, below which discovery is found.
     pub(crate) fn issuer(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Where it listens: `127.0.0.1:PORT`.
     pub(crate) fn address(&self) -> &str {
-        &self.address
+        self.node.address()
     }
 
     /// What has happened so far.
@@ -128,7 +105,7 @@ impl Peer {
     /// Lets the token endpoint hold each finished answer back from now on.
     pub(crate) fn delay_answers(&self, delay: Duration) {
         let body = json!({ "delay_ms": u64::try_from(delay.as_millis()).expect("a short delay") }).to_string();
-        assert_eq!(http::over_tcp(&self.address, "POST", "/judge", &[], &body).status, 200);
+        assert_eq!(http::over_tcp(self.address(), "POST", "/judge", &[], &body).status, 200);
     }
 
     /// Whether the API would take this access token now.
@@ -184,27 +161,15 @@ impl Peer {
     fn token_request(&self, client: Client, fields: &[(&str, &str)]) -> Response {
         let mut fields = fields.to_vec();
         fields.extend([("client_id", client.id), ("client_secret", client.secret)]);
-        http::over_tcp(&self.address, "POST", "/token", &[FORM], &http::form(&fields))
+        http::over_tcp(self.address(), "POST", "/token", &[FORM], &http::form(&fields))
     }
 
     fn get(&self, path: &str, headers: http::Headers<'_>) -> Response {
-        http::over_tcp(&self.address, "GET", path, headers, "")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // Both fail only where it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        http::over_tcp(self.address(), "GET", path, headers, "")
     }
 }
 
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/oidc")
-}
 
 /// 43 characters that nobody can guess: what PKCE asks of a verifier (RFC 7636 section 4.1).
 fn random_text() -> String {

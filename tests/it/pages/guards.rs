@@ -49,9 +49,11 @@ fn a_link_that_ended_was_revoked_or_was_cut_leads_nowhere() {
     let mut person = stage.person();
     let page = person.get(&link);
     assert_eq!((page.status, word(&page)), (410, "expired-link"), "{page:?}");
+    assert!(page.body.contains("Ask Regnskab &amp; Co for a new one"), "{}", page.body);
     let cut = &link[..link.len() - 3];
     let page = person.get(cut);
     assert_eq!((page.status, word(&page)), (404, "unreadable-link"));
+    assert!(page.body.contains("Regnskab &amp; Co"), "{}", page.body);
     let page = person.post(&format!("{cut}/start"), &[]);
     assert_eq!((page.status, word(&page)), (404, "unreadable-link"));
 

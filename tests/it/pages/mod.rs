@@ -1,6 +1,7 @@
 //! The public pages, walked through by hand as a browser would: from the link to the page that says what came of it.
 
 mod guards;
+mod killed;
 mod person;
 
 use consentry::model::Usage;
@@ -33,7 +34,11 @@ impl Stage {
 
     /// Pages that the world reaches at `public_url` by some proxy, with further lines of `[consent]` and of the provider.
     fn at(public_url: &str, port: u16, consent: &str, provider: &str) -> Self {
-        let stand = Stand::start(3600);
+        Self::of(Stand::start(3600), public_url, port, consent, provider)
+    }
+
+    /// As [`at`](Self::at), with that issuer.
+    fn of(stand: Stand, public_url: &str, port: u16, consent: &str, provider: &str) -> Self {
         let mut worker = Setup::default().sandbox(&stand).prepare();
         let pages = format!("127.0.0.1:{port}");
         worker.reconfigure(|text| {
@@ -49,7 +54,11 @@ impl Stage {
 
     /// Enrols the organization with a consent of that person.
     fn enrolled(&self, organization: &str, user: &str) {
-        let token = self.stand.consent(user, Usage::Reuse, &[organization]);
+        self.enrolled_with(organization, user, Usage::Reuse);
+    }
+
+    fn enrolled_with(&self, organization: &str, user: &str, usage: Usage) {
+        let token = self.stand.consent(user, usage, &[organization]);
         let body = json!({ "provider": CONSENTS, "refresh_token": token, "labels": { "name": "Bageriet <ApS>" } });
         assert_eq!(self.worker.enrol(organization, &body).status, 201);
     }
@@ -106,6 +115,10 @@ fn a_consent_is_renewed_with_one_click_and_the_link_is_used_up() {
     assert!(done.body.contains("Bageriet &lt;ApS&gt;"));
     assert_ne!(stage.granted_at("481001"), before);
     assert!(stage.stand.takes(&stage.worker.fetch("481001")), "the new consent serves");
+
+    let flows = |result: &str| stage.worker.metric("consentry_consent_flows_total", &[&format!("result=\"{result}\"")]);
+    assert!(flows("begun") > 0.5 && flows("renewed") > 0.5 && flows("failed") < 0.5);
+    assert!(stage.worker.metric("consentry_consent_redemptions_total", &["result=\"ok\""]) > 0.5);
 
     let exchanges = stage.stand.issuer().exchanges();
     let again = person.get(&callback);

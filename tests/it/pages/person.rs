@@ -1,6 +1,6 @@
 //! A person with a browser: cookies, a language, and clicks.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write as _, net::TcpStream};
 
 use url::Url;
 
@@ -62,24 +62,7 @@ impl Person {
     }
 
     pub(crate) fn send(&mut self, method: &str, url: &str, more: &[(&str, &str)], body: &str) -> Response {
-        let url: Url = url.parse().expect("a URL");
-        let host = url.host_str().expect("a host").to_owned();
-        let is_ours = url.origin() == self.public_url.origin();
-        let address = if is_ours { self.pages.clone() } else { authority(&url) };
-        let mut path = url.path().to_owned();
-        if is_ours && !self.proxy_keeps_path {
-            path = path.strip_prefix(self.public_url.path()).expect("below the path").to_owned();
-        }
-        if let Some(query) = url.query() {
-            path.extend(["?", query]);
-        }
-        let cookies: Vec<String> = self
-            .cookies
-            .iter()
-            .filter(|((of, _), _)| *of == host)
-            .map(|((_, name), value)| format!("{name}={value}"))
-            .collect();
-        let cookies = cookies.join("; ");
+        let (address, host, path, cookies) = self.way_to(url);
         let mut headers = vec![("accept-language", self.language.as_str())];
         if !cookies.is_empty() {
             headers.push(("cookie", &cookies));
@@ -91,6 +74,35 @@ impl Person {
             self.cookies.insert((host.clone(), name.to_owned()), value.to_owned());
         }
         answer
+    }
+
+    /// Asks for this and does not wait for the answer. The connection ends when what is given is dropped.
+    pub(crate) fn ask(&self, url: &str) -> TcpStream {
+        let (address, _, path, cookies) = self.way_to(url);
+        let mut stream = TcpStream::connect(&address).expect("the pages are there");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\ncookie: {cookies}\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("the pages are there");
+        stream
+    }
+
+    /// Where a URL is asked for: the listener's address, the host, the path with its query, and the cookies that go along.
+    fn way_to(&self, url: &str) -> (String, String, String, String) {
+        let url: Url = url.parse().expect("a URL");
+        let host = url.host_str().expect("a host").to_owned();
+        let is_ours = url.origin() == self.public_url.origin();
+        let address = if is_ours { self.pages.clone() } else { authority(&url) };
+        let cut = if is_ours && !self.proxy_keeps_path { self.public_url.path() } else { "" };
+        let mut path = url.path().strip_prefix(cut).expect("below the path").to_owned();
+        if let Some(query) = url.query() {
+            path.extend(["?", query]);
+        }
+        let cookies: Vec<String> = self
+            .cookies
+            .iter()
+            .filter(|((of, _), _)| *of == host)
+            .map(|((_, name), value)| format!("{name}={value}"))
+            .collect();
+        (address, host, path, cookies.join("; "))
     }
 
     /// Where a redirect from `url` leads.

@@ -17,6 +17,7 @@ use self::row::{Invitee, Line};
 use crate::{
     cli::{
         Exit, Failure, Global,
+        again::{again, ends_all},
         parse::{self, Label},
         print::{self, Out},
         sandbox::interrupted,
@@ -32,9 +33,6 @@ use crate::{
 const MAX_INVITED: usize = 100_000;
 /// Links that are asked for at once, each on a connection of its own.
 const IN_FLIGHT: usize = 16;
-/// How often a link is asked for again where the worker asks to wait, and the longest wait.
-const MAX_RETRIES: u32 = 8;
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often the progress bar moves although nothing happened.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -232,30 +230,7 @@ fn print_one(invitee: &Invitee, link: &ConsentLink, form: &Form, now: Timestamp,
 }
 
 async fn link(client: &Client, invitee: &Invitee) -> Result<ConsentLink, ClientError> {
-    let mut retries = 0;
-    loop {
-        match client.consent_link(&invitee.organization, Some(&invitee.provider), &invitee.also).await {
-            Err(error) if retries < MAX_RETRIES => match pause_before_retry(&error, retries) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(error),
-            },
-            answer => return answer,
-        }
-        retries += 1;
-    }
-}
-
-/// How long to wait where waiting may help: what the worker says, else twice as long each time.
-fn pause_before_retry(error: &ClientError, retries: u32) -> Option<Duration> {
-    let ClientError::Problem { problem, retry_after } = error else { return None };
-    let may_help = matches!(problem.code, Code::Starting | Code::VaultUnavailable | Code::TooManyRequests);
-    let doubled = Duration::from_millis(250).saturating_mul(2_u32.saturating_pow(retries));
-    may_help.then(|| retry_after.unwrap_or(doubled).min(MAX_PAUSE))
-}
-
-/// Whether no other link could fare better.
-const fn ends_all(error: &ClientError) -> bool {
-    matches!(error, ClientError::NotRunning { .. } | ClientError::Denied { .. } | ClientError::Untrusted { .. })
+    again(|| client.consent_link(&invitee.organization, Some(&invitee.provider), &invitee.also)).await
 }
 
 /// A bar on standard error, where a terminal is.

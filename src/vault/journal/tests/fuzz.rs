@@ -45,7 +45,7 @@ fn a_frame_whose_checksum_is_right_is_what_it_says_or_refused() {
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&frame), &piece);
         frame.extend_from_slice(&checksum.to_le_bytes());
         frame.extend_from_slice(&piece);
-        let read = Frame::read(&frame, 0).expect("its checksum is right");
+        let read = frame::Frame::read(&frame, 0).expect("its checksum is right");
         assert_eq!(read.payload, piece);
         let Some(batch) = Batch::decode(11, read.payload) else { return };
         let mut again = Vec::new();
