@@ -188,6 +188,7 @@ async fn begin(
     clock: &SharedClock,
 ) -> Result<Behind, DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
+    let here = tokio::runtime::Handle::current();
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
@@ -197,7 +198,7 @@ async fn begin(
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        let outbox = Outbox::open(&vault, outbox_clock, vault_metrics);
+        let outbox = here.block_on(Outbox::open(&vault, outbox_clock, vault_metrics));
         Ok::<_, VaultError>((vault, outbox))
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;

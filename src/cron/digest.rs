@@ -128,6 +128,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::tests::AtOnce as _;
     use crate::{
         clock::ManualClock,
         config::Config,
@@ -159,7 +160,7 @@ mod tests {
             Vault::create(&config.vault, &identity).expect("made");
             let vault = Vault::open(&config.vault, &identity, Metrics::new(&[])).expect("opened");
             let clock = ManualClock::at(at(now));
-            let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[]));
+            let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[])).at_once();
             Self { clock, config, outbox, vault, folder }
         }
 
@@ -178,7 +179,7 @@ mod tests {
 
         /// As after a restart of the process, on what is in the vault.
         fn restarted(&mut self) {
-            self.outbox = Outbox::open(&self.vault, self.clock.clone(), Metrics::new(&[]));
+            self.outbox = Outbox::open(&self.vault, self.clock.clone(), Metrics::new(&[])).at_once();
         }
 
         async fn looked(&self, schedule: &DigestSchedule) -> usize {

@@ -89,11 +89,11 @@ impl Shared {
         if slot.lock().is_removed() {
             return Err(KeeperError::UnknownOrganization);
         }
-        let Stored { value: mut grant, mut sequence } = self.read(slot)?;
+        let Stored { value: mut grant, mut sequence } = self.read(slot).await?;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
-            if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
+            if one_time { self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
         }
@@ -191,7 +191,7 @@ impl Shared {
         now: Now,
     ) -> Result<Option<u64>, KeeperError> {
         let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(None) };
-        let events = self.notice_events(grant, notice);
+        let events = self.notice_events(grant, notice).await;
         let commit = self.outbox.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, Some(intent), &[]);

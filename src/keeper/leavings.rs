@@ -43,7 +43,7 @@ impl Shared {
 
     async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
         let _record = slot.record().await;
-        let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
+        let (Ok(stored), Ok(intent)) = (self.read(slot).await, self.vault.intent(slot.id).await) else { return };
         let grant = stored.value;
         // It waits for somebody, and goes with that.
         if self.awaiting().contains_key(&slot.id) {

@@ -290,8 +290,8 @@ impl Shared {
 
     /// The stored grant behind a slot; an older record than the one this process wrote is an error of the engine,
     /// never used.
-    fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+    async fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
+        let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.ok_or(KeeperError::UnknownOrganization)?;
         let expected = slot.brief().sequence;
         if stored.sequence != expected {

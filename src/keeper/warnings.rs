@@ -49,10 +49,10 @@ impl Shared {
         if slot.lock().is_removed() {
             return Ok(());
         }
-        let mut grant = self.read(slot)?.value;
+        let mut grant = self.read(slot).await?.value;
         let Some(warning) = lifecycle::warn(&mut grant, &self.warn_before, self.now().wall) else { return Ok(()) };
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
-        let events = self.warning_events(&grant, warning);
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+        let events = self.warning_events(&grant, warning).await;
         let commit = self.outbox.commit(vec![Change::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);

@@ -14,6 +14,7 @@ use crate::{
     clock::{Clock as _, ManualClock},
     config::{VaultConfig, WebhookConfig},
     model::{Event, EventId, EventKind, Timestamp},
+    tests::AtOnce as _,
     vault::{Identity, Vault},
 };
 
@@ -101,7 +102,7 @@ impl World {
         let metrics = Metrics::new(&[]);
         let vault = Vault::open(&config, &identity, metrics.clone()).expect("opens");
         let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
-        let outbox = Outbox::open(&vault, clock.clone(), metrics.clone());
+        let outbox = Outbox::open(&vault, clock.clone(), metrics.clone()).at_once();
         let parts = Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
         fs::write(folder.path().join("webhook.key"), SECRET).expect("written");
         let notice = Notice::start(receivers(&folder, hooks, &clock), parts);

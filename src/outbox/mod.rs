@@ -111,13 +111,15 @@ impl fmt::Debug for Outbox {
 }
 
 impl Outbox {
-    /// Reads what is in the vault's outbox; to be asked for once a vault. Blocks. A row that cannot be read is left out, and said.
-    pub fn open(vault: &Vault, clock: SharedClock, metrics: Metrics) -> Self {
+    /// Reads what is in the vault's outbox; to be asked for once a vault. May block. A row that cannot be read is left out, and said.
+    pub async fn open(vault: &Vault, clock: SharedClock, metrics: Metrics) -> Self {
         let mut stored = Vec::new();
-        let read = vault.for_each_row(&mut |row| {
-            stored.push(row.value);
-            Ok(())
-        });
+        let read = vault
+            .for_each_row(&mut |row| {
+                stored.push(row.value);
+                Ok(())
+            })
+            .await;
         if let Err(error) = read {
             tracing::error!(%error, "not every event that is still to be told can be read");
         }
@@ -208,9 +210,9 @@ impl Outbox {
     }
 
     /// Tells those who follow in this moment, if anybody does; nothing is kept of it.
-    pub fn live(&self, make: impl FnOnce() -> Vec<Event>) {
+    pub async fn live<F: Future<Output = Vec<Event>>>(&self, make: impl FnOnce() -> F) {
         if self.0.live.receiver_count() > 0 {
-            for event in make() {
+            for event in make().await {
                 let _nobody_left = self.0.live.send(Arc::new(event));
             }
         }

@@ -3,6 +3,7 @@ use crate::{
     clock::{Clock as _, ManualClock},
     config::VaultConfig,
     model::OpenDelivery,
+    tests::AtOnce as _,
     vault::Identity,
 };
 
@@ -41,7 +42,7 @@ impl Bench {
     fn open(folder: tempfile::TempDir, clock: Arc<ManualClock>) -> Self {
         let (config, file) = config(&folder);
         let vault = Vault::open(&config, &Identity::read(&file).unwrap(), Metrics::new(&[])).unwrap();
-        let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[]));
+        let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[])).at_once();
         Self { outbox, vault, clock, folder }
     }
 
@@ -124,7 +125,7 @@ async fn a_follower_gets_what_was_and_what_comes_without_a_gap_and_is_told_when_
     let mut follower = bench.outbox.follow(Some(&events[0].id));
     let mut slow = bench.outbox.follow(None);
     let more = bench.told(3..5).await;
-    bench.outbox.live(|| vec![bench.event(9, EventKind::TokenRefreshed)]);
+    bench.outbox.live(async || vec![bench.event(9, EventKind::TokenRefreshed)]).await;
     for expected in events[1..].iter().chain(&more) {
         assert_eq!(*follower.next().await.unwrap(), *expected);
     }
