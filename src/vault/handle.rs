@@ -5,8 +5,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::hmac;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -27,8 +25,6 @@ use crate::model::{
 pub(super) const MAX_WAITING: usize = 4096;
 /// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
 const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
-/// How many bytes of the hash an entity tag shows.
-const ENTITY_TAG_BYTES: usize = 12;
 
 /// An open vault. Cheap to clone.
 ///
@@ -182,32 +178,24 @@ impl Vault {
 
     /// The secret's keyed hash: HMAC-SHA256, cut to 128 bits. It is the same for the vault's whole life, backups included.
     pub fn fingerprint(&self, secret: &Secret) -> Fingerprint {
-        let tag = hmac::sign(&self.0.shared.fingerprints, secret.expose().as_bytes());
-        Fingerprint(tag.as_ref().first_chunk().copied().unwrap_or_default())
+        self.0.shared.derived.fingerprint(secret)
     }
 
     /// Another keyed hash of the secret, for an entity tag: 16 characters of URL-safe base64, without quotes.
     pub fn entity_tag(&self, secret: &Secret) -> String {
-        let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
-        BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+        self.0.shared.derived.entity_tag(secret)
     }
 
     /// The key of consent links. It is the same for the vault's whole life, backups included, so that a link that was sent
     /// holds across restarts, new data keys and a restore.
     pub fn link_key(&self) -> Zeroizing<[u8; 32]> {
-        self.0.shared.link_key.clone()
+        self.0.shared.derived.link_key()
     }
 
     /// The id of the happening that `parts` tell apart from every other: a keyed hash of them, HMAC-SHA256 cut to 128 bits. It
     /// is the same for the vault's whole life, backups included.
     pub fn event_id(&self, parts: &[&[u8]]) -> EventId {
-        let mut context = hmac::Context::with_key(&self.0.shared.events);
-        for part in parts {
-            // The length first, so that no two lists of parts read the same.
-            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
-            context.update(part);
-        }
-        EventId::from_bytes(context.sign().as_ref().first_chunk().copied().unwrap_or_default())
+        self.0.shared.derived.event_id(parts)
     }
 
     /// How often the vault's contents went back to an earlier state, plus one.

@@ -29,6 +29,7 @@ mod backup;
 mod cipher;
 mod codec;
 mod compact;
+mod derived;
 mod engine;
 mod error;
 mod folder;
@@ -67,7 +68,8 @@ pub use restore::{Accepted, Gap, Restored};
 pub(crate) use simulated::{Disk, DiskFault, Fate, Snapshot};
 
 use crate::model::{
-    Awaiting, EventId, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, RevokedLinks, Secret, Timestamp,
+    Awaiting, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, RevokedLinks,
+    Secret, Timestamp,
 };
 
 /// The longest plaintext of one record, in bytes. The engine keeps larger values in files of their own, which is slow;
@@ -103,6 +105,18 @@ pub enum Change {
     PutRevokedLinks(RevokedLinks),
     /// Those links have ended by themselves.
     DeleteRevokedLinks(OrganizationId),
+    /// Changes nothing, and has to hold: else nothing is committed, and it is [`VaultError::Conflict`].
+    Expect(Expectation),
+}
+
+/// What whoever commits has seen, where another process may have changed it since. A vault that one process holds has no such process:
+/// there it holds by the locks of whoever commits, and is not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expectation {
+    /// The organization's record is of that commit ([`Stored::sequence`]); `None`: there is none.
+    Organization(OrganizationId, Option<u64>),
+    /// No grant but those that are written remembers this long-lived secret.
+    NewSecret(Fingerprint),
 }
 
 /// An answer that must not be lost and must not be served (rule 7 of the design).

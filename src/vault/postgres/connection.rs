@@ -53,6 +53,8 @@ pub struct Settings {
     pub schema: String,
     /// Whether a database is taken that may lose what it confirmed.
     pub allow_asynchronous: bool,
+    /// How long a claim lasts, at most [`LONGEST_LEASE`](super::LONGEST_LEASE): when its process dies, others wait for so long.
+    pub lease: Duration,
 }
 
 /// Connections that nobody uses at the moment.

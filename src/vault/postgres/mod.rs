@@ -17,6 +17,7 @@ mod connection;
 mod error;
 mod migrate;
 mod news;
+mod store;
 
 use std::{
     fmt,
@@ -34,9 +35,10 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
+pub use self::store::{Feed, Gone, Hold, Item, Polled, Store};
 pub use self::{
-    claims::{Claim, LONGEST_LEASE, Lease},
-    commit::{Batch, Fence, MAX_WRITES, Work, Write, next_version},
+    claims::{Claim, Claimed, LONGEST_LEASE, Lease},
+    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
     connection::Settings,
     error::PostgresError,
     news::{Cursor, Fresh, News},
@@ -67,6 +69,8 @@ pub struct Found {
     pub version: u64,
     /// Its sealed bytes; `None` if it was deleted.
     pub sealed: Option<Vec<u8>>,
+    /// Of one that was deleted: its sealed id.
+    pub tombstone: Option<Vec<u8>>,
 }
 
 /// The database, as one process sees it. Cheap to clone.
@@ -76,6 +80,8 @@ pub struct Postgres(Arc<Shared>);
 struct Shared {
     pool: Pool,
     replica: ReplicaId,
+    /// How many places it has for commits.
+    size: u16,
     statement_timeout: Duration,
     allow_asynchronous: bool,
     sql: Sql,
@@ -98,6 +104,13 @@ impl Postgres {
     /// Connects, brings the schema up to date, and takes places for this process's commits. Refused where the database would not
     /// keep what it confirms.
     pub async fn open(settings: &Settings) -> Result<Self, PostgresError> {
+        let postgres = Self::connect(settings).await?;
+        postgres.enlist().await?;
+        Ok(postgres)
+    }
+
+    /// As [`open`](Self::open), but that nothing can be committed before [`enlist`](Self::enlist).
+    pub(super) async fn connect(settings: &Settings) -> Result<Self, PostgresError> {
         let schema = quoted(&settings.schema)?;
         let size = settings.pool_size;
         if size == 0 {
@@ -117,6 +130,7 @@ impl Postgres {
         let postgres = Self(Arc::new(Shared {
             pool,
             replica,
+            size,
             statement_timeout: settings.statement_timeout,
             allow_asynchronous: settings.allow_asynchronous,
             sql: Sql::of(&schema),
@@ -127,8 +141,15 @@ impl Postgres {
         }));
         postgres.trust().await?;
         migrate::migrate(&postgres.0, &schema).await?;
-        postgres.0.enlist(size).await?;
         Ok(postgres)
+    }
+
+    /// Takes places for this process's commits. That is a commit itself, so that standbys have whatever was read before it.
+    pub(super) async fn enlist(&self) -> Result<(), PostgresError> {
+        let places = i32::from(self.0.size);
+        let parameters: Parameters<'_> =
+            &[(&self.0.replica_bytes(), Type::BYTEA), (&places, Type::INT4), (&self.0.allow_asynchronous, Type::BOOL)];
+        self.0.query(&self.0.sql.enlist, parameters).await.map(drop)
     }
 
     /// Whether the database keeps what it confirms, as its settings say: an error says what is wrong. Each commit looks again at
@@ -162,9 +183,15 @@ impl Postgres {
         }
         let names: Vec<&[u8]> = names.iter().map(|name| &name.as_bytes()[..]).collect();
         let rows = self.0.query(&self.0.sql.read, &[(&names, Type::BYTEA_ARRAY)]).await?;
-        rows.iter()
-            .map(|row| Ok(Found { name: name(row, 0)?, version: version(cell(row, 1)?)?, sealed: cell(row, 2)? }))
-            .collect()
+        rows.iter().map(found).collect()
+    }
+
+    /// The records whose names come after the first and before the second of these, in order: at most `most`.
+    pub async fn scan(&self, after: &[u8], before: &[u8], most: usize) -> Result<Vec<Found>, PostgresError> {
+        let most = i64::try_from(most.min(MAX_READS)).unwrap_or(i64::MAX);
+        let parameters: Parameters<'_> = &[(&after, Type::BYTEA), (&before, Type::BYTEA), (&most, Type::INT8)];
+        let rows = self.0.query(&self.0.sql.scan, parameters).await?;
+        rows.iter().map(found).collect()
     }
 }
 
@@ -181,14 +208,6 @@ impl Shared {
         rows.map_err(|error| PostgresError::of(&error))
     }
 
-    /// Makes this process's places.
-    async fn enlist(&self, size: u16) -> Result<(), PostgresError> {
-        let places = i32::from(size);
-        let parameters: Parameters<'_> =
-            &[(&self.replica_bytes(), Type::BYTEA), (&places, Type::INT4), (&self.allow_asynchronous, Type::BOOL)];
-        self.query(&self.sql.enlist, parameters).await.map(drop)
-    }
-
     fn replica_bytes(&self) -> &[u8] {
         &self.replica
     }
@@ -197,6 +216,12 @@ impl Shared {
 /// Every statement, with the schema's name in it.
 struct Sql {
     read: String,
+    scan: String,
+    keys: String,
+    found: String,
+    put_keys: String,
+    count: String,
+    forget: String,
     enlist: String,
     commit: String,
     settle: String,
@@ -209,14 +234,28 @@ struct Sql {
 impl Sql {
     fn of(schema: &str) -> Self {
         Self {
-            read: format!("SELECT name, version, sealed FROM {schema}.records WHERE name = ANY ($1)"),
+            read: format!("SELECT name, version, sealed, tombstone FROM {schema}.records WHERE name = ANY ($1)"),
+            scan: format!(
+                "SELECT name, version, sealed, tombstone FROM {schema}.records \
+                 WHERE name > $1 AND name < $2 AND sealed IS NOT NULL ORDER BY name LIMIT $3"
+            ),
+            keys: format!("SELECT version, keyring, recipients, unusable FROM {schema}.vault"),
+            found: format!("SELECT {schema}.found_1($1, $2, $3, $4, $5, $6)"),
+            put_keys: format!("SELECT {schema}.put_keyring_1($1, $2, $3, $4)"),
+            count: format!(
+                "SELECT count(*), count(*) FILTER (WHERE get_byte(name, 0) = $1), \
+                 pg_total_relation_size('{schema}.records') + pg_total_relation_size('{schema}.work') \
+                 FROM {schema}.records WHERE sealed IS NOT NULL AND get_byte(name, 0) <> $2"
+            ),
+            forget: format!("SELECT {schema}.forget_1($1, $2)"),
             enlist: format!("SELECT {schema}.enlist_1($1, $2, $3)"),
             commit: format!(
-                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+                 $18, $19, $20, $21, $22)"
             ),
             settle: format!("SELECT {schema}.settle_1($1, $2, $3, $4)"),
             claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6)"),
-            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5)"),
+            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6)"),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
             news: news::sql(schema),
         }
@@ -234,6 +273,12 @@ fn quoted(schema: &str) -> Result<String, PostgresError> {
         )));
     }
     Ok(format!("\"{schema}\""))
+}
+
+/// A record in a row.
+fn found(row: &Row) -> Result<Found, PostgresError> {
+    let (name, version) = (name(row, 0)?, version(cell(row, 1)?)?);
+    Ok(Found { name, version, sealed: cell(row, 2)?, tombstone: cell(row, 3)? })
 }
 
 /// A value of a row.
