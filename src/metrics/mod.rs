@@ -65,6 +65,8 @@ struct Inner {
     vault_size: Gauge,
     vault_records: Gauge,
     vault_strays: Gauge,
+    vault_asynchronous: Gauge,
+    vault_news_age: Gauge,
     vault_rekey_progress: Gauge,
     backup_last_success: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
@@ -95,6 +97,8 @@ impl Metrics {
             vault_size: FAMILIES.vault_size.gauge(&recorder, &[]),
             vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
+            vault_asynchronous: FAMILIES.vault_asynchronous.gauge(&recorder, &[]),
+            vault_news_age: FAMILIES.vault_news_age.gauge(&recorder, &[]),
             vault_rekey_progress: FAMILIES.vault_rekey_progress.gauge(&recorder, &[]),
             backup_last_success: FAMILIES.backup_last_success.gauge(&recorder, &[]),
             expiring: Mutex::default(),
@@ -174,6 +178,12 @@ impl Metrics {
         self.0.vault_size.set(float(bytes));
         self.0.vault_records.set(float(records));
         self.0.vault_strays.set(float(strays));
+    }
+
+    /// Sets what is to be known of a vault that several workers share.
+    pub fn set_vault_shared(&self, asynchronous: bool, news_age: Duration) {
+        self.0.vault_asynchronous.set(f64::from(u8::from(asynchronous)));
+        self.0.vault_news_age.set(news_age.as_secs_f64());
     }
 
     /// Sets which share of the records is under the current data key, from 0 to 1.

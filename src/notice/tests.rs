@@ -96,6 +96,7 @@ impl World {
             cache_bytes: 8 << 20,
             backup_dir: None,
             backup_keep: 14,
+            postgres: None,
         };
         let identity = Identity::create(&config.identity_file).expect("made");
         Vault::create(&config, &identity).expect("made");

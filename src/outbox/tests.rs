@@ -27,6 +27,7 @@ fn config(folder: &tempfile::TempDir) -> (VaultConfig, std::path::PathBuf) {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     };
     (config, identity_file)
 }

@@ -323,6 +323,7 @@ pub(super) fn vault_config(folder: &tempfile::TempDir) -> VaultConfig {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     }
 }
 

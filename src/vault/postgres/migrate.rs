@@ -29,13 +29,11 @@ pub(super) async fn migrate(shared: &Shared, schema: &str) -> Result<(), Postgre
 async fn migrate_once(shared: &Shared, schema: &str) -> Result<(), PostgresError> {
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     // Asked first, so that a worker that finds all done needs no right to make anything.
-    let there = format!("SELECT to_regclass('{schema}.migrations') IS NOT NULL");
-    let rows = shared.query(&there, &[]).await?;
-    let is_there: bool = rows.first().map_or(Ok(false), |row| cell(row, 0))?;
-    if is_there && version(shared, schema).await? >= known {
+    let there = found(shared, schema).await?;
+    if there.is_some_and(|version| version >= known) {
         return Ok(());
     }
-    if !is_there {
+    if there.is_none() {
         let make = format!(
             "CREATE SCHEMA IF NOT EXISTS {schema}; \
              CREATE TABLE IF NOT EXISTS {schema}.migrations (one boolean PRIMARY KEY CHECK (one), version int NOT NULL); \
@@ -52,6 +50,13 @@ async fn migrate_once(shared: &Shared, schema: &str) -> Result<(), PostgresError
         return Err(PostgresError::Failed(format!("its schema is of version {found} still, and {known} was made")));
     }
     Ok(())
+}
+
+/// The version of the schema; `None` where there is none.
+pub(super) async fn found(shared: &Shared, schema: &str) -> Result<Option<i32>, PostgresError> {
+    let rows = shared.query(&format!("SELECT to_regclass('{schema}.migrations') IS NOT NULL"), &[]).await?;
+    let is_there: bool = rows.first().map_or(Ok(false), |row| cell(row, 0))?;
+    if is_there { version(shared, schema).await.map(Some) } else { Ok(None) }
 }
 
 /// One migration as a transaction: whoever comes second waits for the row, and finds that nothing is left to do. DDL cannot be left out

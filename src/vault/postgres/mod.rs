@@ -35,7 +35,7 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
-pub use self::store::{Feed, Gone, Hold, Item, Polled, Store};
+pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store};
 pub use self::{
     claims::{Claim, Claimed, LONGEST_LEASE, Lease},
     commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
@@ -50,6 +50,9 @@ use self::{
 
 /// How many records are asked for at once, at most.
 pub const MAX_READS: usize = 1024;
+
+/// The oldest server that has what is asked of it, as `server_version_num`.
+const OLDEST_SERVER: i32 = 130_000;
 
 /// How many connections are there for reading alone.
 const READING: usize = 1;
@@ -111,6 +114,19 @@ impl Postgres {
 
     /// As [`open`](Self::open), but that nothing can be committed before [`enlist`](Self::enlist).
     pub(super) async fn connect(settings: &Settings) -> Result<Self, PostgresError> {
+        let postgres = Self::reach(settings)?;
+        postgres.trust().await?;
+        migrate::migrate(&postgres.0, &quoted(&settings.schema)?).await?;
+        Ok(postgres)
+    }
+
+    /// The version of the schema of that quoted name; `None` where there is none.
+    pub(super) async fn schema_version(&self, schema: &str) -> Result<Option<i32>, PostgresError> {
+        migrate::found(&self.0, schema).await
+    }
+
+    /// As it is configured: nothing is asked yet.
+    pub(super) fn reach(settings: &Settings) -> Result<Self, PostgresError> {
         let schema = quoted(&settings.schema)?;
         let size = settings.pool_size;
         if size == 0 {
@@ -127,7 +143,7 @@ impl Postgres {
         let mut replica = ReplicaId::default();
         let random = SystemRandom::new().fill(&mut replica);
         random.map_err(|_| PostgresError::Failed("the system has no randomness".to_owned()))?;
-        let postgres = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             pool,
             replica,
             size,
@@ -138,10 +154,7 @@ impl Postgres {
             free: Semaphore::new(usize::from(size)),
             claiming: Semaphore::new(claims::CLAIMING),
             over: OnceLock::new(),
-        }));
-        postgres.trust().await?;
-        migrate::migrate(&postgres.0, &schema).await?;
-        Ok(postgres)
+        })))
     }
 
     /// Takes places for this process's commits. That is a commit itself, so that standbys have whatever was read before it.
@@ -157,9 +170,14 @@ impl Postgres {
     pub async fn trust(&self) -> Result<(), PostgresError> {
         const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_standby_names"];
         let select = "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
-            current_setting('synchronous_standby_names')";
+            current_setting('synchronous_standby_names'), current_setting('server_version_num')::int";
         let rows = self.0.query(select, &[]).await?;
         let row = rows.first().ok_or_else(|| PostgresError::Failed("it told no settings".to_owned()))?;
+        let version: i32 = cell(row, SETTINGS.len())?;
+        if version < OLDEST_SERVER {
+            let why = format!("the server has version {}, and needs 13 or later", version / 10_000);
+            return Err(PostgresError::Settings(why));
+        }
         let said: Vec<String> = (0..SETTINGS.len()).map(|column| cell(row, column)).collect::<Result<_, _>>()?;
         if self.0.allow_asynchronous {
             return Ok(());

@@ -69,6 +69,7 @@ fn commits_until_it_is_killed() {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     };
     let vault = Vault::open(&config, &identity, Metrics::new(&[])).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();

@@ -57,6 +57,7 @@ impl Fixture {
             cache_bytes: 8 << 20,
             backup_dir: None,
             backup_keep: 14,
+            postgres: None,
         };
         open::create(&config, &identity, SMALL_JOURNAL).unwrap();
         Self { temporary, config, identity }

@@ -8,6 +8,7 @@ mod cluster;
 mod commits;
 mod failover;
 mod sharing;
+mod store;
 mod wire;
 
 use std::{fmt::Write as _, time::Duration};
@@ -31,12 +32,14 @@ const BRIEF: Duration = Duration::from_millis(1);
 fn settings(url: &str, schema: &str) -> Settings {
     Settings {
         url: Secret::new(url),
+        url_file: None,
         ca_file: None,
         pool_size: 4,
         statement_timeout: Duration::from_secs(20),
         schema: schema.to_owned(),
         allow_asynchronous: false,
         lease: LONG,
+        poll: Duration::from_millis(50),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Opening the vault: its keys, which whoever comes first makes, and which are read again when another process has changed them.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64},
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
+    config::place_of,
     metrics::Metrics,
     vault::{
         Identity, VaultError, VaultStats,
@@ -43,7 +44,7 @@ const FIRST_NUMBERS: std::ops::Range<u64> = 1..1 << 40;
 const TRIES: usize = 10;
 
 /// The one row of the table `vault`.
-struct Row {
+pub(super) struct Row {
     version: u64,
     keyring: Vec<u8>,
     recipients: Vec<String>,
@@ -66,11 +67,7 @@ impl Store {
             Some(row) => row,
             None => found(&postgres, identity, recipients).await?,
         };
-        if let Some(why) = row.unusable {
-            return Err(VaultError::Unusable { detail: why });
-        }
-        let place = place(settings);
-        let keyring = Keyring::open(&row.keyring, identity, &row.recipients, &place)?;
+        let keyring = open_row(&row, identity, settings)?;
         // A commit: from here on the keys that were read are on the standbys, too.
         postgres.enlist().await?;
         let (namer, cipher) = tools(&keyring);
@@ -79,11 +76,12 @@ impl Store {
         let followed = Followed::from(postgres.news().await?, clock.boot());
         let inner = Arc::new(Inner {
             lease: settings.lease,
+            poll: settings.poll,
             clock,
             metrics,
             identity: identity.file().to_owned(),
             own: identity.recipients().map(|own| own.to_string()).collect(),
-            place,
+            place: place(settings),
             derived: Derived::of(&keyring.fingerprint_key),
             keys: RwLock::new(Keys { keyring, version: row.version }),
             cipher,
@@ -113,7 +111,7 @@ impl Store {
             Some(row) => row,
             None => found(&postgres, identity, recipients).await?,
         };
-        Keyring::open(&row.keyring, identity, &row.recipients, &place(settings))?;
+        open_row(&row, identity, settings)?;
         Ok(is_there)
     }
 
@@ -182,12 +180,21 @@ impl Inner {
     }
 }
 
-/// Where the vault is, for errors that name a folder where there is one.
-fn place(settings: &Settings) -> PathBuf {
-    Path::new("PostgreSQL").join(&settings.schema)
+/// Opens the keyring of a vault that may be used.
+pub(super) fn open_row(row: &Row, identity: &Identity, settings: &Settings) -> Result<Keyring, VaultError> {
+    if let Some(why) = &row.unusable {
+        return Err(VaultError::Unusable { detail: why.clone() });
+    }
+    Keyring::open(&row.keyring, identity, &row.recipients, &place(settings))
 }
 
-fn tools(keyring: &Keyring) -> (Namer, Cipher) {
+/// Where the vault is, for errors that name a folder where there is one.
+fn place(settings: &Settings) -> PathBuf {
+    place_of(&settings.schema)
+}
+
+/// What names and seals by a keyring.
+pub(super) fn tools(keyring: &Keyring) -> (Namer, Cipher) {
     let cipher = Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current);
     (Namer::new(&keyring.name_key), cipher)
 }
@@ -196,7 +203,7 @@ fn missing() -> VaultError {
     VaultError::Damaged { what: "its keyring", detail: "it is missing".to_owned() }
 }
 
-async fn read_row(postgres: &Postgres) -> Result<Option<Row>, VaultError> {
+pub(super) async fn read_row(postgres: &Postgres) -> Result<Option<Row>, VaultError> {
     let rows = postgres.0.query(&postgres.0.sql.keys, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let recipients: String = cell(row, 2)?;

@@ -12,6 +12,7 @@
 mod feed;
 mod founding;
 mod hold;
+mod inspect;
 mod upkeep;
 mod write;
 
@@ -32,6 +33,7 @@ use self::{feed::Followed, hold::Holds, upkeep::Release};
 pub use self::{
     feed::{Feed, Gone, Item, Polled},
     hold::Hold,
+    inspect::{DatabaseInspection, InspectedVault},
 };
 use super::{Found, Postgres, PostgresError, ReplicaId};
 use crate::{
@@ -63,6 +65,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     postgres: Postgres,
     lease: Duration,
+    poll: Duration,
     clock: SharedClock,
     metrics: Metrics,
     /// Where the identity is, which is read again when the keys have changed.
@@ -248,6 +251,11 @@ impl Store {
     /// How long a claim lasts.
     pub fn lease(&self) -> Duration {
         self.0.lease
+    }
+
+    /// How often it is to be asked what other processes have written.
+    pub fn poll_interval(&self) -> Duration {
+        self.0.poll
     }
 
     /// The database itself, for tables that hold no records.

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::types::Type;
 
 use super::{
-    super::{Claim, Parameters, PostgresError, cell},
+    super::{Claim, Parameters, Postgres, PostgresError, cell},
     Inner, Store,
 };
 use crate::vault::{VaultError, VaultStats, name::Kind};
@@ -43,6 +43,18 @@ impl Store {
     }
 }
 
+impl Postgres {
+    /// How many records there are, how many of them are strays, and how many bytes all of it takes.
+    pub(super) async fn count(&self) -> Result<(u64, u64, u64), PostgresError> {
+        let [stray, meta] = [Kind::Stray, Kind::Meta].map(|kind| i32::from(kind.byte()));
+        let rows = self.0.query(&self.0.sql.count, &[(&stray, Type::INT4), (&meta, Type::INT4)]).await?;
+        let row = rows.first().ok_or_else(|| PostgresError::Failed("it did not count".to_owned()))?;
+        let number =
+            |column| -> Result<u64, PostgresError> { Ok(u64::try_from(cell::<i64>(row, column)?).unwrap_or(0)) };
+        Ok((number(0)?, number(1)?, number(2)?))
+    }
+}
+
 impl Inner {
     /// Starts what is done in the background; it ends with the store.
     pub(super) fn work_in_background(self: &Arc<Self>, released: mpsc::UnboundedReceiver<Release>) {
@@ -52,13 +64,8 @@ impl Inner {
 
     /// Counts the records, and the bytes that they take.
     pub(super) async fn count(&self) -> Result<(), VaultError> {
-        let [stray, meta] = [Kind::Stray, Kind::Meta].map(|kind| i32::from(kind.byte()));
-        let parameters: Parameters<'_> = &[(&stray, Type::INT4), (&meta, Type::INT4)];
-        let rows = self.postgres.0.query(&self.postgres.0.sql.count, parameters).await?;
-        let row = rows.first().ok_or_else(|| PostgresError::Failed("it did not count".to_owned()))?;
-        let number =
-            |column| -> Result<u64, PostgresError> { Ok(u64::try_from(cell::<i64>(row, column)?).unwrap_or(0)) };
-        let stats = VaultStats { records: number(0)?, strays: number(1)?, bytes: number(2)?, data_key: 0 };
+        let (records, strays, bytes) = self.postgres.count().await?;
+        let stats = VaultStats { records, strays, bytes, data_key: 0 };
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         Ok(())
     }
