@@ -8,9 +8,9 @@ use tokio::runtime::Runtime;
 use super::{
     BRIEF, LONG, Worker,
     bouncer::Bouncer,
-    bytea,
+    bytea, claim,
     cluster::{Cluster, is_installed},
-    due, grant, settings, waiting,
+    deletion, due, found, grant, settings, waiting,
     wire::{Loss, Wire},
     write,
 };

@@ -14,6 +14,7 @@ use fastrand::Rng;
 use super::{
     BRIEF, Worker,
     bouncer::Bouncer,
+    claim,
     cluster::{Cluster, is_installed},
     grant, waiting, write,
 };

@@ -1,8 +1,8 @@
 //! Several workers on one database: who makes the schema, who claims what, and what they hear of each other.
 
-use std::{collections::BTreeSet, path::PathBuf, thread};
+use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
-use consentry::vault::postgres::{Batch, Name, News, Postgres, PostgresError, Settings, Write};
+use consentry::vault::postgres::{Batch, Name, News, Postgres, PostgresError, Settings};
 use tokio::runtime::Runtime;
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     bouncer::Bouncer,
     bytea,
     cluster::{Cluster, is_installed},
-    grant, settings, write,
+    deletion, grant, settings, write,
 };
 use crate::harness::eventually;
 

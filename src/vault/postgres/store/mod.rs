@@ -12,6 +12,7 @@
 mod feed;
 mod founding;
 mod hold;
+mod lanes;
 mod upkeep;
 mod write;
 
@@ -32,6 +33,7 @@ use self::{feed::Followed, hold::Holds, upkeep::Release};
 pub use self::{
     feed::{Feed, Gone, Item, Polled},
     hold::Hold,
+    lanes::Told,
 };
 use super::{Found, Postgres, PostgresError, ReplicaId};
 use crate::{
