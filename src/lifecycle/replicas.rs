@@ -107,6 +107,8 @@ struct Exchange {
     fence: u64,
     /// Until when the claim is good, by the worker's boot-time clock.
     good_until: u64,
+    /// When it was looked at that, by the same clock.
+    looked_at: u64,
     sent: Fingerprint,
     intent: Intent,
     asked: Now,
@@ -307,7 +309,8 @@ impl<'a> Life<'a> {
                 _ => Doing::Nothing,
             },
             Doing::Claimed(fence, good_until) => self.prepare(worker, fence, good_until),
-            Doing::Intended(exchange) => {
+            Doing::Intended(mut exchange) => {
+                exchange.looked_at = boot;
                 // The very last thing before the request is written.
                 if !self.rules.looks || boot + TIMEOUT <= exchange.good_until {
                     Doing::Looked(exchange)
@@ -377,7 +380,15 @@ impl<'a> Life<'a> {
         let boot = self.workers[worker].boot(self.at);
         self.commit(worker, Batch { intent: Some(Some(intent.clone())), prolong: true, ..give_back });
         let good_until = good_until.max(boot + COUNTED);
-        Doing::Intending(Exchange { fence, good_until, sent: grant.fingerprint, intent, asked: now, in_doubt })
+        Doing::Intending(Exchange {
+            fence,
+            good_until,
+            looked_at: 0,
+            sent: grant.fingerprint,
+            intent,
+            asked: now,
+            in_doubt,
+        })
     }
 
     /// The request leaves, and the issuer takes it.
@@ -389,8 +400,8 @@ impl<'a> Life<'a> {
         }
         if !self.valid.remove(&exchange.sent.0) {
             self.seen.replays += 1;
-            // Stopped between the look and the write for longer than the lease: that is what rule 6 is for.
-            let was_stopped = self.workers[worker].boot(self.at) > exchange.good_until;
+            // Stopped between the look and the write for longer than the look makes sure of: that is what rule 6 is for.
+            let was_stopped = self.workers[worker].boot(self.at) > exchange.looked_at + TIMEOUT;
             if !exchange.in_doubt && !was_stopped {
                 return Err(format!("token {} was sent again", exchange.sent.0[0]));
             }
