@@ -228,11 +228,18 @@ impl Shared {
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
     pub(super) fn circuit_changed(&self, provider: u16, change: Option<Change>) {
         let lane = &self.lanes[usize::from(provider)];
+        // Where others are to hear of it, whoever they hear tells.
+        let is_told = self.vault.sharing().is_none();
+        if !is_told && lane.circuit.standing() != lane.heard.standing() {
+            self.circuits_changed.notify_one();
+        }
         match change {
             None => {}
             Some(Change::Opened(reason)) => {
                 lane.froze();
-                self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                }
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),
@@ -241,7 +248,9 @@ impl Shared {
                 );
             }
             Some(Change::Closed) => {
-                self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                }
                 tracing::info!(
                     event = "provider.recovered",
                     provider = lane.name.as_str(),

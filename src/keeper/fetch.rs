@@ -112,7 +112,7 @@ impl Shared {
             ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
             refusal => return Err(self.refusal(slot, refusal)),
         }
-        self.may_force(slot)?;
+        self.may_force(slot).await?;
         self.exchange_for_caller(slot, seen).await?;
         match self.decide(slot, Duration::ZERO) {
             ServeVerdict::Serve { degraded } => self.serve(entry, degraded).await,
@@ -258,7 +258,7 @@ impl Shared {
     }
 
     /// Whether a caller may force an exchange now.
-    fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
+    async fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
         let now = self.now();
         let (brief, flying) = {
             let state = slot.lock();
@@ -279,7 +279,7 @@ impl Shared {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
-        self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
+        self.lane(slot).budget.take_forced().await.map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
 
     fn refusal(&self, slot: &Slot, verdict: ServeVerdict) -> KeeperError {

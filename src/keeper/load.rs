@@ -45,8 +45,11 @@ pub(super) async fn load(shared: Arc<Shared>) {
         shared.tell_strays().await;
         shared.tell_doubts().await;
         shared.reconsider_doubts().await;
-        shared.warn().await;
-        shared.settle_unfinished().await;
+        let Some(on_duty) = shared.sweeping.begin().await else { return };
+        shared.warn(&on_duty).await;
+        if on_duty.is_good() {
+            shared.settle_unfinished().await;
+        }
     }
 }
 

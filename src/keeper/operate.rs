@@ -152,13 +152,8 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
-                shared.clear_awaiting().await;
-                shared.clear_unfinished().await;
-                shared.clear_graves().await;
-                shared.warn().await;
                 shared.outbox.prune().await;
-                // Last, since a provider that is silent takes its time.
-                shared.settle_unfinished().await;
+                shared.sweep_for_all().await;
                 drop(token);
             });
         }

@@ -302,7 +302,7 @@ impl Shared {
 
     /// Sends the code as soon as the budget allows, and counts what came of it.
     async fn redeem(&self, lane: &Lane, consent: &NewConsent) -> Result<Granted, ConsentError> {
-        while let Err(wait) = lane.budget.take_forced() {
+        while let Err(wait) = lane.budget.take_forced().await {
             if wait > BUDGET_PATIENCE {
                 return Err(KeeperError::TooManyRequests { retry_after: wait }.into());
             }

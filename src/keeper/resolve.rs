@@ -67,7 +67,7 @@ impl Shared {
         let now = self.now();
         let too_often = |retry_after| KeeperError::TooManyRequests { retry_after };
         slot.lock().force(now.boot).map_err(too_often)?;
-        lane.budget.take_forced().map_err(too_often)?;
+        lane.budget.take_forced().await.map_err(too_often)?;
         let Some(flight) = lane.enqueue_at_risk(slot, now.boot + self.patience()) else { return Ok(()) };
         self.wait_for(slot, flight).await
     }

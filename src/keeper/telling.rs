@@ -96,7 +96,12 @@ impl Shared {
     }
 
     /// Takes note of the providers that an earlier process has told of as failing.
+    ///
+    /// Workers that share a vault share their circuits, too, and know.
     pub(super) fn remember_failing(&self) {
+        if self.vault.sharing().is_some() {
+            return;
+        }
         for event in self.outbox.after(None) {
             let failing = event.kind == EventKind::ProviderFailing;
             if !failing && event.kind != EventKind::ProviderRecovered {
@@ -111,7 +116,8 @@ impl Shared {
     /// A provider's circuit has opened or closed. Told by a task of its own, since no exchange waits for it; where the vault
     /// takes nothing, from memory.
     pub(super) fn tell_provider(&self, lane: &Lane, kind: EventKind, reason: Option<&'static str>) {
-        lane.told_failing.store(kind == EventKind::ProviderFailing, Ordering::Relaxed);
+        let remembered = kind == EventKind::ProviderFailing && self.vault.sharing().is_none();
+        lane.told_failing.store(remembered, Ordering::Relaxed);
         let now = self.now();
         let moment = [&now.wall.as_millis().to_le_bytes()[..], &now.boot.as_millis().to_le_bytes()].concat();
         let id = self.outbox.id(kind, &[lane.name.as_str().as_bytes(), &moment]);
