@@ -53,7 +53,7 @@ impl Keeper {
         let by_secret = usize::from(wanted.fingerprint.0[15]) % (LOCKS / 2);
         let _secret = shared.enrolling[by_secret].lock().await;
         let _organization = shared.changing(&wanted.organization).await;
-        match shared.holder(wanted.fingerprint)? {
+        match shared.holder(wanted.fingerprint).await? {
             Some((slot, grant)) => shared.join(&slot, &grant, wanted).await,
             None => shared.enrol_new(wanted, enrolling).await,
         }
@@ -106,17 +106,17 @@ impl Shared {
 
     /// The grant that holds, or held, the secret with this fingerprint. A spent one of a grant that is gone is an error:
     /// to send it is a replay, and could end what the same person has given since.
-    fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
+    async fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
         let remembers = |grant: &Grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint);
         let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
         if let Some(slot) = slot {
-            let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+            let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
                 return Ok(Some((slot, grant)));
             }
         }
         if let Some(id) = self.index.grave_of(fingerprint) {
-            let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
+            let stored = self.vault.grant(id).await.map_err(|error| self.vault_failed(&error))?;
             if stored.is_some_and(|stored| remembers(&stored.value)) {
                 return Err(KeeperError::AlreadySpent);
             }
@@ -151,7 +151,7 @@ impl Shared {
 
     /// The organization has this very grant: at most its labels change.
     async fn relabel(&self, wanted: Wanted) -> Result<Enrolled, KeeperError> {
-        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
+        let stored = self.vault.organization(&wanted.organization).await.map_err(|error| self.vault_failed(&error))?;
         let mut record = stored.ok_or(KeeperError::UnknownOrganization)?.value;
         let changed = wanted.labels.as_ref().is_some_and(|labels| *labels != record.labels);
         if changed {
@@ -205,7 +205,7 @@ impl Shared {
     async fn store_unproven(&self, mut grant: Grant, wanted: Wanted) -> Result<Enrolled, KeeperError> {
         let left = self.leave(&wanted.organization, None).await?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
-        let record = self.organization_record(&wanted, grant.id)?;
+        let record = self.organization_record(&wanted, grant.id).await?;
         let labels = record.labels.clone();
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
         changes.extend(left.iter().flat_map(Left::changes));
@@ -224,9 +224,9 @@ impl Shared {
             Some(record) => record,
             None => slot.record().await,
         };
-        let mut grant = self.read(slot)?.value;
+        let mut grant = self.read(slot).await?.value;
         // Read before the commit: what fails after it would leave the slot behind the record.
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
         // Two bytes tell the length of each.
         let bytes: usize = grant.organizations.iter().map(|id| id.as_str().len() + 2).sum();
@@ -235,16 +235,16 @@ impl Shared {
             let why = format!("this secret serves {others} organizations, and no more fit; get another consent");
             return Err(KeeperError::BadRequest(why.into()));
         }
-        let organization = self.organization_record(&wanted, grant.id)?;
+        let organization = self.organization_record(&wanted, grant.id).await?;
         let labels = organization.labels.clone();
         // Until now nobody used it, and nobody was told.
         let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
-        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
+        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt).await } else { Vec::new() };
         // A consent in the place of what the organization had, and proven: whichever way the person gave it.
         let unproven = matches!(grant.state, State::InDoubt(_) | State::Failing(FailingReason::Unverified));
         let renews = left.is_some() && grant.consent.is_some() && !unproven;
         if renews {
-            events.push(self.renewed(&grant, &organization));
+            events.push(self.renewed(&grant, &organization).await);
         }
         let mut changes =
             vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
@@ -315,8 +315,8 @@ impl Shared {
             if !self.index.find(organization).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &old)) {
                 continue;
             }
-            let mut grant = self.read(&old)?.value;
-            let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+            let mut grant = self.read(&old).await?.value;
+            let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
             grant.organizations.retain(|other| other != organization);
             let grave = if grant.organizations.is_empty() { self.grave(&grant, intent.is_some()) } else { None };
             return Ok(Some(Left { slot: old, grant, intent, grave, new_record, _record: record }));
@@ -324,8 +324,8 @@ impl Shared {
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.
-    fn organization_record(&self, wanted: &Wanted, grant: GrantId) -> Result<Organization, KeeperError> {
-        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
+    async fn organization_record(&self, wanted: &Wanted, grant: GrantId) -> Result<Organization, KeeperError> {
+        let stored = self.vault.organization(&wanted.organization).await.map_err(|error| self.vault_failed(&error))?;
         let (labels, added_at) = match stored {
             Some(stored) => (stored.value.labels, stored.value.added_at),
             None => (Labels::new(), self.now().wall),
@@ -341,7 +341,7 @@ impl Shared {
         let access = {
             // Between another task's commit and its publication the record is newer than the slot knows.
             let _record = slot.record().await;
-            self.read(slot)?.value.access
+            self.read(slot).await?.value.access
         };
         let Some(access) = access else {
             return Err(KeeperError::ProviderUnavailable { reason: "unverified", retry_after: Duration::from_secs(1) });
@@ -366,9 +366,9 @@ impl Shared {
     /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
         let _record = slot.record().await;
-        let Ok(stored) = self.read(slot) else { return };
+        let Ok(stored) = self.read(slot).await else { return };
         let grant = stored.value;
-        let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
+        let open = self.vault.intent(grant.id).await.map_or(true, |intent| intent.is_some());
         let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
         if spent || !grant.organizations.is_empty() || slot.lock().flight().is_some() {
             tracing::warn!(

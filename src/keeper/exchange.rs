@@ -89,11 +89,11 @@ impl Shared {
         if slot.lock().is_removed() {
             return Err(KeeperError::UnknownOrganization);
         }
-        let Stored { value: mut grant, mut sequence } = self.read(slot)?;
+        let Stored { value: mut grant, mut sequence } = self.read(slot).await?;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
-            if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
+            if one_time { self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
         }
@@ -191,7 +191,7 @@ impl Shared {
         now: Now,
     ) -> Result<Option<u64>, KeeperError> {
         let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(None) };
-        let events = self.notice_events(grant, notice);
+        let events = self.notice_events(grant, notice).await;
         let commit = self.outbox.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, Some(intent), &[]);
@@ -228,11 +228,18 @@ impl Shared {
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
     pub(super) fn circuit_changed(&self, provider: u16, change: Option<Change>) {
         let lane = &self.lanes[usize::from(provider)];
+        // Where others are to hear of it, whoever they hear tells.
+        let is_told = self.vault.sharing().is_none();
+        if !is_told && lane.circuit.standing() != lane.heard.standing() {
+            self.circuits_changed.notify_one();
+        }
         match change {
             None => {}
             Some(Change::Opened(reason)) => {
                 lane.froze();
-                self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                }
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),
@@ -241,7 +248,9 @@ impl Shared {
                 );
             }
             Some(Change::Closed) => {
-                self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                }
                 tracing::info!(
                     event = "provider.recovered",
                     provider = lane.name.as_str(),

@@ -87,11 +87,11 @@ impl Shared {
         match self.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
                 self.refresh_behind(&entry.slot, &Glance::at(&entry.slot), now);
-                self.serve(entry, degraded)
+                self.serve(entry, degraded).await
             }
             ServeVerdict::Refresh => {
                 let exchanged = self.exchange_for_caller(&entry.slot, seen).await;
-                self.after_exchange(entry, min_ttl, exchanged)
+                self.after_exchange(entry, min_ttl, exchanged).await
             }
             verdict => Err(self.refusal(&entry.slot, verdict)),
         }
@@ -103,7 +103,7 @@ impl Shared {
         let seen = slot.brief().outcome();
         let verdict = self.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
-            let served = self.serve(entry, degraded)?;
+            let served = self.serve(entry, degraded).await?;
             if served.etag() != rejected {
                 return Ok(served);
             }
@@ -112,10 +112,10 @@ impl Shared {
             ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
             refusal => return Err(self.refusal(slot, refusal)),
         }
-        self.may_force(slot)?;
+        self.may_force(slot).await?;
         self.exchange_for_caller(slot, seen).await?;
         match self.decide(slot, Duration::ZERO) {
-            ServeVerdict::Serve { degraded } => self.serve(entry, degraded),
+            ServeVerdict::Serve { degraded } => self.serve(entry, degraded).await,
             verdict => Err(self.refusal(slot, verdict)),
         }
     }
@@ -140,13 +140,13 @@ impl Shared {
         serve(&standing, now.wall, min_ttl)
     }
 
-    fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
+    async fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
         let Glance { brief, token, .. } = Glance::at(slot);
         let (token, left) = match (token, brief.access) {
             (Some(token), Some(times)) => (token, times.left(now)),
-            _ => self.read_token(slot, now)?,
+            _ => self.read_token(slot, now).await?,
         };
         if left.is_zero() {
             return Err(self.refusal(slot, ServeVerdict::Refresh));
@@ -155,9 +155,9 @@ impl Shared {
     }
 
     /// The token was dropped from the bounded cache: one read of the vault brings it back. Gives what is left of it too.
-    fn read_token(&self, slot: &Arc<Slot>, now: Now) -> Result<(Arc<CachedToken>, Duration), KeeperError> {
+    async fn read_token(&self, slot: &Arc<Slot>, now: Now) -> Result<(Arc<CachedToken>, Duration), KeeperError> {
         let brief = slot.brief();
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+        let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.filter(|stored| stored.sequence >= brief.sequence);
         let access = stored.and_then(|stored| stored.value.access);
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
@@ -189,7 +189,7 @@ impl Shared {
 
     /// What a fetch gets after the exchange that it waited for. A token that lives but is shorter than wished is still
     /// better than none.
-    fn after_exchange(
+    async fn after_exchange(
         &self,
         entry: &Entry,
         min_ttl: Duration,
@@ -198,7 +198,7 @@ impl Shared {
         let failed = exchanged.as_ref().err().map(|_| "provider_unavailable");
         for wished in [min_ttl, Duration::ZERO] {
             match (self.decide(&entry.slot, wished), &exchanged) {
-                (ServeVerdict::Serve { degraded }, _) => return self.serve(entry, degraded.or(failed)),
+                (ServeVerdict::Serve { degraded }, _) => return self.serve(entry, degraded.or(failed)).await,
                 (ServeVerdict::Refresh, _) => {}
                 (_, Err(error @ KeeperError::VaultUnavailable(_))) => return Err(error.clone()),
                 (verdict, _) => return Err(self.refusal(&entry.slot, verdict)),
@@ -258,7 +258,7 @@ impl Shared {
     }
 
     /// Whether a caller may force an exchange now.
-    fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
+    async fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
         let now = self.now();
         let (brief, flying) = {
             let state = slot.lock();
@@ -279,7 +279,7 @@ impl Shared {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
-        self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
+        self.lane(slot).budget.take_forced().await.map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
 
     fn refusal(&self, slot: &Slot, verdict: ServeVerdict) -> KeeperError {

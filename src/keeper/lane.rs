@@ -13,10 +13,11 @@ use super::{
     KeeperError,
     budget::Budget,
     circuit::Circuit,
+    following::Heard,
     slot::{Flight, FlightEnd, Outcome, Place, Slot, Urgency},
     timers::boot_millis,
 };
-use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint};
+use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint, vault::Duty};
 
 /// How many of those who wait are looked at to find one that fits.
 const LOOK_AT: usize = 1000;
@@ -29,6 +30,10 @@ pub(super) struct Lane {
     pub(super) endpoint: Arc<dyn TokenEndpoint>,
     pub(super) budget: Budget,
     pub(super) circuit: Circuit,
+    /// How other workers say that it is.
+    pub(super) heard: Heard,
+    /// Probing it while it is frozen, and trying it while it is on trial: one worker does that.
+    pub(super) probing: Duty,
     pub(super) permits: Arc<Semaphore>,
     /// How many slots it has.
     pub(super) grants: AtomicUsize,
@@ -100,6 +105,7 @@ impl Lane {
         policy: Policy,
         endpoint: Arc<dyn TokenEndpoint>,
         budget: Budget,
+        probing: Duty,
         concurrency: usize,
     ) -> Self {
         Self {
@@ -109,6 +115,8 @@ impl Lane {
             endpoint,
             budget,
             circuit: Circuit::default(),
+            heard: Heard::default(),
+            probing,
             permits: Arc::new(Semaphore::new(concurrency)),
             grants: AtomicUsize::new(0),
             told_failing: AtomicBool::new(false),

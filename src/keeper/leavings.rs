@@ -28,6 +28,20 @@ impl Shared {
         Some(grave)
     }
 
+    /// What one sweep tells and clears away for all workers that share the vault. It stops where another has taken over, which
+    /// does it anew.
+    pub(super) async fn sweep_for_all(self: &Arc<Self>) {
+        let Some(on_duty) = self.sweeping.begin().await else { return };
+        self.clear_awaiting().await;
+        self.clear_unfinished().await;
+        self.clear_graves().await;
+        self.warn(&on_duty).await;
+        // Last, since a provider that is silent takes its time.
+        if on_duty.is_good() {
+            self.settle_unfinished().await;
+        }
+    }
+
     /// Forgets enrolments that were not finished, once nobody can be waiting for them any more.
     pub(super) async fn clear_unfinished(&self) {
         for slot in self.index.slots() {
@@ -43,7 +57,7 @@ impl Shared {
 
     async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
         let _record = slot.record().await;
-        let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
+        let (Ok(stored), Ok(intent)) = (self.read(slot).await, self.vault.intent(slot.id).await) else { return };
         let grant = stored.value;
         // It waits for somebody, and goes with that.
         if self.awaiting().contains_key(&slot.id) {

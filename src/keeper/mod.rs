@@ -22,6 +22,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod following;
 mod forecast;
 mod index;
 mod keys;
@@ -60,6 +61,7 @@ pub use error::KeeperError;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 pub use search::{Found, InvalidMark, Mark, Order, Search};
+use tokio::sync::Notify;
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -75,7 +77,7 @@ use crate::{
     model::{Awaiting, Grant, GrantId, ProviderName},
     outbox::Outbox,
     provider::TokenEndpoint,
-    vault::{Stored, Vault, VaultError},
+    vault::{Duty, Singular, Stored, Vault, VaultError},
 };
 
 /// What a keeper is made of.
@@ -159,6 +161,10 @@ struct Shared {
     /// Consents that have not taken their place, by grant; as stored.
     awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
     revoke_old: bool,
+    /// What one worker's sweep tells and clears away for all.
+    sweeping: Duty,
+    /// A circuit has changed, and other workers are to hear of it.
+    circuits_changed: Notify,
     /// Held by the one pass that looks whom to warn.
     warning: tokio::sync::Mutex<()>,
     started: Now,
@@ -195,12 +201,17 @@ impl Keeper {
                     idle_lifetime: config.idle_lifetime,
                     in_doubt: config.in_doubt,
                 };
-                let budget = budget::Budget::new(config.max_per_minute, clock.clone());
-                Lane::new(config, policy, endpoint, budget, refresh.concurrency)
+                let shared = vault.sharing().map(|store| (store.lane(&config.name), store));
+                let probing =
+                    shared.as_ref().map_or(Duty::always(), |(lane, _)| vault.duty(Singular::Probe(*lane), &clock));
+                let budget = budget::Budget::new(config.max_per_minute, shared, clock.clone());
+                Lane::new(config, policy, endpoint, budget, probing, refresh.concurrency)
             })
             .collect();
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
         let shared = Arc::new(Shared {
+            sweeping: vault.duty(Singular::Sweep, &clock),
+            circuits_changed: Notify::new(),
             vault,
             links,
             outbox,
@@ -290,8 +301,8 @@ impl Shared {
 
     /// The stored grant behind a slot; an older record than the one this process wrote is an error of the engine,
     /// never used.
-    fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+    async fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
+        let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.ok_or(KeeperError::UnknownOrganization)?;
         let expected = slot.brief().sequence;
         if stored.sequence != expected {

@@ -77,7 +77,7 @@ impl Keeper {
             if !scope(&entry.id) || !shared.fits(entry, &filter) {
                 continue;
             }
-            let found = match shared.view_of(entry) {
+            let found = match shared.view_of(entry).await {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 Err(_) => shared.unreadable(entry),
@@ -111,7 +111,7 @@ impl Keeper {
         changes.push(Change::DeleteOrganization(organization.clone()));
         if shared.links.is_some() {
             // Who was invited before it was removed is not invited any more.
-            changes.push(shared.links_revoked(organization)?);
+            changes.push(shared.links_revoked(organization).await?);
         }
         let commit = shared.vault.commit(changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
@@ -135,9 +135,9 @@ impl Keeper {
         let slot = Arc::clone(&shared.find(organization).await?.slot);
         {
             let _record = slot.record().await;
-            let mut grant = shared.read(&slot)?.value;
+            let mut grant = shared.read(&slot).await?.value;
             if lifecycle::paused(&mut grant, paused) {
-                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
+                let intent = shared.vault.intent(grant.id).await.map_err(|error| shared.vault_failed(&error))?;
                 let commit = shared.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
                 let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
                 shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
@@ -152,13 +152,8 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
-                shared.clear_awaiting().await;
-                shared.clear_unfinished().await;
-                shared.clear_graves().await;
-                shared.warn().await;
                 shared.outbox.prune().await;
-                // Last, since a provider that is silent takes its time.
-                shared.settle_unfinished().await;
+                shared.sweep_for_all().await;
                 drop(token);
             });
         }

@@ -80,7 +80,7 @@ impl Shared {
             if self.stopping.is_cancelled() || slot.lock().is_removed() {
                 continue;
             }
-            if let (Ok(stored), Ok(intent)) = (self.read(&slot), self.vault.intent(slot.id)) {
+            if let (Ok(stored), Ok(intent)) = (self.read(&slot).await, self.vault.intent(slot.id).await) {
                 let now = self.now();
                 let brief = self.brief(slot.provider, &stored.value, stored.sequence, intent.as_ref(), now);
                 self.set_brief(&slot, brief, now);

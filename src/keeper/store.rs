@@ -77,7 +77,7 @@ impl Shared {
         let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let stored = match self.as_stored_now(slot, prepared) {
+        let stored = match self.as_stored_now(slot, prepared).await {
             Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
                 self.keep_stray(prepared, outcome, "its grant had been removed when the answer came").await?;
@@ -107,19 +107,19 @@ impl Shared {
             self.tell(&grant, notice);
         }
         if matches!(outcome, ExchangeOutcome::Granted(_)) && grant.state == State::Active {
-            self.tell_refreshed(&grant);
+            self.tell_refreshed(&grant).await;
         }
         Ok(result_of(&grant, outcome, now.wall))
     }
 
     /// The grant as it is stored now, to be asked for with its record's lock held. It is read again only where a commit has
     /// changed or removed it since the exchange began: each tells the slot before it lets go of the lock.
-    fn as_stored_now(&self, slot: &Slot, prepared: &Prepared) -> Result<Grant, KeeperError> {
+    async fn as_stored_now(&self, slot: &Slot, prepared: &Prepared) -> Result<Grant, KeeperError> {
         let is_unchanged = {
             let state = slot.lock();
             !state.is_removed() && state.brief().sequence == prepared.sequence
         };
-        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot)?.value) }
+        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot).await?.value) }
     }
 
     /// The end of the exchange as the rules are to see it.
@@ -165,7 +165,10 @@ impl Shared {
         end: &End,
         with_access: bool,
     ) -> Result<u64, VaultError> {
-        let events = end.verdict.notice.map(|notice| self.notice_events(&end.grant, notice)).unwrap_or_default();
+        let events = match end.verdict.notice {
+            Some(notice) => self.notice_events(&end.grant, notice).await,
+            None => Vec::new(),
+        };
         self.outbox.commit(self.changes(prepared, outcome, end, with_access), events).await
     }
 

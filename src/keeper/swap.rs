@@ -224,7 +224,7 @@ impl Shared {
     /// lock is taken.
     async fn read_settled(&self, slot: &Arc<Slot>) -> Result<Grant, Unsettled> {
         let _record = slot.record().await;
-        self.read(slot).map(|stored| stored.value).map_err(Unsettled::Failed)
+        self.read(slot).await.map(|stored| stored.value).map_err(Unsettled::Failed)
     }
 
     /// The one commit: every organization that may be served moves to the consent, the grants that they had go with their
@@ -238,15 +238,15 @@ impl Shared {
         let connect = &sorted.connect[..];
         let mut held = self.take_records(slot, connect).await;
         let own = held.remove(&slot.id);
-        let mut grant = self.read(slot)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let mut grant = self.read(slot).await?.value;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         let mut lefts = Vec::new();
         for (_, (old, record)) in held {
-            lefts.push(self.left_by(connect, old, record)?);
+            lefts.push(self.left_by(connect, old, record).await?);
         }
         take_over(&mut grant, connect, &lefts);
         check_room(&grant)?;
-        let records = self.records_of(connect, grant.id)?;
+        let records = self.records_of(connect, grant.id).await?;
         let rest = rest_of(awaiting, sorted);
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone()))];
         changes.extend(records.iter().map(|record| Change::PutOrganization(Box::new(record.clone()))));
@@ -255,7 +255,10 @@ impl Shared {
             Some(rest) => Change::PutAwaiting(Box::new(rest.clone())),
             None => Change::DeleteAwaiting(grant.id),
         });
-        let events = records.iter().map(|record| self.renewed(&grant, record)).collect();
+        let mut events = Vec::with_capacity(records.len());
+        for record in &records {
+            events.push(self.renewed(&grant, record).await);
+        }
         let commit = self.outbox.commit(changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.swapped(slot, &grant, sequence, intent.as_ref(), connect, lefts);
@@ -299,25 +302,26 @@ impl Shared {
     }
 
     /// What stays of a grant that some organizations leave.
-    fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, record: Record) -> Result<Left, KeeperError> {
-        let mut grant = self.read(&old)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+    async fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, record: Record) -> Result<Left, KeeperError> {
+        let mut grant = self.read(&old).await?.value;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|organization| !connect.contains(organization));
         let grave = if grant.organizations.is_empty() { self.grave(&grant, intent.is_some()) } else { None };
         Ok(Left::new(old, grant, intent, grave, record))
     }
 
     /// The records of the organizations that move; labels and the day of enrolment stay.
-    fn records_of(&self, connect: &[OrganizationId], grant: GrantId) -> Result<Vec<Organization>, KeeperError> {
+    async fn records_of(&self, connect: &[OrganizationId], grant: GrantId) -> Result<Vec<Organization>, KeeperError> {
         let now = self.now().wall;
-        let record = |id: &OrganizationId| {
-            let stored = self.vault.organization(id).map_err(|error| self.vault_failed(&error))?;
-            Ok(match stored {
+        let mut records = Vec::with_capacity(connect.len());
+        for id in connect {
+            let stored = self.vault.organization(id).await.map_err(|error| self.vault_failed(&error))?;
+            records.push(match stored {
                 Some(stored) => Organization { grant, ..stored.value },
                 None => Organization { id: id.clone(), grant, labels: crate::model::Labels::new(), added_at: now },
-            })
-        };
-        connect.iter().map(record).collect()
+            });
+        }
+        Ok(records)
     }
 
     /// After the commit: first the new consent is ready to serve, then it is found, and only then the old one goes.
@@ -348,10 +352,10 @@ impl Shared {
     }
 
     /// What is told of an organization that a new consent serves; its labels as they will be stored.
-    pub(super) fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
+    pub(super) async fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
-        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
+        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment).await;
         Event { labels: organization.labels.clone(), ..event }
     }
 

@@ -66,91 +66,97 @@ impl Vault {
     }
 
     /// A grant; `None` if there is none of that id.
-    pub fn grant(&self, id: GrantId) -> Result<Option<Stored<Grant>>, VaultError> {
+    pub async fn grant(&self, id: GrantId) -> Result<Option<Stored<Grant>>, VaultError> {
         self.0.shared.record(id.as_bytes())
     }
 
     /// An organization; `None` if there is none of that id.
-    pub fn organization(&self, id: &OrganizationId) -> Result<Option<Stored<Organization>>, VaultError> {
+    pub async fn organization(&self, id: &OrganizationId) -> Result<Option<Stored<Organization>>, VaultError> {
         self.0.shared.record(id.as_str().as_bytes())
     }
 
     /// The exchange under way for a grant, if there is one.
-    pub fn intent(&self, id: GrantId) -> Result<Option<Intent>, VaultError> {
+    pub async fn intent(&self, id: GrantId) -> Result<Option<Intent>, VaultError> {
         Ok(self.0.shared.record::<Intent>(id.as_bytes())?.map(|stored| stored.value))
     }
 
     /// Hands over every grant, in no useful order, while commits go on: one that is written meanwhile is seen before or
     /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
     /// it is the error.
-    pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+    pub async fn for_each_grant(
+        &self,
+        f: &mut (dyn FnMut(Stored<Grant>) -> Result<(), VaultError> + Send),
+    ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_organization(
+    pub async fn for_each_organization(
         &self,
-        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Organization>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// As [`for_each_grant`](Self::for_each_grant), for a part of the grants: several threads can share the work.
-    pub fn for_each_grant_of(
+    pub async fn for_each_grant_of(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Grant>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(part, f)
     }
 
     /// As [`for_each_organization`](Self::for_each_organization), for a part of the organizations.
-    pub fn for_each_organization_of(
+    pub async fn for_each_organization_of(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Organization>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(part, f)
     }
 
     /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_intent(
+    pub async fn for_each_intent(
         &self,
-        f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Intent>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
+    pub async fn for_each_stray(
+        &self,
+        f: &mut (dyn FnMut(Stored<Stray>) -> Result<(), VaultError> + Send),
+    ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Which of an organization's links were revoked; `None` if none were.
-    pub fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
+    pub async fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
         Ok(self.0.shared.record::<RevokedLinks>(id.as_str().as_bytes())?.map(|stored| stored.value))
     }
 
     /// Hands over every consent that has not taken its place, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_awaiting(
+    pub async fn for_each_awaiting(
         &self,
-        f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_revoked_links(
+    pub async fn for_each_revoked_links(
         &self,
-        f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }
 
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_row(
+    pub async fn for_each_row(
         &self,
-        f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         self.0.shared.for_each(Part::ALL, f)
     }

@@ -30,6 +30,7 @@ mod cipher;
 mod codec;
 mod compact;
 mod derived;
+mod duty;
 mod engine;
 mod error;
 mod folder;
@@ -56,6 +57,7 @@ mod writer;
 mod tests;
 
 pub use backup::{BackedUp, ScheduledBackups};
+pub use duty::{Duty, OnDuty, Singular};
 pub use error::VaultError;
 pub use handle::{Vault, VaultStats};
 pub use identity::Identity;

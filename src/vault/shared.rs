@@ -159,7 +159,7 @@ impl Shared {
     pub(super) fn for_each<R: Record>(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<R>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
         let mut newer = self.backlog.names(R::KIND);

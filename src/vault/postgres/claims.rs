@@ -148,8 +148,8 @@ impl Postgres {
 }
 
 impl Shared {
-    /// Runs a statement about claims to its end.
-    async fn claim(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
+    /// Runs a statement about claims, leases or lanes to its end.
+    pub(super) async fn claim(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
         let _permit = self.claiming.acquire().await.map_err(|_| PostgresError::Forgotten)?;
         let connection = take(&self.pool).await?;
         match ask(&connection, sql, parameters).await {
@@ -161,7 +161,7 @@ impl Shared {
 }
 
 /// The outcome of a task that nobody cancels.
-async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) -> Result<T, PostgresError> {
+pub(super) async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) -> Result<T, PostgresError> {
     task.await.unwrap_or_else(|error| Err(PostgresError::Failed(format!("a claim died: {error}"))))
 }
 

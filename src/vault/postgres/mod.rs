@@ -6,7 +6,8 @@
 //! [`Conflict`](PostgresError::Conflict). A commit is done when the server says so *and* its standbys have it; where nobody can tell
 //! whether it was done, that is settled before anything else is committed in its place.
 //!
-//! [`Postgres::claim`] says who may work on a grant for a while; [`Postgres::news`] what others have written.
+//! [`Postgres::claim`] says who may work on a grant for a while, [`Postgres::lease`] who does what one does for all;
+//! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written.
 //!
 //! What is deliberately absent: a session's state (locks, prepared statements, settings), so that PgBouncer may stand in between;
 //! a clock, since leases are the server's and their holders count for themselves; and a decision about a grant.
@@ -15,6 +16,8 @@ mod claims;
 mod commit;
 mod connection;
 mod error;
+mod lanes;
+mod leases;
 mod migrate;
 mod news;
 mod store;
@@ -35,12 +38,13 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
-pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store};
+pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store, Told};
 pub use self::{
     claims::{Claim, Claimed, LONGEST_LEASE, Lease},
     commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
     connection::Settings,
     error::PostgresError,
+    lanes::{BudgetId, LaneId, LaneState, Pace, RESERVED_AHEAD, Reserved},
     news::{Cursor, Fresh, News},
 };
 use self::{
@@ -246,6 +250,11 @@ struct Sql {
     claim: String,
     claim_one: String,
     give_up: String,
+    lease: String,
+    prolong: String,
+    reserve: String,
+    lanes: String,
+    put_lane: String,
     news: String,
 }
 
@@ -276,6 +285,11 @@ impl Sql {
             claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6)"),
             claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6)"),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
+            lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),
+            prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
+            reserve: format!("SELECT turns, first_us FROM {schema}.reserve_1($1, $2, $3, $4, $5)"),
+            lanes: format!("SELECT lane, version, sealed FROM {schema}.lanes"),
+            put_lane: format!("SELECT {schema}.put_lane_1($1, $2, $3, $4)"),
             news: news::sql(schema),
         }
     }

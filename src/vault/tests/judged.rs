@@ -122,7 +122,7 @@ async fn whatever_is_flipped_after_a_kill_is_noticed_before_or_found_by_counting
         }
         for number in 0..=u8::MAX {
             let failures = if number < 9 { 0 } else { 2 };
-            match vault.grant(id(number)) {
+            match vault.grant(id(number)).at_once() {
                 Ok(Some(read)) => assert_eq!(read.value.failures, failures, "grant {number}, flipped at {at}"),
                 Ok(None) => panic!("grant {number} vanished silently, flipped at {at}"),
                 Err(error) => assert!(error.is_damaged(), "at {at}: {error}"),

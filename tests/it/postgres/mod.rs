@@ -7,6 +7,7 @@ mod bouncer;
 mod cluster;
 mod commits;
 mod failover;
+mod leases;
 mod sharing;
 mod store;
 mod wire;

@@ -13,6 +13,7 @@ mod feed;
 mod founding;
 mod hold;
 mod inspect;
+mod lanes;
 mod upkeep;
 mod write;
 
@@ -34,6 +35,7 @@ pub use self::{
     feed::{Feed, Gone, Item, Polled},
     hold::Hold,
     inspect::{DatabaseInspection, InspectedVault},
+    lanes::Told,
 };
 use super::{Found, Postgres, PostgresError, ReplicaId};
 use crate::{
