@@ -13,6 +13,8 @@ mod farewell;
 mod properties;
 mod remaining;
 mod renewal;
+#[cfg(test)]
+mod replicas;
 mod serve;
 mod warning;
 

@@ -16,7 +16,7 @@ pub(super) const NAME_BYTES: usize = 1 + HASH_BYTES;
 /// What a record is. The numbers are part of the format and are never given out anew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A grant, named by its id.
     Grant = 1,
     /// An organization, named by its id.
@@ -37,9 +37,9 @@ pub(super) enum Kind {
 
 impl Kind {
     /// How many kinds there are.
-    pub(super) const COUNT: usize = 8;
+    pub const COUNT: usize = 8;
     /// All of them, in the order of their numbers.
-    pub(super) const ALL: [Self; Self::COUNT] = [
+    pub const ALL: [Self; Self::COUNT] = [
         Self::Grant,
         Self::Organization,
         Self::Intent,
@@ -51,17 +51,17 @@ impl Kind {
     ];
 
     /// Its number in the format.
-    pub(super) const fn byte(self) -> u8 {
+    pub const fn byte(self) -> u8 {
         self as u8
     }
 
     /// Its place in a table of all kinds.
-    pub(super) const fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         self as usize - 1
     }
 
     /// Its word in messages.
-    pub(super) const fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Grant => "a grant's record",
             Self::Organization => "an organization's record",
@@ -75,24 +75,24 @@ impl Kind {
     }
 }
 
-/// The name of a record in the engine.
+/// The name of a record in the engine, which shows what kind of record it is and nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct Name([u8; NAME_BYTES]);
+pub struct Name([u8; NAME_BYTES]);
 
 impl Name {
     /// Reads one back; `None` if `bytes` is no name of a known kind.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let name = Self(bytes.try_into().ok()?);
         Kind::ALL.iter().any(|kind| kind.byte() == name.0[0]).then_some(name)
     }
 
     /// What kind of record it names.
-    pub(super) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         Kind::ALL[usize::from(self.0[0]) - 1]
     }
 
     /// Its bytes.
-    pub(super) const fn as_bytes(&self) -> &[u8; NAME_BYTES] {
+    pub const fn as_bytes(&self) -> &[u8; NAME_BYTES] {
         &self.0
     }
 }

@@ -23,6 +23,7 @@ mod lifecycle;
 mod limits;
 mod oidc;
 mod pages;
+mod postgres;
 mod resolve;
 mod roles;
 mod secrets;
