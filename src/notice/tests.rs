@@ -141,7 +141,7 @@ impl World {
 
     /// How long until the next delivery.
     fn due_in(&self) -> Option<Duration> {
-        self.outbox.next_due(crate::outbox::Whose::Everybodys).map(|next| next.since(self.clock.now().wall))
+        self.outbox.next_due(Whose::Everybodys).map(|next| next.since(self.clock.now().wall))
     }
 
     fn given_up(&self) -> u64 {
