@@ -270,9 +270,10 @@ impl Sql {
             found: format!("SELECT {schema}.found_1($1, $2, $3, $4, $5, $6)"),
             put_keys: format!("SELECT {schema}.put_keyring_1($1, $2, $3, $4)"),
             count: format!(
-                "SELECT count(*), count(*) FILTER (WHERE get_byte(name, 0) = $1), \
-                 pg_total_relation_size('{schema}.records') + pg_total_relation_size('{schema}.work') \
-                 FROM {schema}.records WHERE sealed IS NOT NULL AND get_byte(name, 0) <> $2"
+                "SELECT (SELECT count(*) FROM {schema}.records) \
+                    - (SELECT count(*) FROM {schema}.records WHERE gone IS NOT NULL), \
+                 (SELECT count(*) FROM {schema}.records WHERE name >= $1 AND name < $2), \
+                 pg_total_relation_size('{schema}.records') + pg_total_relation_size('{schema}.work')"
             ),
             forget: format!("SELECT {schema}.forget_1($1, $2)"),
             enlist: format!("SELECT {schema}.enlist_1($1, $2, $3)"),

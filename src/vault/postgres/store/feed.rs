@@ -22,12 +22,15 @@ use crate::{
 /// numbers.
 const MOST_KNOWN: usize = 16 * 1024;
 
-/// Follows what other processes write. Where it is polled last, the next feed begins.
+/// Follows what other processes write.
 #[derive(Debug)]
 pub struct Feed {
     store: Store,
-    /// `None` until it is polled first.
-    news: Option<News>,
+    news: News,
+    /// Up to where everything was handed over.
+    handed_over: Cursor,
+    /// The latest number of what was handed over.
+    told: Known,
 }
 
 /// What one poll found.
@@ -75,11 +78,30 @@ pub enum Gone {
     RevokedLinks(OrganizationId),
 }
 
+/// The latest number, by the name of its record, that whoever asks knows.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<Name, u64>);
+
+impl Known {
+    pub(super) fn add(&mut self, name: Name, number: u64) {
+        if self.0.len() >= MOST_KNOWN {
+            self.0.clear();
+        }
+        let known = self.0.entry(name).or_default();
+        *known = (*known).max(number);
+    }
+
+    fn has(&self, name: &Name, number: u64) -> bool {
+        self.0.get(name).is_some_and(|known| *known >= number)
+    }
+}
+
 /// How far this process has followed.
 pub(super) struct Followed {
+    /// Up to where the feed that was polled last has handed everything over.
     cursor: Cursor,
-    /// The number of the latest version that whoever asks knows.
-    known: HashMap<Name, u64>,
+    /// What this process has written itself.
+    pub(super) own: Known,
     /// When the last complete poll was begun, on the boot-time clock.
     polled_at: Duration,
     /// Since when the server is known to be on its timeline, on that clock.
@@ -88,31 +110,18 @@ pub(super) struct Followed {
 
 impl Followed {
     /// From where that news begins.
-    pub(super) fn from(news: News, now: Duration) -> Self {
-        Self { cursor: news.cursor(), known: HashMap::new(), polled_at: now, timeline_since: now }
-    }
-
-    /// Those records are known in that version.
-    pub(super) fn know(&mut self, names: impl IntoIterator<Item = Name>, number: u64) {
-        if self.known.len() >= MOST_KNOWN {
-            self.known.clear();
-        }
-        for name in names {
-            let known = self.known.entry(name).or_default();
-            *known = (*known).max(number);
-        }
-    }
-
-    fn knows(&self, name: &Name, number: u64) -> bool {
-        self.known.get(name).is_some_and(|known| *known >= number)
+    pub(super) fn from(news: &News, now: Duration) -> Self {
+        Self { cursor: news.cursor(), own: Known::default(), polled_at: now, timeline_since: now }
     }
 }
 
 impl Store {
     /// Follows what other processes write: from where the last feed was polled, or else from before this vault was opened, so that nothing
-    /// is missed that was read since.
+    /// is missed that is read from now on.
     pub fn news(&self) -> Feed {
-        Feed { store: self.clone(), news: None }
+        let cursor = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner).cursor;
+        let news = self.0.postgres.news_after(cursor);
+        Feed { store: self.clone(), news, handed_over: cursor, told: Known::default() }
     }
 
     /// How old the last complete poll is: what other processes have written since may be unknown here.
@@ -128,33 +137,27 @@ impl Feed {
     pub async fn poll(&mut self) -> Result<Polled, VaultError> {
         let inner = &*self.store.0;
         let asked = inner.clock.boot();
-        let news = self.news.get_or_insert_with(|| {
-            let cursor = inner.followed.lock().unwrap_or_else(PoisonError::into_inner).cursor;
-            inner.postgres.news_after(cursor)
-        });
-        let (fresh, is_all) = news.poll().await.map_err(|error| inner.failed(error))?;
-        let unknown = inner.unknown(&fresh);
+        let (fresh, is_all) = self.news.poll().await.map_err(|error| inner.failed(error))?;
+        let unknown = inner.unknown(&fresh, &self.told);
         let items = match inner.items(&unknown).await {
             Ok(items) => items,
             Err(error) => {
-                // From the cursor of the last poll that was handed over.
-                self.news = None;
+                self.news = inner.postgres.news_after(self.handed_over);
                 return Err(error);
             }
         };
-        let mut followed = inner.followed.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, number) in unknown {
-            followed.know([name], number);
+            self.told.add(name, number);
         }
         if is_all {
-            let cursor = news.cursor();
-            if cursor.timeline != followed.cursor.timeline {
+            self.handed_over = self.news.cursor();
+            let mut followed = inner.followed.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.handed_over.timeline != followed.cursor.timeline {
                 followed.timeline_since = asked;
             }
-            followed.cursor = cursor;
+            followed.cursor = self.handed_over;
             followed.polled_at = asked;
         }
-        drop(followed);
         Ok(Polled { items, is_all })
     }
 }
@@ -167,10 +170,11 @@ impl Inner {
     }
 
     /// The records among these that whoever asks does not know.
-    fn unknown(&self, fresh: &[Fresh]) -> Vec<(Name, u64)> {
-        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = |fresh: &&Fresh| !matches!(fresh.name.kind(), Kind::Meta | Kind::Stray);
-        let unknown = fresh.iter().filter(told).filter(|fresh| !followed.knows(&fresh.name, fresh.version));
+    fn unknown(&self, fresh: &[Fresh], told: &Known) -> Vec<(Name, u64)> {
+        let own = &self.followed.lock().unwrap_or_else(PoisonError::into_inner).own;
+        let is_told_of = |fresh: &&Fresh| !matches!(fresh.name.kind(), Kind::Meta | Kind::Stray);
+        let is_known = |fresh: &Fresh| [own, told].iter().any(|known| known.has(&fresh.name, fresh.version));
+        let unknown = fresh.iter().filter(is_told_of).filter(|fresh| !is_known(fresh));
         unknown.map(|fresh| (fresh.name, fresh.version)).collect()
     }
 

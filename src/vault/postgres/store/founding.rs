@@ -73,7 +73,7 @@ impl Store {
         let (namer, cipher) = tools(&keyring);
         let meta = read_meta(&postgres, &namer, &cipher).await?;
         let (release, released) = mpsc::unbounded_channel();
-        let followed = Followed::from(postgres.news().await?, clock.boot());
+        let followed = Followed::from(&postgres.news().await?, clock.boot());
         let inner = Arc::new(Inner {
             lease: settings.lease,
             poll: settings.poll,

@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::oneshot;
+
 use super::{
     super::{
         PostgresError,
@@ -136,12 +138,10 @@ impl Store {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         };
-        match tokio::time::timeout(patience, asking).await {
-            Ok(held) => held,
-            // With no patience at all it is tried once.
-            Err(_) if patience.is_zero() => self.try_hold(grant, name).await?.ok_or(VaultError::Held),
-            Err(_) => Err(VaultError::Held),
+        if patience.is_zero() {
+            return self.try_hold(grant, name).await?.ok_or(VaultError::Held);
         }
+        tokio::time::timeout(patience, asking).await.unwrap_or(Err(VaultError::Held))
     }
 
     /// Claims a grant, unless another process has it.
@@ -156,11 +156,7 @@ impl Store {
             return Ok(known.map(Hold));
         }
         let mine = known.as_ref().and_then(|held| held.number).unwrap_or(0);
-        let claimed = tokio::time::timeout(
-            inner.postgres.0.statement_timeout,
-            inner.postgres.claim_one(name, mine, inner.lease, inner.seen_timeline()),
-        );
-        let number = match claimed.await.unwrap_or(Err(PostgresError::Slow)).map_err(|error| inner.failed(error))? {
+        let number = match inner.claim(name, mine).await.map_err(|error| inner.failed(error))? {
             Claimed::Held => return Ok(None),
             Claimed::Won(claim) => Some(claim.number),
             Claimed::Unknown => None,
@@ -189,5 +185,26 @@ impl Store {
     #[expect(clippy::unused_self, reason = "a hold is of one store")]
     pub fn release(&self, hold: Hold) {
         drop(hold);
+    }
+}
+
+impl Inner {
+    /// Asks for a claim. Should nobody wait for the answer any more when it comes, what was claimed is given up.
+    async fn claim(self: &Arc<Self>, name: Name, mine: u64) -> Result<Claimed, PostgresError> {
+        let (answer, answered) = oneshot::channel();
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let claimed = inner.postgres.claim_one(name, mine, inner.lease, inner.seen_timeline()).await;
+            if let Err(Ok(Claimed::Won(claim))) = answer.send(claimed)
+                && claim.number != mine
+            {
+                let _ = inner.release.send(Release::Claim(claim));
+            }
+        });
+        match tokio::time::timeout(self.postgres.0.statement_timeout, answered).await {
+            Ok(Ok(claimed)) => claimed,
+            Ok(Err(_)) => Err(PostgresError::Failed("a claim died".to_owned())),
+            Err(_) => Err(PostgresError::Slow),
+        }
     }
 }

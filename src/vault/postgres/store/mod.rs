@@ -255,6 +255,11 @@ impl Store {
         self.0.lease
     }
 
+    /// Whether the database may lose what it confirmed, because that is allowed.
+    pub fn allows_asynchronous(&self) -> bool {
+        self.0.postgres.0.allow_asynchronous
+    }
+
     /// How often it is to be asked what other processes have written.
     pub fn poll_interval(&self) -> Duration {
         self.0.poll

@@ -13,7 +13,10 @@ use super::{
     super::{Claim, Parameters, Postgres, PostgresError, cell},
     Inner, Store,
 };
-use crate::vault::{VaultError, VaultStats, name::Kind};
+use crate::vault::{
+    VaultError, VaultStats,
+    name::{Kind, Part},
+};
 
 /// How many claims are given up in one statement.
 const RELEASED_AT_ONCE: usize = 500;
@@ -46,12 +49,13 @@ impl Store {
 impl Postgres {
     /// How many records there are, how many of them are strays, and how many bytes all of it takes.
     pub(super) async fn count(&self) -> Result<(u64, u64, u64), PostgresError> {
-        let [stray, meta] = [Kind::Stray, Kind::Meta].map(|kind| i32::from(kind.byte()));
-        let rows = self.0.query(&self.0.sql.count, &[(&stray, Type::INT4), (&meta, Type::INT4)]).await?;
+        let (from, to) = Part::ALL.bounds(Kind::Stray);
+        let rows = self.0.query(&self.0.sql.count, &[(&from, Type::BYTEA), (&to, Type::BYTEA)]).await?;
         let row = rows.first().ok_or_else(|| PostgresError::Failed("it did not count".to_owned()))?;
         let number =
             |column| -> Result<u64, PostgresError> { Ok(u64::try_from(cell::<i64>(row, column)?).unwrap_or(0)) };
-        Ok((number(0)?, number(1)?, number(2)?))
+        // But for what the vault keeps about itself.
+        Ok((number(0)?.saturating_sub(1), number(1)?, number(2)?))
     }
 }
 

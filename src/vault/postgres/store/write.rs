@@ -66,7 +66,11 @@ impl Store {
             task.await.unwrap_or_else(|error| Err(VaultError::Engine { detail: format!("a commit died: {error}") }))?;
         self.0.metrics.vault_written(self.0.clock.boot().saturating_sub(started));
         // Whoever made it knows it, and need not be told.
-        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner).know(names, number);
+        let mut followed = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            followed.own.add(name, number);
+        }
+        drop(followed);
         Ok(number)
     }
 }
