@@ -31,7 +31,11 @@ use crate::{
     outbox::Outbox,
     provider::SetupError,
     shutdown::{Request, Signals},
-    vault::{Identity, Singular, Vault, VaultError, recipients_differ},
+    vault::{
+        Identity, Singular, Vault, VaultError,
+        postgres::{Settings, Store},
+        recipients_differ,
+    },
 };
 
 /// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
@@ -194,7 +198,14 @@ async fn begin(
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        let vault = Vault::open(&vault_config, &identity, vault_metrics.clone())?;
+        let vault = match &vault_config.postgres {
+            None => Vault::open(&vault_config, &identity, vault_metrics.clone())?,
+            Some(postgres) => {
+                let (clock, metrics) = (outbox_clock.clone(), vault_metrics.clone());
+                let settings = Settings::of(postgres)?;
+                here.block_on(Store::open(&settings, &identity, &vault_config.recipients, clock, metrics))?.into()
+            }
+        };
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }

@@ -91,14 +91,14 @@ impl Shared {
         if let Some(flight) = under_way(slot) {
             let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
         }
-        let _record = slot.record().await;
+        let held = self.hold(slot).await?;
         let grant = self.read(slot).await?.value;
         let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         let goes = grant.organizations.is_empty();
         let grave = if goes { self.grave(&grant, intent.is_some()) } else { None };
         let mut changes = if goes { gone(grant.id, grave.as_ref()) } else { Vec::new() };
         changes.push(Change::DeleteAwaiting(awaiting.grant));
-        self.vault.commit(changes).await.map_err(|error| self.vault_failed(&error))?;
+        self.vault.commit_held(&[&held.hold], changes).await.map_err(|error| self.vault_failed(&error))?;
         self.awaiting().remove(&awaiting.grant);
         if goes {
             self.revoke_behind(slot, &grant);

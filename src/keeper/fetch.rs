@@ -58,7 +58,7 @@ impl Shared {
         if let Some(entry) = self.index.find(organization) {
             return Ok(entry);
         }
-        if is_loaded {
+        if is_loaded && !self.vault.is_shared() {
             return Err(KeeperError::UnknownOrganization);
         }
         self.load_one(organization).await
@@ -70,6 +70,9 @@ impl Shared {
         let ServeVerdict::Serve { degraded } = self.verdict(&entry.slot, &seen.brief, min_ttl, now) else {
             return None;
         };
+        if !self.news.is_fresh(now) {
+            return None;
+        }
         let left = seen.brief.access?.left(now);
         let token = seen.token.clone().filter(|_| !left.is_zero())?;
         entry.fetched(now.wall);
@@ -83,11 +86,12 @@ impl Shared {
             return Ok(served);
         }
         entry.fetched(now.wall);
+        let late = self.catch_up(entry, now).await?;
         let seen = entry.slot.brief().outcome();
         match self.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
                 self.refresh_behind(&entry.slot, &Glance::at(&entry.slot), now);
-                self.serve(entry, degraded).await
+                self.serve(entry, degraded.or(late)).await
             }
             ServeVerdict::Refresh => {
                 let exchanged = self.exchange_for_caller(&entry.slot, seen).await;
@@ -100,6 +104,7 @@ impl Shared {
     async fn refreshed_token_of(&self, entry: &Entry, rejected: Option<&str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         entry.fetched(self.now().wall);
+        self.catch_up(entry, self.now()).await?;
         let seen = slot.brief().outcome();
         let verdict = self.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
@@ -126,6 +131,23 @@ impl Shared {
         let refused = served.is_err();
         let now = self.index.find(&entry.id).filter(|_| refused)?;
         (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)
+    }
+
+    /// Where what others have written may be unknown here, looks into the vault first. While that cannot be done, what lives is served,
+    /// and why it may be old is given.
+    async fn catch_up(&self, entry: &Entry, now: Now) -> Result<Option<&'static str>, KeeperError> {
+        if self.news.is_fresh(now) {
+            return Ok(None);
+        }
+        match Box::pin(self.look_again(&entry.id)).await {
+            Ok(true) => match self.index.find(&entry.id) {
+                Some(now) if Arc::ptr_eq(&now.slot, &entry.slot) => Ok(None),
+                // Whoever asked looks whether it has another grant.
+                _ => Err(KeeperError::UnknownOrganization),
+            },
+            Ok(false) => Ok(Some("vault_unavailable")),
+            Err(error) => Err(error),
+        }
     }
 
     fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
@@ -159,6 +181,10 @@ impl Shared {
         let brief = slot.brief();
         let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.filter(|stored| stored.sequence >= brief.sequence);
+        let newer = stored.as_ref().filter(|stored| self.vault.is_shared() && stored.sequence > brief.sequence);
+        if let Some(stored) = newer {
+            Box::pin(self.learn(slot, stored)).await;
+        }
         let access = stored.and_then(|stored| stored.value.access);
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
         let token = Arc::new(self.cacheable(slot, &access, brief.consent_ends));

@@ -14,7 +14,7 @@ use super::{
     budget::Budget,
     circuit::Circuit,
     following::Heard,
-    slot::{Flight, FlightEnd, Outcome, Place, Slot, Urgency},
+    slot::{Brief, Flight, FlightEnd, Outcome, Place, Slot, Urgency},
     timers::boot_millis,
 };
 use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint, vault::Duty};
@@ -57,9 +57,17 @@ pub(super) struct InFlight {
     end: Option<FlightEnd>,
     /// Until this moment of the boot-time clock an operator takes the risk of a replay.
     risk_until: Option<Duration>,
+    /// What the last exchange had left behind when this one was asked for, and the commit that the slot knew of then.
+    seen: (u64, Outcome),
 }
 
 impl InFlight {
+    /// Whether an exchange has ended and was stored since this one was asked for.
+    pub(super) fn is_over(&self, brief: &Brief) -> bool {
+        let (sequence, outcome) = self.seen;
+        brief.sequence != sequence && brief.outcome() != outcome
+    }
+
     /// Whether an operator takes the risk of a replay, so that a doubtful or lost grant may be exchanged.
     pub(super) fn is_at_risk(&self, boot: Duration) -> bool {
         self.risk_until.is_some_and(|until| boot < until)
@@ -166,7 +174,9 @@ impl Lane {
         let lapses = state.brief().access.map_or(0, |access| boot_millis(access.expires_boot));
         let place = Place { urgency, lapses, grant: slot.id };
         state.queue(flight.clone(), place);
-        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until };
+        let brief = state.brief();
+        let seen = (brief.sequence, brief.outcome());
+        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until, seen };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
         Some(flight)

@@ -56,7 +56,7 @@ impl Shared {
     }
 
     async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
-        let _record = slot.record().await;
+        let Ok(held) = self.hold(slot).await else { return };
         let (Ok(stored), Ok(intent)) = (self.read(slot).await, self.vault.intent(slot.id).await) else { return };
         let grant = stored.value;
         // It waits for somebody, and goes with that.
@@ -71,7 +71,7 @@ impl Shared {
             return;
         }
         let grave = self.grave(&grant, intent.is_some());
-        if self.vault.commit(gone(grant.id, grave.as_ref())).await.is_ok() {
+        if self.vault.commit_held(&[&held.hold], gone(grant.id, grave.as_ref())).await.is_ok() {
             self.forget(slot, &grant, grave.as_ref());
             tracing::warn!(
                 provider = grant.provider.as_str(),
@@ -88,7 +88,9 @@ impl Shared {
             return;
         }
         for id in &old {
-            if self.stopping.is_cancelled() || self.vault.commit(vec![Change::DeleteGrant(*id)]).await.is_err() {
+            let Ok(hold) = self.claim(*id).await else { return };
+            let forgotten = self.vault.commit_held(&[&hold], vec![Change::DeleteGrant(*id)]).await;
+            if self.stopping.is_cancelled() || forgotten.is_err() {
                 return;
             }
         }

@@ -41,6 +41,7 @@ pub(super) async fn load(shared: Arc<Shared>) {
     };
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
+        shared.hear_early();
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
         shared.tell_strays().await;
         shared.tell_doubts().await;
@@ -259,14 +260,15 @@ impl Shared {
         });
         for entry in unlisted {
             let slot = &entry.slot;
-            let _record = slot.record().await;
+            let held = self.hold(slot).await?;
             let mut grant = self.read(slot).await?.value;
             if grant.organizations.contains(&entry.id) {
                 continue;
             }
             let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
             grant.organizations.push(entry.id.clone());
-            let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+            let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
+            let commit = self.vault.commit_held(&[&held.hold], changes).await;
             let sequence = commit.map_err(|error| self.vault_failed(&error))?;
             self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
             tracing::warn!(organization = entry.id.as_str(), "its grant did not list it any more, and does again");
@@ -351,6 +353,13 @@ impl Shared {
             return Err(KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()));
         }
         let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+        if self.vault.is_shared() {
+            // Another process may be at work on it. Whoever holds it before its next exchange finds out.
+            if intent.is_some() {
+                self.news.opened(grant.id, self.now());
+            }
+            return Ok(Judged { grant, sequence, intent, notice: None });
+        }
         let now = self.now().wall;
         let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
         let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), self.vault.epoch_reason(), now);
@@ -378,7 +387,7 @@ impl Shared {
             return;
         }
         self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
-        self.index.know_fingerprints(&slot, grant);
+        self.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }
 }

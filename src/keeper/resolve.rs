@@ -73,7 +73,7 @@ impl Shared {
     }
 
     async fn abandon(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record().await;
+        let held = self.hold(slot).await?;
         let mut grant = self.read(slot).await?.value;
         if under_way(slot).is_some() {
             // It was sent in this very moment; what comes back may make all of this needless.
@@ -86,7 +86,8 @@ impl Shared {
             Some(notice) => self.notice_events(&grant, notice).await,
             None => Vec::new(),
         };
-        let sequence = self.outbox.commit(changes, events).await.map_err(|error| self.vault_failed(&error))?;
+        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, None, &[]);
         if let Some(notice) = notice {
             self.tell(&grant, notice);

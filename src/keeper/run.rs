@@ -7,7 +7,7 @@ use super::{
     circuit::{CLIENT_REFUSED, REFUSED},
     following::{self, FOLLOWED},
     lane::{InFlight, Lane, Queued},
-    load,
+    load, news,
     slot::{Slot, Urgency},
     timers::boot_moment,
 };
@@ -33,6 +33,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
     shared.tasks.spawn(load::load(loader));
     supervise(shared, due_loop);
     supervise(shared, following::follow);
+    supervise(shared, news::follow);
     for number in 0..shared.lanes.len() {
         supervise(shared, move |shared| dispatch(shared, number));
     }

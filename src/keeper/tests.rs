@@ -5,6 +5,7 @@ mod epoch;
 mod faults;
 mod harness;
 mod judged;
+mod news;
 mod outages;
 mod renewals;
 mod telling;

@@ -48,7 +48,7 @@ impl Shared {
     }
 
     async fn warn_of(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record().await;
+        let held = self.hold(slot).await?;
         if slot.lock().is_removed() {
             return Ok(());
         }
@@ -56,7 +56,8 @@ impl Shared {
         let Some(warning) = lifecycle::warn(&mut grant, &self.warn_before, self.now().wall) else { return Ok(()) };
         let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         let events = self.warning_events(&grant, warning).await;
-        let commit = self.outbox.commit(vec![Change::PutGrant(Box::new(grant.clone()))], events).await;
+        let commit =
+            self.outbox.commit_held(&[&held.hold], vec![Change::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         self.tell_warning(&grant, warning);

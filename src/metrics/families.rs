@@ -122,6 +122,8 @@ families! {
     vault_write_duration: Histogram = "consentry_vault_write_duration_seconds",
     /// Times the vault failed to read or write.
     vault_errors: Counter = "consentry_vault_errors_total",
+    /// Claims of grants for an exchange where replicas share a vault, by what came of them.
+    claims: Counter = "consentry_claims_total",
     /// Bytes of the vault on disk, journal included.
     vault_size: Gauge = "consentry_vault_size_bytes",
     /// Records in the vault.

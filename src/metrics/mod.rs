@@ -73,6 +73,9 @@ struct Inner {
     expiring: Mutex<Vec<ExpiringSeries>>,
 }
 
+/// What may come of a claim.
+const CLAIMED: [&str; 3] = ["won", "held", "fenced"];
+
 impl Metrics {
     /// Makes every series that is known from the start, at zero.
     pub fn new(providers: &[ProviderName]) -> Self {
@@ -81,6 +84,9 @@ impl Metrics {
         FAMILIES.build_info.gauge(&recorder, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         for result in ["ok", "error", "given_up"] {
             FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]).increment(0);
+        }
+        for result in CLAIMED {
+            FAMILIES.claims.counter(&recorder, &[("result", result)]).increment(0);
         }
         let outcome = |word| FAMILIES.fetch_requests.counter(&recorder, &[("outcome", word)]);
         let metrics = Self(Arc::new(Inner {
@@ -159,6 +165,12 @@ impl Metrics {
     /// The vault made a batch of commits durable.
     pub fn vault_written(&self, took: Duration) {
         self.0.vault_write_duration.record(took);
+    }
+
+    /// A grant was claimed for an exchange, where replicas share the vault: `won`, `held` by another, or `fenced`, taken over by another
+    /// before the exchange was stored.
+    pub fn claimed(&self, result: &'static str) {
+        FAMILIES.claims.counter(&self.0.recorder, &[("result", result)]).increment(1);
     }
 
     /// The vault failed to read or write.

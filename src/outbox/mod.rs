@@ -31,7 +31,7 @@ use crate::{
     clock::SharedClock,
     metrics::Metrics,
     model::{Event, EventId, EventKind, OutboxRow, ReceiverId, Timestamp},
-    vault::{Change, Vault, VaultError},
+    vault::{Change, Hold, Vault, VaultError},
 };
 
 /// How many events that were told to everybody are kept for those who come back.
@@ -181,15 +181,26 @@ impl Outbox {
     ///
     /// With events, the commit goes on and is told also where this future is dropped. It has to be called within a Tokio
     /// runtime.
-    pub async fn commit(&self, mut changes: Vec<Change>, events: Vec<Event>) -> Result<u64, VaultError> {
+    pub async fn commit(&self, changes: Vec<Change>, events: Vec<Event>) -> Result<u64, VaultError> {
+        self.commit_held(&[], changes, events).await
+    }
+
+    /// As [`commit`](Self::commit), for grants that are held.
+    pub async fn commit_held(
+        &self,
+        holds: &[&Hold],
+        mut changes: Vec<Change>,
+        events: Vec<Event>,
+    ) -> Result<u64, VaultError> {
         if events.is_empty() {
-            return self.0.vault.commit(changes).await;
+            return self.0.vault.commit_held(holds, changes).await;
         }
         let (telling, rows) = self.prepare(events);
         changes.extend(rows);
         let vault = self.0.vault.clone();
+        let holds: Vec<Hold> = holds.iter().copied().cloned().collect();
         let committing = tokio::spawn(async move {
-            let committed = vault.commit(changes).await;
+            let committed = vault.commit_held(&holds.iter().collect::<Vec<_>>(), changes).await;
             if committed.is_ok() {
                 telling.written();
             }

@@ -1,7 +1,7 @@
 //! One-time tokens: doubts and their resolution, strays, spent tokens, and what lost takes.
 
 use super::*;
-use crate::{clock::Clock, config::InDoubtPolicy, wire::Resolution};
+use crate::{clock::Clock, config::InDoubtPolicy, model::Grant, wire::Resolution};
 
 const IDLE: KeepWarm = KeepWarm::FetchedWithin(Duration::from_secs(1));
 

@@ -18,7 +18,7 @@ async fn a_record_moved_under_another_name_is_damaged_and_the_others_are_read() 
     let (one, two) = (namer.name(Kind::Grant, id(1).as_bytes()), namer.name(Kind::Grant, id(2).as_bytes()));
     bring_up(&vault).unwrap();
     {
-        let opened = vault.shared().opened.load_full().unwrap();
+        let opened = vault.shared().unwrap().opened.load_full().unwrap();
         let (moved, mark) = (opened.engine.get(&one).unwrap().unwrap(), opened.engine.mark().unwrap().unwrap());
         opened.engine.write(&[(two, Some(&moved[..]))].into(), &mark).unwrap();
     }

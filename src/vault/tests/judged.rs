@@ -83,7 +83,7 @@ async fn a_vault_that_was_closed_while_it_was_wrong_and_not_yet_judged_is_not_ta
     let planted = fixture.crashed().with_a_planted_record();
     // Whether it is judged before it ends hangs on the machine; neither way may mark it clean.
     let vault = planted.open();
-    vault.shared().ending.store(true, Ordering::Relaxed);
+    vault.shared().unwrap().ending.store(true, Ordering::Relaxed);
     drop(vault.close());
     let again = planted.try_open();
     match again {

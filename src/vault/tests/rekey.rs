@@ -300,7 +300,7 @@ async fn commits_that_never_end_do_not_keep_records_from_being_sealed_anew() {
 async fn a_record_whose_key_is_destroyed_between_being_read_and_being_opened_is_read_once_more() {
     let fixture = Fixture::new();
     let vault = filled(&fixture).await;
-    let shared = vault.shared();
+    let shared = vault.shared().unwrap();
     let opened = shared.opened.load_full().unwrap();
     let read = |number| {
         let name = shared.namer.name(Kind::Grant, id(number).as_bytes());

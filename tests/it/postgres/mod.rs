@@ -7,6 +7,7 @@ mod bouncer;
 mod cluster;
 mod commits;
 mod failover;
+mod keepers;
 mod leases;
 mod sharing;
 mod store;

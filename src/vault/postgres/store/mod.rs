@@ -12,6 +12,7 @@
 mod feed;
 mod founding;
 mod hold;
+mod holder;
 mod inspect;
 mod lanes;
 mod upkeep;
