@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use fastrand::Rng;
 
 use super::{
-    DoubtfulTry, Ended, Fleet, Policy, Situation, crashed, due,
+    DoubtfulTry, Ended, Fleet, Policy, Situation, closes, crashed, due,
     ended::tests::{answer, consent_grant, ended, now, policy},
     exchange_ended, may_try,
 };
@@ -446,7 +446,6 @@ impl<'a> Life<'a> {
     fn end(&mut self, worker: usize, exchange: Exchange, outcome: ExchangeOutcome, now: Now) -> Doing {
         let mut grant = self.database.grant.clone();
         let open = self.database.intent.clone();
-        let is_own = open.as_ref() == Some(&exchange.intent);
         let given = match &outcome {
             ExchangeOutcome::Granted(answer) => answer.refresh_token.as_ref().and_then(number),
             _ => None,
@@ -462,7 +461,8 @@ impl<'a> Life<'a> {
             ..ended(&outcome, None)
         };
         let verdict = exchange_ended(&mut grant, &facts, &self.policy, now);
-        let closes = verdict.close_intent && (is_own || !self.keeps(Rule::CloseOwn));
+        let closes_own = closes(&verdict, Some(&exchange.intent), open.as_ref());
+        let closes = if self.keeps(Rule::CloseOwn) { closes_own } else { verdict.close_intent };
         let stray = verdict.stray.and(given);
         self.seen.strays += u32::from(stray.is_some());
         let note = if closes { Note::Close } else { Note::Leave };
