@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, exchange_ended},
+    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, closes, exchange_ended},
     model::{
         AccessToken, Answer, BootMoment, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant, GrantId,
         Secret, State, Timestamp,
@@ -104,9 +104,16 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
+        // Another process may have an exchange under way since.
+        let open = if is_lost {
+            self.vault.intent(slot.id).await.map_err(|error| self.not_committed(&error, hold))?
+        } else {
+            prepared.intent.clone()
+        };
         let ended = self.ended(slot, prepared, outcome, &stored, now);
         let mut grant = stored.clone();
-        let verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        let mut verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        verdict.close_intent = closes(&verdict, prepared.intent.as_ref(), open.as_ref());
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
         let committed = match self.commit_end(prepared, under, outcome, &end, true).await {
@@ -116,7 +123,7 @@ impl Shared {
         let sequence = committed.map_err(|error| self.not_committed(&error, hold))?;
         let End { grant, verdict } = end;
         let before: Vec<Fingerprint> = stored.spent.iter().copied().chain([stored.fingerprint]).collect();
-        let intent = prepared.intent.as_ref().filter(|_| !verdict.close_intent);
+        let intent = open.as_ref().filter(|_| !verdict.close_intent);
         self.publish(slot, &grant, sequence, intent, &before);
         bound_by_boot_time(slot, &grant, prepared.asked);
         drop(record);
