@@ -4,6 +4,7 @@
 //! open, and answers `starting` until then. At the end the same way back: callers first, then exchanges, then the
 //! vault.
 
+mod database;
 mod parts;
 
 use std::{
@@ -31,11 +32,7 @@ use crate::{
     outbox::Outbox,
     provider::SetupError,
     shutdown::{Request, Signals},
-    vault::{
-        Identity, Singular, Vault, VaultError,
-        postgres::{Settings, Store},
-        recipients_differ,
-    },
+    vault::{Identity, Singular, Vault, VaultError, recipients_differ},
 };
 
 /// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
@@ -201,9 +198,8 @@ async fn begin(
         let vault = match &vault_config.postgres {
             None => Vault::open(&vault_config, &identity, vault_metrics.clone())?,
             Some(postgres) => {
-                let (clock, metrics) = (outbox_clock.clone(), vault_metrics.clone());
-                let settings = Settings::of(postgres)?;
-                here.block_on(Store::open(&settings, &identity, &vault_config.recipients, clock, metrics))?.into()
+                let recipients = &vault_config.recipients;
+                here.block_on(database::open(postgres, recipients, &identity, &vault_metrics, &outbox_clock))?
             }
         };
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {

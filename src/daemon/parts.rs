@@ -81,5 +81,7 @@ pub(super) fn access(config: &Config) -> Access {
 
 pub(super) fn figures_of(vault: &Vault) -> VaultFigures {
     let VaultStats { bytes, records, strays, .. } = vault.stats();
-    VaultFigures { bytes, records, strays, asynchronous: false, news_age: Duration::ZERO }
+    let (asynchronous, news_age) =
+        vault.store().map_or((false, Duration::ZERO), |store| (store.allows_asynchronous(), store.news_age()));
+    VaultFigures { bytes, records, strays, asynchronous, news_age }
 }

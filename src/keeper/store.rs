@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, exchange_ended},
+    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, closes, exchange_ended},
     model::{
         AccessToken, Answer, BootMoment, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant, GrantId,
         Secret, State, Timestamp,
@@ -44,12 +44,16 @@ impl Shared {
     ) -> Result<(), KeeperError> {
         // Until it turns out that another process has taken the grant over.
         let mut hold = Some(prepared.hold.clone());
+        let mut is_lost = false;
         loop {
             let was_held = hold.is_some();
-            let error = match self.store_once(slot, prepared, outcome, &mut hold).await {
+            let error = match self.store_once(slot, prepared, outcome, &mut hold, is_lost).await {
                 Ok(result) => return result,
-                // Another process has the grant, or had it: what is there now is looked at at once.
-                Err(_) if was_held && hold.is_none() => continue,
+                Err(_) if was_held && hold.is_none() => {
+                    // Another process has the grant, or had it: what is there now is looked at at once, and however often it takes.
+                    is_lost = true;
+                    continue;
+                }
                 Err(error) => error,
             };
             let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
@@ -84,11 +88,11 @@ impl Shared {
         prepared: &Prepared,
         outcome: &ExchangeOutcome,
         hold: &mut Option<Hold>,
+        is_lost: bool,
     ) -> Result<Result<(), KeeperError>, KeeperError> {
         let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let is_lost = hold.is_none();
         let under = match hold {
             Some(hold) => hold,
             None => hold.insert(self.claim(slot.id).await?),
@@ -104,9 +108,16 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
+        // Another process may have an exchange under way since.
+        let open = if is_lost {
+            self.vault.intent(slot.id).await.map_err(|error| self.not_committed(&error, hold))?
+        } else {
+            prepared.intent.clone()
+        };
         let ended = self.ended(slot, prepared, outcome, &stored, now);
         let mut grant = stored.clone();
-        let verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        let mut verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        verdict.close_intent = closes(&verdict, prepared.intent.as_ref(), open.as_ref());
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
         let committed = match self.commit_end(prepared, under, outcome, &end, true).await {
@@ -116,7 +127,7 @@ impl Shared {
         let sequence = committed.map_err(|error| self.not_committed(&error, hold))?;
         let End { grant, verdict } = end;
         let before: Vec<Fingerprint> = stored.spent.iter().copied().chain([stored.fingerprint]).collect();
-        let intent = prepared.intent.as_ref().filter(|_| !verdict.close_intent);
+        let intent = open.as_ref().filter(|_| !verdict.close_intent);
         self.publish(slot, &grant, sequence, intent, &before);
         bound_by_boot_time(slot, &grant, prepared.asked);
         drop(record);

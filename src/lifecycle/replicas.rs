@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use fastrand::Rng;
 
 use super::{
-    DoubtfulTry, Ended, Fleet, Policy, Situation, crashed, due,
+    DoubtfulTry, Ended, Fleet, Policy, Situation, closes, crashed, due,
     ended::tests::{answer, consent_grant, ended, now, policy},
     exchange_ended, may_try,
 };
@@ -27,22 +27,28 @@ const COUNTED: u64 = LEASE - LEASE / 10;
 const TIMEOUT: u64 = 10_000;
 const STEPS: usize = 250;
 
-/// Which rules are kept.
-#[derive(Clone, Copy, Debug)]
-struct Rules {
+/// The rules, of which one may be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
     /// Commits that change the grant need the claim's number.
-    fences: bool,
+    Fence,
     /// The lease is looked at right before the request is written.
-    looks: bool,
+    Look,
     /// Whoever finds an intent that is not its own takes the grant to be in doubt.
-    doubts: bool,
+    Doubt,
     /// An answer whose claim is gone is merged under a new one.
-    merges: bool,
+    Merge,
     /// The end of an exchange closes the intent of that exchange, and no other.
-    closes_own: bool,
+    CloseOwn,
 }
 
-const ALL: Rules = Rules { fences: true, looks: true, doubts: true, merges: true, closes_own: true };
+/// What a commit does to the intent.
+#[derive(Clone, Debug)]
+enum Note {
+    Leave,
+    Open(Intent),
+    Close,
+}
 
 /// What one commit writes, all of it or nothing.
 #[derive(Clone, Debug)]
@@ -50,7 +56,7 @@ struct Batch {
     worker: usize,
     fence: u64,
     grant: Option<Grant>,
-    intent: Option<Option<Intent>>,
+    note: Note,
     stray: Option<Fingerprint>,
     /// The claim is prolonged, or given up.
     prolong: bool,
@@ -83,9 +89,9 @@ impl Database {
         })
     }
 
-    fn apply(&mut self, batch: Batch, at: u64, rules: Rules) -> Result<(), Refusal> {
+    fn apply(&mut self, batch: Batch, at: u64, without: Option<Rule>) -> Result<(), Refusal> {
         let holds = self.holder == Some(batch.worker) && self.fence == batch.fence;
-        if rules.fences && !holds {
+        if without != Some(Rule::Fence) && !holds {
             return Err(Refusal::Fenced);
         }
         if holds {
@@ -96,7 +102,11 @@ impl Database {
             self.grant = grant;
         }
         self.kept.extend(batch.stray.map(|stray| stray.0));
-        self.intent = batch.intent.unwrap_or(self.intent.take());
+        match batch.note {
+            Note::Leave => {}
+            Note::Open(intent) => self.intent = Some(intent),
+            Note::Close => self.intent = None,
+        }
         Ok(())
     }
 }
@@ -166,7 +176,7 @@ struct Seen {
 }
 
 struct Life<'a> {
-    rules: Rules,
+    without: Option<Rule>,
     policy: Policy,
     at: u64,
     database: Database,
@@ -188,8 +198,8 @@ fn token(number: u8) -> Fingerprint {
 }
 
 impl<'a> Life<'a> {
-    fn new(seed: u64, rules: Rules, seen: &'a mut Seen) -> Self {
-        let mut chance = Rng::with_seed(seed);
+    fn new(number: u64, without: Option<Rule>, seen: &'a mut Seen) -> Self {
+        let mut chance = Rng::with_seed(number);
         let workers = (0..WORKERS).map(|_| Worker {
             doing: Doing::Nothing,
             sent: None,
@@ -203,7 +213,7 @@ impl<'a> Life<'a> {
         let database = Database { grant, intent: None, holder: None, fence: 0, until: 0, kept };
         let (orphans, given) = (Vec::new(), BTreeSet::new());
         Self {
-            rules,
+            without,
             policy: policy(),
             at: 0,
             database,
@@ -216,6 +226,10 @@ impl<'a> Life<'a> {
             quiet: false,
             seen,
         }
+    }
+
+    fn keeps(&self, rule: Rule) -> bool {
+        self.without != Some(rule)
     }
 
     /// Lives through a time of faults and then through a quiet one.
@@ -262,13 +276,13 @@ impl<'a> Life<'a> {
     /// The commit that a worker has sent reaches the database, or is refused there; nobody is told yet.
     fn arrive(&mut self, worker: usize) {
         if let Some((batch, made @ None)) = &mut self.workers[worker].sent {
-            *made = Some(self.database.apply(batch.clone(), self.at, self.rules));
+            *made = Some(self.database.apply(batch.clone(), self.at, self.without));
         }
     }
 
     fn arrive_late(&mut self) {
         if let Some(batch) = self.orphans.pop() {
-            let _ = self.database.apply(batch, self.at, self.rules);
+            let _ = self.database.apply(batch, self.at, self.without);
         }
     }
 
@@ -290,7 +304,7 @@ impl<'a> Life<'a> {
     /// Sends a commit, which a fault may keep under way.
     fn commit(&mut self, worker: usize, batch: Batch) {
         let made = (self.quiet || self.chance.u32(..100) < 70)
-            .then(|| self.database.apply(batch.clone(), self.at, self.rules));
+            .then(|| self.database.apply(batch.clone(), self.at, self.without));
         self.workers[worker].sent = Some((batch, made));
     }
 
@@ -312,12 +326,12 @@ impl<'a> Life<'a> {
             Doing::Intended(mut exchange) => {
                 exchange.looked_at = boot;
                 // The very last thing before the request is written.
-                if !self.rules.looks || boot + TIMEOUT <= exchange.good_until {
+                if !self.keeps(Rule::Look) || boot + TIMEOUT <= exchange.good_until {
                     Doing::Looked(exchange)
                 } else {
                     self.seen.looked_away += 1;
-                    let intent = (!exchange.in_doubt).then_some(None);
-                    self.commit(worker, Batch { intent, ..batch(worker, exchange.fence) });
+                    let note = if exchange.in_doubt { Note::Leave } else { Note::Close };
+                    self.commit(worker, Batch { note, ..batch(worker, exchange.fence) });
                     Doing::GivingBack
                 }
             }
@@ -345,7 +359,7 @@ impl<'a> Life<'a> {
         let now = self.workers[worker].now(self.at);
         let mut grant = self.database.grant.clone();
         let give_back = batch(worker, fence);
-        if let Some(open) = self.database.intent.clone().filter(|_| self.rules.doubts)
+        if let Some(open) = self.database.intent.clone().filter(|_| self.keeps(Rule::Doubt))
             && crashed(&mut grant, &open, now.wall).is_some()
         {
             self.seen.doubts += 1;
@@ -357,7 +371,7 @@ impl<'a> Life<'a> {
             let fresh = self.fresh();
             grant.spent.push(grant.fingerprint);
             grant = Grant { fingerprint: fresh, state: State::Active, access: None, refusals: None, ..grant };
-            self.commit(worker, Batch { grant: Some(grant), intent: Some(None), ..give_back });
+            self.commit(worker, Batch { grant: Some(grant), note: Note::Close, ..give_back });
             return Doing::GivingBack;
         }
         let in_doubt = matches!(grant.state, State::InDoubt(_));
@@ -378,7 +392,7 @@ impl<'a> Life<'a> {
             },
         };
         let boot = self.workers[worker].boot(self.at);
-        self.commit(worker, Batch { intent: Some(Some(intent.clone())), prolong: true, ..give_back });
+        self.commit(worker, Batch { note: Note::Open(intent.clone()), prolong: true, ..give_back });
         let good_until = good_until.max(boot + COUNTED);
         Doing::Intending(Exchange {
             fence,
@@ -432,10 +446,6 @@ impl<'a> Life<'a> {
     fn end(&mut self, worker: usize, exchange: Exchange, outcome: ExchangeOutcome, now: Now) -> Doing {
         let mut grant = self.database.grant.clone();
         let open = self.database.intent.clone();
-        let is_own = open.as_ref() == Some(&exchange.intent);
-        if let Some(open) = open.as_ref().filter(|_| !is_own && self.rules.doubts) {
-            crashed(&mut grant, open, now.wall);
-        }
         let given = match &outcome {
             ExchangeOutcome::Granted(answer) => answer.refresh_token.as_ref().and_then(number),
             _ => None,
@@ -451,11 +461,12 @@ impl<'a> Life<'a> {
             ..ended(&outcome, None)
         };
         let verdict = exchange_ended(&mut grant, &facts, &self.policy, now);
-        let closes = verdict.close_intent && (is_own || !self.rules.closes_own);
+        let closes_own = closes(&verdict, Some(&exchange.intent), open.as_ref());
+        let closes = if self.keeps(Rule::CloseOwn) { closes_own } else { verdict.close_intent };
         let stray = verdict.stray.and(given);
         self.seen.strays += u32::from(stray.is_some());
-        let intent = closes.then_some(None);
-        self.commit(worker, Batch { grant: Some(grant), intent, stray, ..batch(worker, exchange.fence) });
+        let note = if closes { Note::Close } else { Note::Leave };
+        self.commit(worker, Batch { grant: Some(grant), note, stray, ..batch(worker, exchange.fence) });
         Doing::Ending(exchange, outcome)
     }
 
@@ -464,7 +475,7 @@ impl<'a> Life<'a> {
         let next = match (std::mem::replace(&mut self.workers[worker].doing, Doing::Nothing), made) {
             (Doing::Intending(exchange), Ok(())) => Doing::Intended(exchange),
             (Doing::Ending(exchange, outcome), Err(Refusal::Away)) => Doing::Answered(exchange, outcome),
-            (Doing::Ending(mut exchange, outcome), Err(Refusal::Fenced)) if self.rules.merges => {
+            (Doing::Ending(mut exchange, outcome), Err(Refusal::Fenced)) if self.keeps(Rule::Merge) => {
                 // The claim is another's: it is waited for.
                 self.seen.late += 1;
                 if let Some(fence) = self.database.claim(worker, self.at) {
@@ -482,7 +493,7 @@ impl<'a> Life<'a> {
 
 /// Gives the claim up and writes nothing.
 fn batch(worker: usize, fence: u64) -> Batch {
-    Batch { worker, fence, grant: None, intent: None, stray: None, prolong: false }
+    Batch { worker, fence, grant: None, note: Note::Leave, stray: None, prolong: false }
 }
 
 fn boot_id(worker: usize) -> u128 {
@@ -493,15 +504,18 @@ fn number(token_text: &Secret) -> Option<Fingerprint> {
     token_text.expose().strip_prefix("rt-")?.parse().ok().map(token)
 }
 
-/// The first life that goes wrong under those rules.
-fn goes_wrong(rules: Rules, lives: u64, seen: &mut Seen) -> Option<String> {
-    (0..lives).find_map(|seed| Life::new(seed, rules, seen).live().err().map(|wrong| format!("seed {seed}: {wrong}")))
+/// The first life that goes wrong with one of the rules left out.
+fn goes_wrong(without: Option<Rule>, lives: u64, seen: &mut Seen) -> Option<String> {
+    (0..lives).find_map(|number| {
+        let lived = Life::new(number, without, seen).live();
+        lived.err().map(|wrong| format!("life {number}: {wrong}"))
+    })
 }
 
 #[test]
 fn no_token_is_sent_twice_but_as_doubt_allows_and_no_answer_is_lost() {
     let mut seen = Seen::default();
-    assert_eq!(goes_wrong(ALL, 3000, &mut seen), None);
+    assert_eq!(goes_wrong(None, 2000, &mut seen), None);
     let Seen { exchanges, doubts, replays, looked_away, late, strays } = seen;
     let all = [exchanges, doubts, replays, looked_away, late, strays];
     assert!(all.iter().all(|times| *times > 0), "not all of it has happened: {all:?}");
@@ -509,14 +523,7 @@ fn no_token_is_sent_twice_but_as_doubt_allows_and_no_answer_is_lost() {
 
 #[test]
 fn each_of_the_rules_is_needed() {
-    let broken = [
-        ("fences", Rules { fences: false, ..ALL }),
-        ("looks", Rules { looks: false, ..ALL }),
-        ("doubts", Rules { doubts: false, ..ALL }),
-        ("merges", Rules { merges: false, ..ALL }),
-        ("closes_own", Rules { closes_own: false, ..ALL }),
-    ];
-    for (rule, rules) in broken {
-        assert!(goes_wrong(rules, 20_000, &mut Seen::default()).is_some(), "nothing went wrong without {rule}");
+    for rule in [Rule::Fence, Rule::Look, Rule::Doubt, Rule::Merge, Rule::CloseOwn] {
+        assert!(goes_wrong(Some(rule), 20_000, &mut Seen::default()).is_some(), "nothing went wrong without {rule:?}");
     }
 }

@@ -133,7 +133,7 @@ impl Duty {
 
 /// Until when a lease counts for its holder, in milliseconds of the boot-time clock, which was asked for then.
 fn counted(asked: Duration) -> u64 {
-    u64::try_from((asked + LENGTH - LENGTH / UNCOUNTED).as_millis()).unwrap_or(u64::MAX)
+    u64::try_from((asked + LENGTH / UNCOUNTED * (UNCOUNTED - 1)).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// That this process is at it; given back when it is dropped.

@@ -21,6 +21,9 @@
 //! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
 //! copy was put back; both begin a new epoch, which the vault keeps and of which it draws no conclusions.
 //!
+//! Where several processes share a vault, its records are in PostgreSQL instead (`postgres`), sealed in the same way and under a
+//! keyring of the same form; of the folder there is then nothing.
+//!
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 

@@ -63,7 +63,7 @@ impl Stock {
             return Given::Nothing;
         }
         if boot < self.next {
-            return Given::After(self.next - boot);
+            return Given::After(self.next.saturating_sub(boot));
         }
         self.left -= 1;
         self.next += self.interval;
@@ -78,7 +78,7 @@ impl Shared {
     }
 
     pub(super) async fn take(&self, wanted: usize) -> Result<(), Duration> {
-        match self.from_stock() {
+        match self.in_stock() {
             Given::Turn => return Ok(()),
             Given::After(wait) => return Err(wait),
             Given::Nothing => {}
@@ -87,7 +87,7 @@ impl Shared {
         let (turns, first, ago) = self.reserve(false, most, self.all).await?;
         let stock = Stock::of(turns, first, ago, self.all.interval, self.clock.boot());
         *self.stock.lock().unwrap_or_else(PoisonError::into_inner) = stock;
-        match self.from_stock() {
+        match self.in_stock() {
             Given::Turn => Ok(()),
             Given::After(wait) => Err(wait),
             // The process was stopped in this very moment.
@@ -102,7 +102,7 @@ impl Shared {
         Ok(())
     }
 
-    fn from_stock(&self) -> Given {
+    fn in_stock(&self) -> Given {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner).take(self.clock.boot())
     }
 

@@ -35,6 +35,15 @@ pub struct Claim {
     pub number: u64,
 }
 
+/// On which timeline a process has seen the server, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The timeline ([`super::Cursor`]).
+    pub timeline: i32,
+    /// How long ago it was seen there first.
+    pub time: Duration,
+}
+
 /// What came of asking for one grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claimed {
@@ -72,9 +81,8 @@ fn millis(time: Duration) -> i64 {
 impl Postgres {
     /// Claims at most `most` of the grants that are due in that lane and that nobody has claimed; the longest due first.
     ///
-    /// `seen`: for how long this process has seen the present timeline ([`super::News::timeline`]). A claim that was made before the
-    /// present primary was promoted is over when that is as long as the claim was to last: this server's clock may be ahead of the
-    /// earlier one's.
+    /// `seen`: since when this process knows on which timeline the server is. A claim that was made before the present primary was promoted
+    /// is over when that is as long ago as the claim was to last: this server's clock may be ahead of the earlier one's.
     ///
     /// A claim whose answer is lost runs out by itself. There is no time limit, and only a few claims are under way at once: whoever
     /// does not want to wait may drop the future.
@@ -83,9 +91,10 @@ impl Postgres {
         lane: [u8; 16],
         most: u16,
         lease: Duration,
-        seen: Duration,
+        seen: Seen,
     ) -> Result<Vec<Claim>, PostgresError> {
-        let (most, lease, seen) = (i32::from(most).min(MOST_CLAIMS), Lease::For(lease).millis(), millis(seen));
+        let timeline = seen.timeline;
+        let (most, lease, seen) = (i32::from(most).min(MOST_CLAIMS), Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
         waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
@@ -93,6 +102,7 @@ impl Postgres {
                 (&&lane[..], Type::BYTEA),
                 (&most, Type::INT4),
                 (&lease, Type::INT8),
+                (&timeline, Type::INT4),
                 (&seen, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];
@@ -108,9 +118,10 @@ impl Postgres {
         name: Name,
         mine: u64,
         lease: Duration,
-        seen: Duration,
+        seen: Seen,
     ) -> Result<Claimed, PostgresError> {
-        let (mine, lease, seen) = (i64::try_from(mine).unwrap_or(0), Lease::For(lease).millis(), millis(seen));
+        let timeline = seen.timeline;
+        let (mine, lease, seen) = (i64::try_from(mine).unwrap_or(0), Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
         waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
@@ -118,6 +129,7 @@ impl Postgres {
                 (&&name.as_bytes()[..], Type::BYTEA),
                 (&mine, Type::INT8),
                 (&lease, Type::INT8),
+                (&timeline, Type::INT4),
                 (&seen, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];

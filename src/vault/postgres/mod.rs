@@ -1,5 +1,5 @@
 //! The vault's records in PostgreSQL, for workers that share them. `docs/replicas-design.md` says why everything here is as it
-//! is; nothing uses it yet but its tests.
+//! is.
 //!
 //! A record is what sled keeps: a keyed name and sealed bytes, opened by nobody here. It has a version that goes up with
 //! every write, and a commit ([`Postgres::commit`]) says on which versions it is based: what another has changed meanwhile makes it a
@@ -7,7 +7,8 @@
 //! whether it was done, that is settled before anything else is committed in its place.
 //!
 //! [`Postgres::claim`] says who may work on a grant for a while, [`Postgres::lease`] who does what one does for all;
-//! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written.
+//! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written. [`Store`] is the vault on top
+//! of it: it seals, opens, and holds claims.
 //!
 //! What is deliberately absent: a session's state (locks, prepared statements, settings), so that PgBouncer may stand in between;
 //! a clock, since leases are the server's and their holders count for themselves; and a decision about a grant.
@@ -40,7 +41,7 @@ pub use super::name::{Kind, Name};
 
 pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store, Told};
 pub use self::{
-    claims::{Claim, Claimed, LONGEST_LEASE, Lease},
+    claims::{Claim, Claimed, LONGEST_LEASE, Lease, Seen},
     commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
     connection::Settings,
     error::PostgresError,
@@ -283,8 +284,8 @@ impl Sql {
                  $18, $19, $20, $21, $22)"
             ),
             settle: format!("SELECT {schema}.settle_1($1, $2, $3, $4)"),
-            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6)"),
-            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6)"),
+            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6, $7)"),
+            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6, $7)"),
             holder: format!("SELECT name FROM {schema}.fingerprints WHERE fingerprint = $1"),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
             lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),

@@ -259,9 +259,10 @@ END
 $$;
 
 -- Claims what is due in a lane, the longest due first. A claim of an earlier timeline counts as running, whatever its time says,
--- until whoever asks has seen the present one (for p_seen_ms) for as long as that claim was to last.
+-- until whoever asks has seen the present one (p_seen is the one that it has seen for p_seen_ms) for as long as that claim was to last.
 CREATE FUNCTION {schema}.claim_1(
-    p_replica bytea, p_lane bytea, p_most int, p_lease_ms bigint, p_seen_ms bigint, p_asynchronous boolean
+    p_replica bytea, p_lane bytea, p_most int, p_lease_ms bigint, p_seen int, p_seen_ms bigint,
+    p_asynchronous boolean
 ) RETURNS TABLE (claimed bytea, number bigint) LANGUAGE plpgsql AS $$
 DECLARE
     v_timeline CONSTANT int := {schema}.timeline_1();
@@ -276,7 +277,7 @@ BEGIN
                 SELECT f.name FROM {schema}.work AS f
                     WHERE f.lane = p_lane AND f.due <= v_now
                         AND (f.holder IS NULL OR CASE WHEN f.timeline = v_timeline
-                            THEN f.until < v_now ELSE f.lease_ms <= p_seen_ms END)
+                            THEN f.until < v_now ELSE p_seen = v_timeline AND f.lease_ms <= p_seen_ms END)
                     ORDER BY f.due LIMIT p_most FOR UPDATE SKIP LOCKED))
             RETURNING w.name, w.fence;
 END
@@ -286,7 +287,8 @@ $$;
 -- holds under another number is its own to take again. It waits for a commit that is under way there. A null number: another has it.
 -- No row: there is no such grant.
 CREATE FUNCTION {schema}.claim_one_1(
-    p_replica bytea, p_name bytea, p_mine bigint, p_lease_ms bigint, p_seen_ms bigint, p_asynchronous boolean
+    p_replica bytea, p_name bytea, p_mine bigint, p_lease_ms bigint, p_seen int, p_seen_ms bigint,
+    p_asynchronous boolean
 ) RETURNS TABLE (claimed bytea, number bigint) LANGUAGE plpgsql AS $$
 DECLARE
     v_timeline CONSTANT int := {schema}.timeline_1();
@@ -299,7 +301,7 @@ BEGIN
                 until = clock_timestamp() + p_lease_ms * interval '1 ms'
             WHERE w.name = p_name
                 AND (w.holder IS NULL OR w.holder = p_replica OR CASE WHEN w.timeline = v_timeline
-                    THEN w.until < clock_timestamp() ELSE w.lease_ms <= p_seen_ms END)
+                    THEN w.until < clock_timestamp() ELSE p_seen = v_timeline AND w.lease_ms <= p_seen_ms END)
             RETURNING w.name, w.fence;
     IF NOT FOUND THEN
         RETURN QUERY SELECT w.name, NULL::bigint FROM {schema}.work AS w WHERE w.name = p_name;

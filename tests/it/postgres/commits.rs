@@ -6,11 +6,11 @@ use consentry::vault::postgres::{Batch, Fence, Lease, Postgres, PostgresError, W
 use tokio::runtime::Runtime;
 
 use super::{
-    BRIEF, LONG, Worker,
+    BRIEF, LONG, UNSEEN, Worker,
     bouncer::Bouncer,
     bytea, claim,
     cluster::{Cluster, is_installed},
-    deletion, due, found, grant, settings, waiting,
+    commands, deletion, due, found, grant, settings, waiting,
     wire::{Loss, Wire},
     write,
 };
@@ -141,21 +141,21 @@ fn a_commit_needs_the_claim_that_it_names() {
         fences: vec![Fence { name, number, then }],
         ..Batch::default()
     };
-    let first = claim(&one, name, BRIEF, Duration::ZERO).expect("nobody has it");
+    let first = claim(&one, name, BRIEF, UNSEEN).expect("nobody has it");
     assert_eq!(one.commit(fenced(first.number, Lease::For(LONG), 0)), Ok(()), "over, but nobody else's");
     let (version, _) = one.read(name).expect("it is stored");
-    assert_eq!(claim(&other, name, LONG, Duration::ZERO), None, "it was prolonged");
+    assert_eq!(claim(&other, name, LONG, UNSEEN), None, "it was prolonged");
 
     // It runs out, and another takes over.
     assert_eq!(one.commit(fenced(first.number, Lease::For(BRIEF), version)), Ok(()));
-    let taken = eventually("the claim runs out", || claim(&other, name, LONG, Duration::ZERO));
+    let taken = eventually("the claim runs out", || claim(&other, name, LONG, UNSEEN));
     assert!(taken.number > first.number);
     assert_eq!(one.commit(fenced(first.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
     assert_eq!(other.commit(fenced(first.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
     // Without the claim the version alone decides: a late answer is kept.
     assert_eq!(one.write(name, version + 1, b"late"), Ok(version + 2));
     assert_eq!(other.commit(fenced(taken.number, Lease::Ends, version + 2)), Ok(()));
-    assert!(claim(&one, name, LONG, Duration::ZERO).is_some(), "it was given up");
+    assert!(claim(&one, name, LONG, UNSEEN).is_some(), "it was given up");
 }
 
 #[test]
@@ -199,6 +199,7 @@ fn a_commit_waits_for_a_standby_and_nothing_takes_it_for_done_before() {
     let runtime = Runtime::new().expect("a runtime");
     let alone = settings(&cluster.url(), "waits");
     assert_eq!(runtime.block_on(Postgres::open(&alone)).err(), Some(PostgresError::Asynchronous));
+    commands::a_database_that_confirms_alone_is_refused_and_allowed_only_in_words(&cluster);
     let allowed = consentry::vault::postgres::Settings { allow_asynchronous: true, ..alone };
     let allowed = runtime.block_on(Postgres::open(&allowed)).expect("it was allowed");
     let batch = Batch {

@@ -41,9 +41,15 @@ const ORGANIZATIONS: usize = 12;
 /// How often each is refreshed before a test ends.
 const ROUNDS: u32 = 2;
 
+/// How long one lives that does not lapse while a test looks on.
+const LONG_LIFE: Duration = Duration::from_mins(10);
+/// A lease that is over soon after its keeper died.
+const SHORT_LEASE: Duration = Duration::from_secs(2);
+
 /// Knows which refresh token of each family lives, and notes what must not be.
-#[derive(Default)]
 struct Issuer {
+    /// How long the access tokens live that it gives.
+    life: Duration,
     families: Mutex<HashMap<String, Family>>,
     wrong: Mutex<Vec<String>>,
     exchanges: AtomicU32,
@@ -61,6 +67,16 @@ struct Family {
 }
 
 impl Issuer {
+    fn new(life: Duration) -> Self {
+        Self {
+            life,
+            families: Mutex::default(),
+            wrong: Mutex::default(),
+            exchanges: AtomicU32::new(0),
+            gate: Mutex::default(),
+        }
+    }
+
     fn families(&self) -> MutexGuard<'_, HashMap<String, Family>> {
         self.families.lock().expect("whole")
     }
@@ -86,7 +102,7 @@ impl Issuer {
         if family.number != number {
             self.is_wrong(format!("{name}: token {number} was sent, and {} lives", family.number));
         }
-        if family.given.is_some_and(|given| given.elapsed() < LIFE.mul_f64(NOT_BEFORE)) {
+        if family.given.is_some_and(|given| given.elapsed() < self.life.mul_f64(NOT_BEFORE)) {
             self.is_wrong(format!(
                 "{name}: refreshed again {:?} after the last time",
                 family.given.map(|at| at.elapsed())
@@ -106,7 +122,7 @@ impl Issuer {
         ExchangeOutcome::Granted(Box::new(Answer {
             access_token: Secret::new(format!("at-{name}.{}", family.number)),
             token_type: "Bearer".into(),
-            expires_in: Some(LIFE),
+            expires_in: Some(self.life),
             scope: None,
             refresh_token: Some(Secret::new(format!("{name}.{}", family.number))),
             subject: Some(name),
@@ -203,44 +219,56 @@ struct Fleet {
     keepers: Vec<Keeper>,
     metrics: Vec<Metrics>,
     issuer: Arc<Issuer>,
-    runtime: Runtime,
+    /// One for each, so that one can die.
+    runtimes: Vec<Runtime>,
     _folder: tempfile::TempDir,
-    cluster: Arc<Cluster>,
 }
 
 impl Fleet {
-    fn start(schema: &str, keepers: usize, keep_warm: KeepWarm) -> Self {
-        let (folder, cluster) = (tempfile::tempdir().expect("a folder"), Cluster::shared());
+    fn start(url: &str, schema: &str, keepers: usize, keep_warm: KeepWarm, life: Duration) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
         let identity = Identity::create(&folder.path().join("identity.txt")).expect("made");
-        let runtime = Runtime::new().expect("a runtime");
-        let issuer = Arc::new(Issuer::default());
-        let settings = Settings { poll: Duration::from_millis(200), ..settings(&cluster.url(), schema) };
+        let runtimes: Vec<Runtime> = (0..keepers).map(|_| Runtime::new().expect("a runtime")).collect();
+        let issuer = Arc::new(Issuer::new(life));
+        let settings = Settings { poll: Duration::from_millis(200), lease: SHORT_LEASE, ..settings(url, schema) };
         let metrics: Vec<Metrics> = (0..keepers).map(|_| Metrics::new(&[])).collect();
-        let open = |metrics: &Metrics| runtime.block_on(keeper(&settings, &identity, &issuer, metrics, keep_warm));
-        let keepers: Vec<Keeper> = metrics.iter().map(open).collect();
+        let open = |(runtime, metrics): (&Runtime, &Metrics)| {
+            runtime.block_on(keeper(&settings, &identity, &issuer, metrics, keep_warm))
+        };
+        let keepers: Vec<Keeper> = runtimes.iter().zip(&metrics).map(open).collect();
         for keeper in &keepers {
             eventually("a keeper is ready", || keeper.is_ready().then_some(()));
         }
-        Self { keepers, metrics, issuer, runtime, _folder: folder, cluster }
+        Self { keepers, metrics, issuer, runtimes, _folder: folder }
     }
 
     fn enrol(&self, keeper: usize, name: &str) {
         let body = serde_json::json!({ "provider": "test", "refresh_token": format!("{name}.0") });
         let enrolment: Enrolment = serde_json::from_value(body).expect("valid");
-        let enrolled = self.runtime.block_on(self.keepers[keeper].enrol(organization(name), enrolment));
+        let enrolled = self.runtimes[keeper].block_on(self.keepers[keeper].enrol(organization(name), enrolment));
         assert!(enrolled.expect("enrolled").created);
     }
 
     fn fetch(&self, keeper: usize, name: &str) -> Result<Served, KeeperError> {
-        self.runtime.block_on(self.keepers[keeper].token(&organization(name), Duration::ZERO))
+        self.runtimes[keeper].block_on(self.keepers[keeper].token(&organization(name), Duration::ZERO))
+    }
+
+    /// The organization's state, as that keeper knows it.
+    fn state(&self, keeper: usize, name: &str) -> String {
+        let shown = self.runtimes[keeper].block_on(self.keepers[keeper].show(&organization(name))).expect("shown");
+        format!("{}/{}", shown.state, shown.reason.unwrap_or("-".into()))
     }
 
     fn stop(self) {
-        for keeper in &self.keepers {
-            self.runtime.block_on(keeper.drain());
+        for (keeper, runtime) in self.keepers.iter().zip(&self.runtimes) {
+            runtime.block_on(keeper.drain());
         }
-        drop(self.cluster);
     }
+}
+
+/// Whether a token was given with the mark that something is wrong.
+fn is_degraded(served: Served) -> bool {
+    String::from_utf8_lossy(&served.into_text().into_bytes()).contains("vault_unavailable")
 }
 
 async fn keeper(
@@ -284,7 +312,8 @@ fn three_keepers_refresh_every_one_time_token_once_and_in_time() {
     if !is_installed() {
         return;
     }
-    let fleet = Fleet::start("three_keepers", 3, KeepWarm::Always);
+    let cluster = Cluster::shared();
+    let fleet = Fleet::start(&cluster.url(), "three_keepers", 3, KeepWarm::Always, LIFE);
     let names: Vec<String> = (0..ORGANIZATIONS).map(|number| format!("org-{number}")).collect();
     for (number, name) in names.iter().enumerate() {
         fleet.enrol(number % 3, name);
@@ -307,7 +336,9 @@ fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_ga
     if !is_installed() {
         return;
     }
-    let fleet = Fleet::start("joining_keepers", 2, KeepWarm::FetchedWithin(Duration::from_millis(1)));
+    let cluster = Cluster::shared();
+    let fleet =
+        Fleet::start(&cluster.url(), "joining_keepers", 2, KeepWarm::FetchedWithin(Duration::from_millis(1)), LIFE);
     fleet.enrol(0, "org");
     eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
     eventually("its token has lapsed", || {
@@ -316,8 +347,8 @@ fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_ga
     });
     let (before, _gate) = (fleet.issuer.count(), fleet.issuer.closes());
     let asks = |keeper: usize| {
-        let keeper = fleet.keepers[keeper].clone();
-        fleet.runtime.spawn(async move { keeper.token(&organization("org"), Duration::ZERO).await })
+        let (runtime, keeper) = (&fleet.runtimes[keeper], fleet.keepers[keeper].clone());
+        runtime.spawn(async move { keeper.token(&organization("org"), Duration::ZERO).await })
     };
     let first = asks(0);
     eventually("the exchange is under way", || (fleet.issuer.count() == before + 1).then_some(()));
@@ -331,7 +362,7 @@ fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_ga
     });
     fleet.issuer.opens();
     let [first, second] =
-        [first, second].map(|asked| fleet.runtime.block_on(asked).expect("it did not panic").expect("a token"));
+        [first, second].map(|asked| fleet.runtimes[0].block_on(asked).expect("it did not panic").expect("a token"));
     assert_eq!(first.etag(), second.etag());
     assert_eq!(fleet.issuer.count(), before + 1, "one exchange for both");
     fleet.issuer.judge();
@@ -343,13 +374,14 @@ fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either() {
     if !is_installed() {
         return;
     }
-    let fleet = Fleet::start("pausing_keepers", 2, KeepWarm::Always);
+    let cluster = Cluster::shared();
+    let fleet = Fleet::start(&cluster.url(), "pausing_keepers", 2, KeepWarm::Always, LONG_LIFE);
     for name in ["paused", "removed", "stays"] {
         fleet.enrol(0, name);
         eventually("the other keeper serves it", || fleet.fetch(1, name).ok());
     }
-    fleet.runtime.block_on(fleet.keepers[0].set_paused(&organization("paused"), true)).expect("paused");
-    fleet.runtime.block_on(fleet.keepers[0].remove(&organization("removed"), false)).expect("removed");
+    fleet.runtimes[0].block_on(fleet.keepers[0].set_paused(&organization("paused"), true)).expect("paused");
+    fleet.runtimes[0].block_on(fleet.keepers[0].remove(&organization("removed"), false)).expect("removed");
     eventually("it is paused everywhere", || {
         matches!(fleet.fetch(1, "paused"), Err(KeeperError::Paused)).then_some(())
     });
@@ -357,8 +389,55 @@ fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either() {
         matches!(fleet.fetch(1, "removed"), Err(KeeperError::UnknownOrganization)).then_some(())
     });
     fleet.fetch(1, "stays").expect("it is neither");
-    fleet.runtime.block_on(fleet.keepers[1].set_paused(&organization("paused"), false)).expect("resumed");
+    fleet.runtimes[1].block_on(fleet.keepers[1].set_paused(&organization("paused"), false)).expect("resumed");
     eventually("it is served again", || fleet.fetch(0, "paused").ok());
+    fleet.issuer.judge();
+    fleet.stop();
+}
+
+#[test]
+fn an_exchange_whose_keeper_died_is_taken_over_as_in_doubt_and_not_sent_again() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let mut fleet = Fleet::start(&cluster.url(), "dying_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    fleet.enrol(0, "org");
+    eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
+    let (before, _gate) = (fleet.issuer.count(), fleet.issuer.closes());
+    let keeper = fleet.keepers[0].clone();
+    drop(fleet.runtimes[0].spawn(async move { keeper.refresh(&organization("org"), None).await }));
+    eventually("the exchange is under way", || (fleet.issuer.count() == before + 1).then_some(()));
+    fleet.runtimes.remove(0).shutdown_background();
+    fleet.keepers.remove(0);
+    eventually("the other takes it over", || (fleet.state(0, "org") == "in_doubt/crashed").then_some(()));
+    fleet.fetch(0, "org").expect("its access token lives");
+    assert_eq!(fleet.issuer.count(), before + 1, "its token is not sent again while that may be a replay");
+    fleet.stop();
+}
+
+#[test]
+fn while_the_database_is_away_living_tokens_are_served_and_all_goes_on_by_itself_afterwards() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = Cluster::start();
+    let fleet = Fleet::start(&cluster.url(), "lonely_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    fleet.enrol(0, "org");
+    eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
+    cluster.kill_primary();
+    for keeper in 0..2 {
+        eventually("a keeper says that it is not ready", || (!fleet.keepers[keeper].is_ready()).then_some(()));
+        assert!(is_degraded(fleet.fetch(keeper, "org").expect("it lives")));
+    }
+    cluster.promote();
+    for keeper in 0..2 {
+        eventually("a keeper is ready again", || fleet.keepers[keeper].is_ready().then_some(()));
+        assert!(!is_degraded(fleet.fetch(keeper, "org").expect("it lives")));
+    }
+    let paused = |paused| fleet.runtimes[0].block_on(fleet.keepers[0].set_paused(&organization("org"), paused));
+    eventually("changes are made again", || paused(true).ok());
+    eventually("and heard of", || matches!(fleet.fetch(1, "org"), Err(KeeperError::Paused)).then_some(()));
     fleet.issuer.judge();
     fleet.stop();
 }

@@ -5,6 +5,7 @@
 
 mod bouncer;
 mod cluster;
+mod commands;
 mod commits;
 mod failover;
 mod keepers;
@@ -18,7 +19,7 @@ use std::{fmt::Write as _, time::Duration};
 use consentry::{
     model::Secret,
     vault::postgres::{
-        Batch, Claim, Claimed, Expected, Kind, Name, Postgres, PostgresError, Settings, Work, Write, next_version,
+        Batch, Claim, Claimed, Expected, Kind, Name, Postgres, PostgresError, Seen, Settings, Work, Write, next_version,
     },
 };
 use tokio::runtime::Runtime;
@@ -97,8 +98,11 @@ fn deletion(name: Name, version: u64) -> Write {
     Write { name, expected: found(version), version: version + 1, sealed: None, tombstone: None }
 }
 
-/// Claims a grant, in the name of one who has seen the present primary for so long.
-fn claim(worker: &Worker, name: Name, lease: Duration, seen: Duration) -> Option<Claim> {
+/// Whoever has seen no primary yet.
+const UNSEEN: Seen = Seen { timeline: 0, time: Duration::ZERO };
+
+/// Claims a grant; none where another has it.
+fn claim(worker: &Worker, name: Name, lease: Duration, seen: Seen) -> Option<Claim> {
     match worker.runtime.block_on(worker.postgres.claim_one(name, 0, lease, seen)).expect("an answer") {
         Claimed::Won(claim) => Some(claim),
         Claimed::Held => None,

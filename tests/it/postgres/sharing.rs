@@ -1,12 +1,12 @@
 //! Several workers on one database: who makes the schema, who claims what, and what they hear of each other.
 
-use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, thread};
 
 use consentry::vault::postgres::{Batch, Name, News, Postgres, PostgresError, Settings};
 use tokio::runtime::Runtime;
 
 use super::{
-    BRIEF, LONG, Worker,
+    BRIEF, LONG, UNSEEN, Worker,
     bouncer::Bouncer,
     bytea,
     cluster::{Cluster, is_installed},
@@ -69,8 +69,7 @@ fn what_is_due_goes_to_one_worker_each() {
         let claim = |worker: &Worker| {
             let mut mine = Vec::new();
             loop {
-                let more =
-                    worker.runtime.block_on(worker.postgres.claim(lane, 7, LONG, Duration::ZERO)).expect("an answer");
+                let more = worker.runtime.block_on(worker.postgres.claim(lane, 7, LONG, UNSEEN)).expect("an answer");
                 if more.is_empty() {
                     return mine;
                 }
@@ -85,8 +84,7 @@ fn what_is_due_goes_to_one_worker_each() {
     assert_eq!(all.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>(), "and every one once");
 
     // What is given up, and what has run out, can be had again.
-    let again =
-        |lease| workers[1].runtime.block_on(workers[1].postgres.claim([4; 16], 9, lease, Duration::ZERO)).unwrap();
+    let again = |lease| workers[1].runtime.block_on(workers[1].postgres.claim([4; 16], 9, lease, UNSEEN)).unwrap();
     let claim = again(LONG);
     assert_eq!((claim.len(), again(LONG).len()), (1, 0));
     workers[1].runtime.block_on(workers[1].postgres.give_up(&claim)).unwrap();

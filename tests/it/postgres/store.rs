@@ -454,3 +454,34 @@ fn a_replica_that_ends_gives_up_what_it_holds_and_one_that_dies_leaves_it_to_run
     ending.runtime.block_on(ending.store.close());
     pair.other.runtime.block_on(pair.other.store.hold(grant_id(1), Duration::ZERO)).expect("it was given up");
 }
+
+#[test]
+fn how_a_provider_is_goes_sealed_to_all_who_share_the_vault() {
+    if !is_installed() {
+        return;
+    }
+    let Pair { one, other, cluster, .. } = &Pair::open("said");
+    let [lane, elsewhere] =
+        ["visma-connect", "dinero-personal"].map(|name| one.store.lane(&name.parse().expect("a name")));
+    assert_eq!(other.store.lane(&"visma-connect".parse().expect("a name")), lane);
+    let tell = |replica: &Replica, lane, expected, words: &[u8]| {
+        replica.runtime.block_on(replica.store.tell(lane, expected, words)).expect("the database answers")
+    };
+    let told = |replica: &Replica| {
+        let told = replica.runtime.block_on(replica.store.told()).expect("the database answers");
+        told.into_iter().map(|told| (told.lane, told.version, told.words)).collect::<Vec<_>>()
+    };
+    assert_eq!((tell(one, lane, 0, b"frozen"), tell(other, lane, 0, b"well")), (Some(1), None));
+    assert_eq!(told(other), [(lane, 1, b"frozen".to_vec())]);
+    assert_eq!(tell(other, lane, 1, b"well again"), Some(2));
+    assert_eq!(told(one), [(lane, 2, b"well again".to_vec())]);
+    let clear = "SELECT count(*) FROM said.lanes WHERE position('well'::bytea IN sealed) > 0";
+    assert_eq!(cluster.on_primary(clear), "0", "the database cannot read it");
+
+    // Whoever can write there can make nobody believe what was said of another provider, or earlier.
+    cluster.on_primary("UPDATE said.lanes SET version = 1");
+    assert!(told(one).is_empty());
+    let moved = format!("UPDATE said.lanes SET version = 2, lane = {}", super::bytea(&elsewhere));
+    cluster.on_primary(&moved);
+    assert!(told(one).is_empty());
+}

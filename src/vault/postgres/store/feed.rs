@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::PoisonError, time::Duration};
 
 use super::{
-    super::{Cursor, Found, Fresh, MAX_READS, News},
+    super::{Cursor, Found, Fresh, MAX_READS, News, Seen},
     Inner, Store,
     write::TOMBSTONE,
 };
@@ -163,10 +163,12 @@ impl Feed {
 }
 
 impl Inner {
-    /// For how long this process has seen the present timeline.
-    pub(super) fn seen_timeline(&self) -> Duration {
-        let since = self.followed.lock().unwrap_or_else(PoisonError::into_inner).timeline_since;
-        self.clock.boot().saturating_sub(since)
+    /// On which timeline this process has seen the server, and for how long.
+    pub(super) fn seen(&self) -> Seen {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (timeline, since) = (followed.cursor.timeline, followed.timeline_since);
+        drop(followed);
+        Seen { timeline, time: self.clock.boot().saturating_sub(since) }
     }
 
     /// The records among these that whoever asks does not know.

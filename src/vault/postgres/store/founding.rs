@@ -52,6 +52,13 @@ pub(super) struct Row {
     unusable: Option<String>,
 }
 
+impl Row {
+    /// How often the keys were changed, plus one.
+    pub(super) const fn version(&self) -> u64 {
+        self.version
+    }
+}
+
 impl Store {
     /// Opens the vault that the settings lead to; makes one that `identity` and `recipients` open, if there is none. It has to be called
     /// within a Tokio runtime, which what the store does in the background then runs on.

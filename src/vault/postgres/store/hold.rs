@@ -194,7 +194,7 @@ impl Inner {
         let (answer, answered) = oneshot::channel();
         let inner = Arc::clone(self);
         tokio::spawn(async move {
-            let claimed = inner.postgres.claim_one(name, mine, inner.lease, inner.seen_timeline()).await;
+            let claimed = inner.postgres.claim_one(name, mine, inner.lease, inner.seen()).await;
             if let Err(Ok(Claimed::Won(claim))) = answer.send(claimed)
                 && claim.number != mine
             {

@@ -9,6 +9,7 @@
 //!
 //! What is deliberately absent: a decision about a grant, and a record that is kept here. Whoever reads asks the database.
 
+mod accept;
 mod feed;
 mod founding;
 mod hold;
