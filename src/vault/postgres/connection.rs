@@ -190,7 +190,7 @@ fn is_warning(severity: Option<Severity>) -> bool {
 
 /// Takes a connection from the pool, or makes one.
 pub(super) async fn take(pool: &Pool) -> Result<Pooled, PostgresError> {
-    pool.get().await.map_err(|error| match error {
+    Box::pin(pool.get()).await.map_err(|error| match error {
         PoolError::Backend(error) => error,
         PoolError::Timeout(_) => PostgresError::Slow,
         other => PostgresError::Away(other.to_string()),
