@@ -277,7 +277,7 @@ impl Shared {
 /// without a warning does.
 pub(super) async fn ask(connection: &Connection, sql: &str, parameters: Parameters<'_>) -> (Fate, Vec<Row>) {
     let before = connection.warnings();
-    let answer = connection.client.query_typed(sql, parameters).await;
+    let answer = Box::pin(connection.client.query_typed(sql, parameters)).await;
     let warned = connection.warnings() != before;
     match answer {
         Ok(_) if warned => (Fate::Unknown("the server warned while it committed".to_owned()), Vec::new()),

@@ -82,7 +82,7 @@ async fn version(shared: &Shared, schema: &str) -> Result<i32, PostgresError> {
 /// Runs statements as one transaction, without a time limit: they end in a commit.
 async fn batch(shared: &Shared, sql: &str) -> Result<(), PostgresError> {
     let connection = take(&shared.pool).await?;
-    connection.client.batch_execute(sql).await.map_err(|error| match PostgresError::of(&error) {
+    Box::pin(connection.client.batch_execute(sql)).await.map_err(|error| match PostgresError::of(&error) {
         // `IF NOT EXISTS` of two at once ends in a unique violation of the catalogue (a conflict already), or in one of these.
         PostgresError::Failed(said) if said.contains("42P06") || said.contains("42P07") || said.contains("XX000") => {
             PostgresError::Busy(said)

@@ -222,7 +222,8 @@ impl Shared {
     /// Asks for something that changes nothing, or that may be done twice, within the time limit.
     async fn query(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
         let connection = take(&self.pool).await?;
-        let asked = connection.client.query_typed(sql, parameters);
+        // In a box, as all that the client makes: it is large, and would make everything large that waits for it.
+        let asked = Box::pin(connection.client.query_typed(sql, parameters));
         let Ok(rows) = tokio::time::timeout(self.statement_timeout, asked).await else {
             // Closed, and not given back: the server is busy with it still.
             drop(managed::Object::take(connection));
