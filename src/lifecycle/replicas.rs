@@ -507,8 +507,8 @@ fn number(token_text: &Secret) -> Option<Fingerprint> {
 /// The first life that goes wrong with one of the rules left out.
 fn goes_wrong(without: Option<Rule>, lives: u64, seen: &mut Seen) -> Option<String> {
     (0..lives).find_map(|number| {
-        let lived = Life::new(number, without, seen).live();
-        lived.err().map(|wrong| format!("life {number}: {wrong}"))
+        let ending = Life::new(number, without, seen).live();
+        ending.err().map(|wrong| format!("life {number}: {wrong}"))
     })
 }
 

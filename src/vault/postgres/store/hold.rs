@@ -182,7 +182,6 @@ impl Store {
     }
 
     /// Gives a hold up, unless others in this process share it. It is done in the background.
-    #[expect(clippy::unused_self, reason = "a hold is of one store")]
     pub fn release(&self, hold: Hold) {
         drop(hold);
     }

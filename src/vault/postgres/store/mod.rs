@@ -216,7 +216,6 @@ impl Store {
     /// # Panics
     ///
     /// If the system has no randomness, which it had when the vault was opened.
-    #[expect(clippy::unused_self, reason = "ids are the vault's to make")]
     pub fn random_grant_id(&self) -> GrantId {
         GrantId::from_bytes(random_id())
     }

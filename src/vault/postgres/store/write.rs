@@ -215,12 +215,11 @@ impl Plan {
             let expected = may_write(&change, holds)?;
             let entry = Entry { name, id, expected, change };
             // Of several changes of one record the last counts.
-            match places.get(&name) {
-                Some(place) => plan.entries[*place] = entry,
-                None => {
-                    places.insert(name, plan.entries.len());
-                    plan.entries.push(entry);
-                }
+            if let Some(place) = places.get(&name) {
+                plan.entries[*place] = entry;
+            } else {
+                places.insert(name, plan.entries.len());
+                plan.entries.push(entry);
             }
         }
         for (name, expected) in expected {
