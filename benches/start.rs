@@ -156,15 +156,24 @@ fn write(arguments: &[String]) -> Result<()> {
     let file = arguments.first().context("a configuration")?;
     let vault = open(&Config::load(&locate(Some(file.as_ref()))?)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let mut changes = Vec::new();
-    vault.for_each_grant(&mut |stored| {
-        changes.push(Change::PutGrant(Box::new(stored.value)));
-        if changes.len() == WRITTEN_AT_ONCE {
-            runtime.block_on(vault.commit(std::mem::take(&mut changes)))?;
+    runtime.block_on(async {
+        let mut grants = Vec::new();
+        vault
+            .for_each_grant(&mut |stored| {
+                grants.push(stored.value.id);
+                Ok(())
+            })
+            .await?;
+        for some in grants.chunks(WRITTEN_AT_ONCE) {
+            let mut changes = Vec::with_capacity(some.len());
+            for id in some {
+                let stored = vault.grant(*id).await?.context("a grant is gone")?;
+                changes.push(Change::PutGrant(Box::new(stored.value)));
+            }
+            vault.commit(changes).await?;
         }
-        Ok(())
+        anyhow::Ok(())
     })?;
-    runtime.block_on(vault.commit(changes))?;
     say("written");
     loop {
         std::thread::park();
