@@ -109,7 +109,7 @@ fn a_budget_gives_each_turn_once_whoever_asks() {
     let budget = BudgetId { lane: [7; 16], forced: false };
     let waits = |worker: &Worker| match worker.reserve(budget, 1) {
         Reserved::NoneFor(wait) => wait,
-        given => panic!("none is to be had: {given:?}"),
+        given @ Reserved::Turns { .. } => panic!("none is to be had: {given:?}"),
     };
     assert!(waits(&workers[0]) > HOUR / 2, "a crash may have forgotten what was given out");
 

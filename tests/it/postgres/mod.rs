@@ -124,11 +124,14 @@ fn grant(id: u8) -> Name {
 
 /// Bytes as they stand in SQL.
 fn bytea(bytes: &[u8]) -> String {
-    let digits = bytes.iter().fold(String::new(), |mut text, byte| {
+    format!("'\\x{}'::bytea", hex(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
-    });
-    format!("'\\x{digits}'::bytea")
+    })
 }
 
 /// How many server processes wait for standbys to confirm what `function` commits.

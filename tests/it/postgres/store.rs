@@ -206,16 +206,12 @@ fn what_one_replica_commits_the_others_read_and_the_database_cannot() {
     for table in tables.split(' ') {
         // As text, and with every bytea as the characters that it may hold.
         let dump = pair.cluster.on_primary(&format!("SELECT t::text FROM shared.{table} AS t"));
-        let clear = dump.contains("plain") || dump.contains(&hex("plain")) || dump.contains("AGE-SECRET");
+        let clear = dump.contains("plain") || dump.contains(&super::hex(b"plain")) || dump.contains("AGE-SECRET");
         assert!(!clear, "{table}: {dump}");
     }
     let [records, grants] =
         ["records", "work"].map(|table| pair.cluster.on_primary(&format!("SELECT count(*) FROM shared.{table}")));
     assert_eq!((records.as_str(), grants.as_str()), ("5", "1"), "with what the vault keeps about itself");
-}
-
-fn hex(text: &str) -> String {
-    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
