@@ -199,18 +199,18 @@ fn days(arguments: &[String]) -> Result<()> {
     let [_, first, days] = arguments else { anyhow::bail!("a configuration, the first day and how many") };
     let (first, days): (u64, u64) = (first.parse()?, days.parse()?);
     let vault = open(&site_of(arguments)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut grants = Vec::new();
-    vault.for_each_grant(&mut |stored| {
+    runtime.block_on(vault.for_each_grant(&mut |stored| {
         grants.push(stored.value);
         Ok(())
-    })?;
+    }))?;
     // As many worlds as there are exchanges under way: each refreshes its share of the grants, one after the other.
     let mut shares: Vec<Vec<Grant>> = (0..IN_FLIGHT).map(|_| Vec::new()).collect();
     for (at, grant) in grants.into_iter().enumerate() {
         shares[at % IN_FLIGHT].push(grant);
     }
     let begun = SystemClock::new().now().wall;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for day in first..first + days {
         for hour in day * HOURS_A_DAY..(day + 1) * HOURS_A_DAY {
             let now = begun + Duration::from_hours(hour);
@@ -294,9 +294,10 @@ fn reopen(arguments: &[String]) -> Result<()> {
 /// Removes what was imported, which is all but one organization in 21.
 fn remove(arguments: &[String]) -> Result<()> {
     let vault = open(&site_of(arguments)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut gone = Vec::new();
     let mut stays = 0;
-    vault.for_each_grant(&mut |stored| {
+    runtime.block_on(vault.for_each_grant(&mut |stored| {
         let grant = stored.value;
         // Those that were there before have spent tokens.
         if grant.spent.is_empty() {
@@ -306,9 +307,8 @@ fn remove(arguments: &[String]) -> Result<()> {
             stays += 1;
         }
         Ok(())
-    })?;
+    }))?;
     ensure!(gone.len() as u64 == 2 * IMPORTED * stays, "{} changes, {stays} organizations stay", gone.len());
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut gone = gone.into_iter();
     loop {
         let changes: Vec<Change> = gone.by_ref().take(REMOVED_AT_ONCE).collect();

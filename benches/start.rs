@@ -157,15 +157,16 @@ fn read(arguments: &[String]) -> Result<()> {
     let config = Config::load(&locate(Some(file.as_ref()))?)?;
     let vault = open(&config)?;
     let opened: Duration = started.elapsed();
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut records = 0u64;
-    vault.for_each_grant(&mut |_| {
+    runtime.block_on(vault.for_each_grant(&mut |_| {
         records += 1;
         Ok(())
-    })?;
-    vault.for_each_organization(&mut |_| {
+    }))?;
+    runtime.block_on(vault.for_each_organization(&mut |_| {
         records += 1;
         Ok(())
-    })?;
+    }))?;
     say(&json!({ "opened": opened.as_secs_f64(), "records": records }).to_string());
     vault.close()?;
     Ok(())

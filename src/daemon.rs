@@ -4,6 +4,7 @@
 //! open, and answers `starting` until then. At the end the same way back: callers first, then exchanges, then the
 //! vault.
 
+mod database;
 mod parts;
 
 use std::{
@@ -31,7 +32,7 @@ use crate::{
     outbox::Outbox,
     provider::SetupError,
     shutdown::{Request, Signals},
-    vault::{Identity, Vault, VaultError, recipients_differ},
+    vault::{Identity, Singular, Vault, VaultError, recipients_differ},
 };
 
 /// systemd's watchdog is told so often within its time limit: one that is late by a moment must not end the worker.
@@ -188,23 +189,30 @@ async fn begin(
     clock: &SharedClock,
 ) -> Result<Behind, DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
+    let here = tokio::runtime::Handle::current();
     let open = tokio::task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
         }
-        let vault = Vault::open(&vault_config, &identity, vault_metrics.clone())?;
+        let vault = match &vault_config.postgres {
+            None => Vault::open(&vault_config, &identity, vault_metrics.clone())?,
+            Some(postgres) => {
+                let recipients = &vault_config.recipients;
+                here.block_on(database::open(postgres, recipients, &identity, &vault_metrics, &outbox_clock))?
+            }
+        };
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        let outbox = Outbox::open(&vault, outbox_clock, vault_metrics);
+        let outbox = here.block_on(Outbox::open(&vault, outbox_clock, vault_metrics));
         Ok::<_, VaultError>((vault, outbox))
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let counted = current.clone();
     let count = Arc::new(move || counted.get()?.outlook());
-    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count);
+    let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count, vault.duty(Singular::Digest, clock));
     let swept = current.clone();
     let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
     let sweep = move || {
@@ -227,7 +235,8 @@ async fn begin(
         }
     };
     // Before the keeper, which may have something to tell at once.
-    let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
+    let duty = vault.duty(Singular::Deliveries, clock);
+    let parts = notice::Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone(), duty };
     let notice = Notice::start(receivers, parts);
     // Before the keeper, too: as soon as it can make links they lead somewhere.
     pages.set(offer(config, providers, &vault));

@@ -79,7 +79,10 @@ async fn token(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Ur
         let min_ttl = request::min_ttl(&uri)?;
         let keeper = api.keeper()?;
         let served = keeper.token(&organization, min_ttl).await;
-        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
+        match served {
+            Ok(served) => Ok(served),
+            Err(error) => Err(api.with_remedy(&keeper, &peer, &organization, error).await),
+        }
     };
     api.counted(served).await
 }
@@ -91,7 +94,10 @@ async fn refresh(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: 
         let rejected = request::rejected(&headers)?;
         let keeper = api.keeper()?;
         let served = keeper.refresh(&organization, rejected.as_deref()).await;
-        served.map_err(|error| api.with_remedy(&keeper, &peer, &organization, error))
+        match served {
+            Ok(served) => Ok(served),
+            Err(error) => Err(api.with_remedy(&keeper, &peer, &organization, error).await),
+        }
     };
     api.counted(served).await
 }
@@ -212,11 +218,12 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
     let keeper = api.keeper()?;
     let turn = Arc::clone(&api.0.counting).acquire_owned().await.map_err(|_| Refusal::internal())?;
     // It counts over every organization, which takes too long for a thread that serves connections.
+    let here = tokio::runtime::Handle::current();
     let counted = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         match access.scope(&peer, Role::Operate) {
-            Reach::All => keeper.status(None),
-            reach => keeper.status(Some(&|organization| reach.covers(organization))),
+            Reach::All => here.block_on(keeper.status(None)),
+            reach => here.block_on(keeper.status(Some(&|organization| reach.covers(organization)))),
         }
     });
     let status = counted.await.map_err(|_| Refusal::internal())?;
@@ -295,10 +302,16 @@ impl Api {
 
     /// What a fetch is refused with. Of a consent that is lost whoever may operate on it is told where it is renewed; a link
     /// is not for everybody who may fetch a token.
-    fn with_remedy(&self, keeper: &Keeper, peer: &Peer, organization: &OrganizationId, error: KeeperError) -> Refusal {
+    async fn with_remedy(
+        &self,
+        keeper: &Keeper,
+        peer: &Peer,
+        organization: &OrganizationId,
+        error: KeeperError,
+    ) -> Refusal {
         let tell =
             matches!(error, KeeperError::Lost { .. }) && self.0.access.load().may(peer, Role::Operate, organization);
-        let renewal_url = tell.then(|| keeper.renewal_url(organization)).flatten();
+        let renewal_url = if tell { keeper.renewal_url(organization).await } else { None };
         Refusal::from(error).renewable_at(renewal_url)
     }
 

@@ -1,3 +1,5 @@
+mod database;
+
 use std::{os::unix::fs::FileTypeExt, path::Path, sync::Arc};
 
 use clap::Args;
@@ -99,6 +101,9 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
                     "it is taken up again when the worker starts; the older keys are kept until then",
                 );
             }
+            if let Some(postgres) = &config.vault.postgres {
+                database::check(config, postgres, false, findings).await;
+            }
             // Only an admin is told.
             if let Ok(found) = client.recipients().await {
                 let found = found.recipients.into_iter();
@@ -120,7 +125,10 @@ async fn check_vault(config: &Config, client: &Client, findings: &mut Findings) 
             }
         }
         Err(ClientError::NotRunning { .. }) => {
-            check_vault_at_rest(config, findings);
+            match &config.vault.postgres {
+                Some(postgres) => database::check(config, postgres, true, findings).await,
+                None => check_vault_at_rest(config, findings),
+            }
             check_socket_place(client.socket(), findings);
         }
         Err(error) => findings.warn(format!("the worker was not asked: {error}"), ""),

@@ -14,8 +14,11 @@ use super::{
     print::Out,
 };
 use crate::{
-    config::{Config, VaultConfig},
-    vault::{Accepted, Gap, Identity, Restored, Vault, VaultError},
+    config::{Config, PostgresConfig, VaultConfig},
+    vault::{
+        Accepted, Gap, Identity, Restored, Vault, VaultError,
+        postgres::{Settings, Store},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -41,7 +44,18 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
     let config = global.load()?;
     let vault = &config.vault;
     let identity = Identity::read(&vault.identity_file).map_err(|error| Failure::of_vault(&error, &vault.path))?;
-    if let Some(file) = &args.file {
+    if let Some(postgres) = &vault.postgres {
+        let place = vault.place();
+        if args.file.is_some() {
+            let what = format!("the vault is in {}, and a backup is brought back into a folder", place.display());
+            return Err(Failure::failed(what).with_hint(
+                "bring the database back by its own means and then run `consentry restore --in-place`, or restore with \
+                 vault.engine \"sled\"",
+            ));
+        }
+        let accepted = accept_database(postgres, &identity).map_err(|error| Failure::of_vault(&error, &place))?;
+        tell_accepted(&accepted, &place, global.json, out)?;
+    } else if let Some(file) = &args.file {
         let restored = bring_back(&config, &identity, file)?;
         tell_restored(&restored, &vault.path, global.json, out)?;
     } else {
@@ -49,13 +63,23 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
         tell_accepted(&accepted, &vault.path, global.json, out)?;
     }
     if !global.json {
-        if let Some(owner) = other_owner(&vault.path) {
+        if vault.postgres.is_none()
+            && let Some(owner) = other_owner(&vault.path)
+        {
             let path = vault.path.display();
             out.line(format_args!("its files are root's, in a folder of user {owner}'s: chown -R {owner} {path}"))?;
         }
         out.line("next: consentry check && consentry run")?;
     }
     Ok(Exit::Done)
+}
+
+/// Takes the database as it is.
+fn accept_database(postgres: &PostgresConfig, identity: &Identity) -> Result<Accepted, VaultError> {
+    let settings = Settings::of(postgres)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| VaultError::Engine { detail: error.to_string() })?;
+    runtime.block_on(Store::accept(&settings, identity))
 }
 
 /// Whom the folder around the vault belongs to, where root has made a vault that is as a rule not root's to use.

@@ -48,7 +48,7 @@ fn is_read_once(file: &Path) -> bool {
 fn failed(error: &DaemonError, config: &Config) -> Failure {
     match error {
         DaemonError::Config(error) => Failure::new(Exit::Configuration, error.to_string()),
-        DaemonError::Vault(error) => Failure::of_vault(error, &config.vault.path),
+        DaemonError::Vault(error) => Failure::of_vault(error, &config.vault.place()),
         error => Failure::failed(error.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod load;
+mod postgres;
 mod problem;
 mod provider;
 mod raw;
@@ -18,6 +19,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 pub use access::{AccessRule, Globs, Role};
 pub use load::{ConfigError, FILE_VARIABLE, Located, locate};
+pub use postgres::PostgresConfig;
 pub use problem::Problem;
 pub use provider::{ClientAuth, InDoubtPolicy, Kind, ProviderConfig, ResponseMode};
 pub use sections::{MAX_LINK_LIFETIME, MAX_RECIPIENTS};
@@ -75,6 +77,20 @@ pub struct VaultConfig {
     pub backup_dir: Option<PathBuf>,
     /// How many of them are kept there: 1 to 10,000.
     pub backup_keep: usize,
+    /// `[vault.postgres]`, where `engine` is `"postgres"`; else the records are in the folder.
+    pub postgres: Option<PostgresConfig>,
+}
+
+impl VaultConfig {
+    /// Where the vault is, in words: its folder, or the database's schema.
+    pub fn place(&self) -> PathBuf {
+        self.postgres.as_ref().map_or_else(|| self.path.clone(), |postgres| place_of(&postgres.schema))
+    }
+}
+
+/// Where a vault is that is in that schema of a database, in words, for where else a folder is named.
+pub fn place_of(schema: &str) -> PathBuf {
+    PathBuf::from(format!("PostgreSQL's schema {schema}"))
 }
 
 /// `[socket]`

@@ -37,6 +37,21 @@ pub(super) struct RawVault {
     pub(super) cache: Option<Scalar>,
     pub(super) backup_dir: Option<String>,
     pub(super) backup_keep: Option<Whole>,
+    pub(super) postgres: RawPostgres,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPostgres {
+    pub(super) url: Option<String>,
+    pub(super) url_file: Option<String>,
+    pub(super) ca_file: Option<String>,
+    pub(super) pool_size: Option<Whole>,
+    pub(super) statement_timeout: Option<String>,
+    pub(super) schema: Option<String>,
+    pub(super) allow_asynchronous: Option<Flag>,
+    pub(super) poll: Option<String>,
+    pub(super) lease: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

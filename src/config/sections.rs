@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     AccessRule, BoardConfig, Config, ConsentConfig, Globs, KeepWarm, LogConfig, LogFormat, RefreshConfig,
-    ScheduleConfig, SocketConfig, VaultConfig, WebhookConfig,
+    ScheduleConfig, SocketConfig, VaultConfig, WebhookConfig, postgres,
     problem::{Problems, Unfit, shown},
     provider,
     raw::{
@@ -32,6 +32,8 @@ pub const MAX_RECIPIENTS: usize = 64;
 pub const MAX_LINK_LIFETIME: Duration = Duration::from_secs(400 * DAY);
 /// How many warnings one consent may get.
 const MAX_WARNINGS: usize = 16;
+/// What a claim has to last beside the request that is sent under it.
+const BESIDE_REQUEST: Duration = Duration::from_secs(1);
 /// How many seconds a day has.
 pub(super) const DAY: u64 = 86_400;
 
@@ -126,7 +128,7 @@ pub(super) fn read(raw: Raw, problems: &Problems<'_>) -> Config {
     let http_default = Some(([127, 0, 0, 1], 9464).into());
     let config = Config {
         file: None,
-        vault: vault(raw.vault, &Section::named(problems, "vault")),
+        vault: vault(raw.vault, problems),
         socket: socket(raw.socket, &Section::named(problems, "socket")),
         access: access(raw.access, problems),
         http_listen: match raw.http.listen {
@@ -148,14 +150,15 @@ pub(super) fn read(raw: Raw, problems: &Problems<'_>) -> Config {
     config
 }
 
-fn vault(raw: RawVault, section: &Section<'_>) -> VaultConfig {
-    section.value("engine", raw.engine, (), |engine| match engine.as_str() {
-        "sled" => Ok(()),
-        "postgres" | "postgresql" => {
-            Err(Unfit::Because("PostgreSQL is not in this version; the engine is \"sled\"".to_owned()))
-        }
-        _ => Err(Unfit::Expected("\"sled\"".to_owned())),
+fn vault(raw: RawVault, problems: &Problems<'_>) -> VaultConfig {
+    let section = &Section::named(problems, "vault");
+    let in_postgres = section.value("engine", raw.engine, false, |engine| match engine.as_str() {
+        "sled" => Ok(false),
+        "postgres" => Ok(true),
+        _ => Err(Unfit::Expected("\"sled\" or \"postgres\"".to_owned())),
     });
+    let inner = Section::new(problems, ["vault", "postgres"].map(|key| Step::Key(key.to_owned())));
+    let postgres = postgres::read(raw.postgres, in_postgres, &inner);
     VaultConfig {
         path: section.value("path", raw.path, "/var/lib/consentry/vault".into(), |text| values::path(&text)),
         identity_file: section.value(
@@ -170,6 +173,7 @@ fn vault(raw: RawVault, section: &Section<'_>) -> VaultConfig {
         cache_bytes: section.value("cache", raw.cache, 16_000_000, |text| values::size(&text, CACHE, CACHE_WORDS)),
         backup_dir: section.optional("backup_dir", raw.backup_dir, values::path),
         backup_keep: section.value("backup_keep", raw.backup_keep, 14, |number| values::whole(number, 1..=10_000)),
+        postgres: in_postgres.then_some(postgres),
     }
 }
 
@@ -351,8 +355,23 @@ fn agree(config: &Config, problems: &Problems<'_>) {
         ),
         Some(_) => {}
     }
+    if let Some(postgres) = &config.vault.postgres
+        && holder_counts(postgres.lease) < config.refresh.timeout + BESIDE_REQUEST
+    {
+        let message = format!(
+            "a claim of {:?} is over before an exchange may be, which refresh.timeout lets last {:?}; make it longer",
+            postgres.lease, config.refresh.timeout
+        );
+        let section = Section::new(problems, ["vault", "postgres"].map(|key| Step::Key(key.to_owned())));
+        section.unfit("lease", Unfit::Because(message));
+    }
     if !config.schedule.backup.is_empty() && config.vault.backup_dir.is_none() {
         let message = "needs vault.backup_dir, the folder that backups go to";
         Section::named(problems, "schedule").unfit("backup", because(message));
     }
+}
+
+/// For how long a claim is good for its holder: a tenth less than for the database.
+fn holder_counts(lease: Duration) -> Duration {
+    lease.mul_f64(0.9)
 }

@@ -79,6 +79,25 @@ fn the_examples_of_the_reference_are_right_and_show_the_defaults_of_their_kinds(
 }
 
 #[test]
+fn a_database_is_told_where_it_is_and_only_then_used() {
+    let text = "[vault]\nengine = \"postgres\"\n[vault.postgres]\n";
+    let message = problems(text);
+    assert!(message.contains("vault.postgres") && message.contains("url_file"), "{message}");
+    let config = good(&format!("{text}url_file = \"/etc/consentry/database.url\"\npoll = \"50ms\""));
+    let postgres = config.vault.postgres.expect("it is used");
+    assert_eq!((postgres.poll, postgres.lease), (Duration::from_millis(50), Duration::from_secs(30)));
+    assert!(!postgres.allow_asynchronous && postgres.url.is_none());
+    assert_eq!(good("[vault.postgres]\nurl = \"postgresql://a@h1:5432,h2/v?connect_timeout=3\"").vault.postgres, None);
+    let twice = format!("{text}url = \"postgresql://h/v\"\nurl_file = \"x\"");
+    assert!(problems(&twice).contains("give url or url_file"));
+    let hidden = problems(&format!("{text}url = \"postgresql://h/v?user=a&password=hush\""));
+    assert!(hidden.contains("url_file") && !hidden.contains("hush"), "{hidden}");
+    let environment =
+        [("CONSENTRY__VAULT__ENGINE", "postgres"), ("CONSENTRY__VAULT__POSTGRES__URL", "postgresql://h/v")];
+    assert_eq!(with("", &environment).unwrap().vault.postgres.unwrap().url.as_deref(), Some("postgresql://h/v"));
+}
+
+#[test]
 fn the_lines_that_init_rewrites_are_in_the_reference_once() {
     for line in [
         r#"path = "/var/lib/consentry/vault""#,
@@ -173,9 +192,22 @@ fn a_full_configuration_is_understood() {
     "[[access]]\nuid = 1\nrole = \"fetch\"\n[[access]]\nuidd = 1\nrole = \"fetch\"",
     "5: access[1].uidd: unknown key; did you mean access[1].uid?"
 )]
-#[case::engine(
-    "[vault]\nengine = \"postgres\"",
-    "2: vault.engine: PostgreSQL is not in this version; the engine is \"sled\""
+#[case::engine("[vault]\nengine = \"mysql\"", "2: vault.engine: given \"mysql\"; expected \"sled\" or \"postgres\"")]
+#[case::database_with_a_password(
+    "[vault.postgres]\nurl = \"postgresql://a:hush@h/v\"",
+    "2: vault.postgres.url: a password must not be in the configuration; put the URL into a file and name that in url_file"
+)]
+#[case::no_database(
+    "[vault.postgres]\nurl = \"mysql://a:hush@h/v\"",
+    "2: vault.postgres.url: expected postgresql://USER@HOST/DATABASE; several servers are HOST,HOST"
+)]
+#[case::schema(
+    "[vault.postgres]\nschema = \"Mine\"",
+    "2: vault.postgres.schema: given \"Mine\"; expected a name of 1 to 63 of a-z, 0-9 and _, not beginning with pg_"
+)]
+#[case::short_lease(
+    "[vault]\nengine = \"postgres\"\n[vault.postgres]\nurl = \"postgresql://h/v\"\nlease = \"10s\"",
+    "5: vault.postgres.lease: a claim of 10s is over before an exchange may be, which refresh.timeout lets last 10s; make it longer"
 )]
 #[case::size(
     "[vault]\ncache = \"lots\"",

@@ -44,6 +44,10 @@ impl Bounds {
     pub(super) const fn seconds(least: u64, most: u64, words: &'static str) -> Self {
         Self { least: Duration::from_secs(least), most: Duration::from_secs(most), words }
     }
+
+    pub(super) const fn millis(least: u64, most: u64, words: &'static str) -> Self {
+        Self { least: Duration::from_millis(least), most: Duration::from_millis(most), words }
+    }
 }
 
 /// Whether a time ends by itself in days or not at all: `"180d"` or `"none"`.

@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     metrics::Metrics,
     model::Timestamp,
-    vault::{ScheduledBackups, Vault, VaultError},
+    vault::{Duty, OnDuty, ScheduledBackups, Singular, Vault, VaultError},
 };
 
 /// Makes backups when they are due. Cheap to clone.
@@ -24,8 +24,10 @@ struct Inner {
     vault: Vault,
     clock: SharedClock,
     metrics: Metrics,
-    /// One is made at a time.
+    /// One is made at a time,
     turns: Turns,
+    /// by one worker of those that share the vault.
+    duty: Duty,
 }
 
 impl BackupSchedule {
@@ -49,6 +51,7 @@ impl BackupSchedule {
             clock: clock.clone(),
             metrics: metrics.clone(),
             turns: Turns::default(),
+            duty: vault.duty(Singular::Backup, clock),
         })))
     }
 
@@ -56,9 +59,15 @@ impl BackupSchedule {
     pub fn wake(&self) {
         let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
-        self.0.turns.tasks().spawn_blocking(move || {
-            let _given_back_at_its_end = turn;
-            inner.make_if_due();
+        let tasks = self.0.turns.tasks().clone();
+        self.0.turns.tasks().spawn(async move {
+            if let Some(on_duty) = inner.duty.begin().await {
+                let made = tasks.spawn_blocking(move || {
+                    let _given_back_at_its_end = turn;
+                    inner.make_if_due(&on_duty);
+                });
+                let _ = made.await;
+            }
         });
     }
 
@@ -69,26 +78,33 @@ impl BackupSchedule {
 }
 
 impl Inner {
-    fn make_if_due(&self) {
+    fn make_if_due(&self, on_duty: &OnDuty) {
         let now = self.clock.now().wall;
         let folder = self.backups.folder().display();
-        match self.make(now) {
+        match self.make(now, on_duty) {
             // One that is given up because the worker stops is made after the next start, and one that somebody else is
             // taking just now is waited for.
             Ok(()) | Err(VaultError::BackupUnderWay) => {}
-            Err(_) if self.turns.is_stopping() => {}
+            Err(_) if self.turns.is_stopping() || !on_duty.is_good() => {}
             Err(error) => {
                 tracing::error!(%folder, %error, "the scheduled backup could not be made; it is tried again at the next sweep");
             }
         }
     }
 
-    fn make(&self, now: Timestamp) -> Result<(), VaultError> {
-        let Some(due) = last_due(&self.pattern, &self.timezone, now) else { return Ok(()) };
-        if self.backups.newest(now)?.is_some_and(|newest| newest >= due) {
+    /// Whether the newest backup is older than it should be.
+    fn is_due(&self, now: Timestamp) -> Result<bool, VaultError> {
+        let Some(due) = last_due(&self.pattern, &self.timezone, now) else { return Ok(false) };
+        Ok(self.backups.newest(now)?.is_none_or(|newest| newest < due))
+    }
+
+    fn make(&self, now: Timestamp, on_duty: &OnDuty) -> Result<(), VaultError> {
+        // Another worker may have made it in a folder that they share.
+        if !self.is_due(now)? {
             return Ok(());
         }
-        let (file, made) = self.backups.write(&self.vault, now, &|| self.turns.is_stopping())?;
+        let over = || self.turns.is_stopping() || !on_duty.is_good();
+        let (file, made) = self.backups.write(&self.vault, now, &over)?;
         self.vault.backed_up(now);
         self.metrics.backed_up(now);
         tracing::info!(file = %file.display(), vault.records = made.records, "a backup was made");

@@ -9,6 +9,7 @@ use crate::{
     config::ScheduleConfig,
     model::{EndingWeek, Event, EventKind, Outlook, Timestamp},
     outbox::Outbox,
+    vault::Duty,
 };
 
 /// Counts what a digest tells; `None` while that cannot be counted. May take a while.
@@ -31,8 +32,10 @@ struct Inner {
     started: Timestamp,
     /// The due moment that has been seen to, so that nothing is counted for it again.
     seen_to: Mutex<Option<Timestamp>>,
-    /// One looks at a time.
+    /// One looks at a time,
     turns: Turns,
+    /// and one worker of those that share the vault.
+    duty: Duty,
 }
 
 impl fmt::Debug for Inner {
@@ -43,7 +46,9 @@ impl fmt::Debug for Inner {
 
 impl DigestSchedule {
     /// The schedule of the configuration; `None` where it has none.
-    pub fn of(config: &ScheduleConfig, outbox: &Outbox, clock: &SharedClock, count: Count) -> Option<Self> {
+    ///
+    /// `duty`: what says that it is this process that posts them.
+    pub fn of(config: &ScheduleConfig, outbox: &Outbox, clock: &SharedClock, count: Count, duty: Duty) -> Option<Self> {
         if config.digest.is_empty() {
             return None;
         }
@@ -56,6 +61,7 @@ impl DigestSchedule {
             clock: clock.clone(),
             seen_to: Mutex::default(),
             turns: Turns::default(),
+            duty,
         })))
     }
 
@@ -81,6 +87,11 @@ impl Inner {
         let Some(due) = last_due(&self.pattern, &self.timezone, now).filter(|due| self.is_missing(*due, now)) else {
             return;
         };
+        let Some(_on_duty) = self.duty.begin().await else { return };
+        if !self.is_missing(due, now) {
+            // Another worker has posted it, and this one has heard of it meanwhile.
+            return;
+        }
         let count = Arc::clone(&self.count);
         let Ok(Some((weeks, outlook))) = tokio::task::spawn_blocking(move || count()).await else { return };
         if weeks.is_empty() && is_quiet(&outlook) {
@@ -128,6 +139,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::tests::AtOnce as _;
     use crate::{
         clock::ManualClock,
         config::Config,
@@ -159,7 +171,7 @@ mod tests {
             Vault::create(&config.vault, &identity).expect("made");
             let vault = Vault::open(&config.vault, &identity, Metrics::new(&[])).expect("opened");
             let clock = ManualClock::at(at(now));
-            let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[]));
+            let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[])).at_once();
             Self { clock, config, outbox, vault, folder }
         }
 
@@ -173,12 +185,13 @@ mod tests {
             };
             let outlook = Outlook { lost, ..Outlook::default() };
             let count = move || Some((if lost > 0 { vec![week.clone()] } else { Vec::new() }, outlook.clone()));
-            DigestSchedule::of(&self.config.schedule, &self.outbox, &shared, Arc::new(count)).expect("one by default")
+            DigestSchedule::of(&self.config.schedule, &self.outbox, &shared, Arc::new(count), Duty::always())
+                .expect("one by default")
         }
 
         /// As after a restart of the process, on what is in the vault.
         fn restarted(&mut self) {
-            self.outbox = Outbox::open(&self.vault, self.clock.clone(), Metrics::new(&[]));
+            self.outbox = Outbox::open(&self.vault, self.clock.clone(), Metrics::new(&[])).at_once();
         }
 
         async fn looked(&self, schedule: &DigestSchedule) -> usize {
@@ -253,6 +266,6 @@ mod tests {
         let mut never = world.config.schedule.clone();
         never.digest = String::new();
         let shared: SharedClock = world.clock.clone();
-        assert!(DigestSchedule::of(&never, &world.outbox, &shared, Arc::new(|| None)).is_none());
+        assert!(DigestSchedule::of(&never, &world.outbox, &shared, Arc::new(|| None), Duty::always()).is_none());
     }
 }

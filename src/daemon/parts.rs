@@ -1,6 +1,6 @@
 //! The parts of a worker, each from the configuration.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     outbox::Outbox,
     provider::{Provider, SetupError, TokenEndpoint},
-    vault::Vault,
+    vault::{Vault, VaultStats},
 };
 
 /// Every provider that is configured.
@@ -80,6 +80,8 @@ pub(super) fn access(config: &Config) -> Access {
 }
 
 pub(super) fn figures_of(vault: &Vault) -> VaultFigures {
-    let stats = vault.stats();
-    VaultFigures { bytes: stats.bytes, records: stats.records, strays: stats.strays }
+    let VaultStats { bytes, records, strays, .. } = vault.stats();
+    let (asynchronous, news_age) =
+        vault.store().map_or((false, Duration::ZERO), |store| (store.allows_asynchronous(), store.news_age()));
+    VaultFigures { bytes, records, strays, asynchronous, news_age }
 }

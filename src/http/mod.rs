@@ -3,7 +3,7 @@
 
 pub mod board;
 
-use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc};
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -86,6 +86,10 @@ pub struct VaultFigures {
     pub records: u64,
     /// Answers kept that could not take their place.
     pub strays: u64,
+    /// Whether it is in a database that may lose what it confirmed.
+    pub asynchronous: bool,
+    /// How long ago all that other workers had written was known here.
+    pub news_age: Duration,
 }
 
 /// Asks the vault for its figures; `None` until it is open. It may block.
@@ -142,8 +146,9 @@ async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<S
         if let Some(keeper) = inside.keeper.get() {
             inside.metrics.set_census(&keeper.census());
         }
-        if let Some(VaultFigures { bytes, records, strays }) = (inside.vault)() {
+        if let Some(VaultFigures { bytes, records, strays, asynchronous, news_age }) = (inside.vault)() {
             inside.metrics.set_vault(bytes, records, strays);
+            inside.metrics.set_vault_shared(asynchronous, news_age);
         }
         let text = inside.metrics.render();
         // Held to here also where the caller has gone meanwhile.
@@ -205,7 +210,15 @@ mod tests {
         let inside = Inside {
             keeper: Current::default(),
             metrics: Metrics::new(&[]),
-            vault: Arc::new(|| Some(VaultFigures { bytes: 7, records: 2, strays: 1 })),
+            vault: Arc::new(|| {
+                Some(VaultFigures {
+                    bytes: 7,
+                    records: 2,
+                    strays: 1,
+                    asynchronous: true,
+                    news_age: Duration::from_millis(1500),
+                })
+            }),
             board: None,
         };
         let shutdown = CancellationToken::new();

@@ -91,14 +91,14 @@ impl Shared {
         if let Some(flight) = under_way(slot) {
             let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
         }
-        let _record = slot.record().await;
-        let grant = self.read(slot)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let held = self.hold(slot).await?;
+        let grant = self.read(slot).await?.value;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         let goes = grant.organizations.is_empty();
         let grave = if goes { self.grave(&grant, intent.is_some()) } else { None };
         let mut changes = if goes { gone(grant.id, grave.as_ref()) } else { Vec::new() };
         changes.push(Change::DeleteAwaiting(awaiting.grant));
-        self.vault.commit(changes).await.map_err(|error| self.vault_failed(&error))?;
+        self.vault.commit_held(&[&held.hold], changes).await.map_err(|error| self.vault_failed(&error))?;
         self.awaiting().remove(&awaiting.grant);
         if goes {
             self.revoke_behind(slot, &grant);
@@ -114,14 +114,16 @@ impl Shared {
     }
 
     /// Reads which consents wait, at start. One whose grant is gone waits for nothing.
-    pub(super) fn load_awaiting(&self) -> Result<(), VaultError> {
-        self.vault.for_each_awaiting(&mut |stored| {
-            let awaiting = stored.value;
-            if self.index.slot(awaiting.grant).is_some() {
-                self.awaiting().insert(awaiting.grant, awaiting);
-            }
-            Ok(())
-        })
+    pub(super) async fn load_awaiting(&self) -> Result<(), VaultError> {
+        self.vault
+            .for_each_awaiting(&mut |stored| {
+                let awaiting = stored.value;
+                if self.index.slot(awaiting.grant).is_some() {
+                    self.awaiting().insert(awaiting.grant, awaiting);
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Finishes what a death, or a provider that could not be asked, left unfinished; a person has approved it.
@@ -180,18 +182,21 @@ impl Shared {
     async fn clear_revoked_links(&self, now: Timestamp) {
         let over = |until: u32| Timestamp::from_millis(i64::from(until) * 1000) + MAX_LINK_LIFETIME < now;
         let mut old = Vec::new();
-        let read = self.vault.for_each_revoked_links(&mut |stored| {
-            if over(stored.value.until) {
-                old.push(stored.value.organization);
-            }
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_revoked_links(&mut |stored| {
+                if over(stored.value.until) {
+                    old.push(stored.value.organization);
+                }
+                Ok(())
+            })
+            .await;
         if let Err(error) = read {
             tracing::error!(error = %error, "not every revocation of links can be read");
         }
         for organization in old {
             let _organization = self.changing(&organization).await;
-            let again = self.vault.revoked_links(&organization).ok().flatten();
+            let again = self.vault.revoked_links(&organization).await.ok().flatten();
             if self.stopping.is_cancelled() || !again.is_some_and(|revoked| over(revoked.until)) {
                 continue;
             }
@@ -202,7 +207,7 @@ impl Shared {
     }
 
     /// The consents that wait, for operators: the first hundred by age where `scope` allows.
-    pub(super) fn named_awaiting(&self, scope: Option<Scope<'_>>) -> Vec<wire::Awaiting> {
+    pub(super) async fn named_awaiting(&self, scope: Option<Scope<'_>>) -> Vec<wire::Awaiting> {
         let mut all: Vec<Awaiting> = self.awaiting().values().cloned().collect();
         all.sort_by_key(|awaiting| awaiting.since);
         let mut named = Vec::new();
@@ -214,7 +219,7 @@ impl Shared {
                     named.push(wire::Awaiting {
                         organization: place.organization.clone(),
                         provider: provider.clone(),
-                        subject: self.subject_of(awaiting.grant),
+                        subject: self.subject_of(awaiting.grant).await,
                         since: awaiting.since,
                         reason: awaiting.reason.word().into(),
                     });
@@ -235,8 +240,8 @@ impl Shared {
         grants.into_iter().filter_map(|grant| self.index.slot(grant)).map(|slot| slot.provider).collect()
     }
 
-    fn subject_of(&self, grant: GrantId) -> Option<String> {
-        self.vault.grant(grant).ok().flatten().and_then(|stored| stored.value.subject)
+    async fn subject_of(&self, grant: GrantId) -> Option<String> {
+        self.vault.grant(grant).await.ok().flatten().and_then(|stored| stored.value.subject)
     }
 }
 

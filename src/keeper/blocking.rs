@@ -16,18 +16,34 @@ pub(super) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + '
     }
 }
 
-/// Runs `f` for every part of the names in a vault, each as [`blocking`] does, all at once.
-pub(super) async fn blocking_in_parts<T: Send + 'static>(
-    f: impl Fn(Part) -> T + Send + Sync + 'static,
-) -> Result<Vec<T>, JoinError> {
-    let parts = match Handle::current().runtime_flavor() {
-        RuntimeFlavor::CurrentThread => return Ok(vec![f(Part::ALL)]),
+/// As [`blocking`], for what reads much of the vault: that waits for a database, or blocks where the vault is on this machine.
+pub(super) async fn reading<F>(read: impl FnOnce() -> F + Send + 'static) -> Result<F::Output, JoinError>
+where
+    F: Future<Output: Send + 'static> + Send,
+{
+    let here = Handle::current();
+    match here.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Ok(read().await),
+        _ => tokio::task::spawn_blocking(move || here.block_on(read())).await,
+    }
+}
+
+/// Runs `read` for every part of the names in a vault, each as [`reading`] does, all at once.
+pub(super) async fn reading_in_parts<F>(
+    read: impl Fn(Part) -> F + Send + Sync + 'static,
+) -> Result<Vec<F::Output>, JoinError>
+where
+    F: Future<Output: Send + 'static> + Send,
+{
+    let here = Handle::current();
+    let parts = match here.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => return Ok(vec![read(Part::ALL).await]),
         _ => Part::by_cores(),
     };
-    let f = Arc::new(f);
+    let read = Arc::new(read);
     let run = |part| {
-        let f = Arc::clone(&f);
-        tokio::task::spawn_blocking(move || f(part))
+        let (read, here) = (Arc::clone(&read), here.clone());
+        tokio::task::spawn_blocking(move || here.block_on(read(part)))
     };
     let running: Vec<_> = parts.into_iter().map(run).collect();
     let mut done = Vec::with_capacity(running.len());

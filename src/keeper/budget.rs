@@ -1,3 +1,5 @@
+mod shared;
+
 use std::{num::NonZeroU32, time::Duration};
 
 use governor::{
@@ -7,7 +9,11 @@ use governor::{
     state::{InMemoryState, NotKeyed},
 };
 
-use crate::clock::SharedClock;
+use self::shared::Shared;
+use crate::{
+    clock::SharedClock,
+    vault::postgres::{LaneId, Store},
+};
 
 /// Callers may force one exchange in five.
 const FORCED_SHARE: u32 = 5;
@@ -16,9 +22,16 @@ const BURST_SECONDS: u32 = 2;
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, BootClock, NoOpMiddleware<Duration>>;
 
-/// How many exchanges a provider may be asked for.
+/// How many exchanges a provider may be asked for: by this process, or by all that share a vault with it.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) enum Budget {
+    Own(Own),
+    Shared(Shared),
+}
+
+/// A budget that nobody else takes from.
+#[derive(Debug)]
+pub(super) struct Own {
     all: Limiter,
     forced: Limiter,
     clock: SharedClock,
@@ -36,8 +49,33 @@ impl GovernorClock for BootClock {
 }
 
 impl Budget {
-    /// A budget of `per_minute` exchanges, spread evenly.
-    pub(super) fn new(per_minute: u32, clock: SharedClock) -> Self {
+    /// A budget of `per_minute` exchanges, spread evenly; together with those that share the vault, if any do.
+    pub(super) fn new(per_minute: u32, shared: Option<(LaneId, Store)>, clock: SharedClock) -> Self {
+        match shared {
+            None => Self::Own(Own::new(per_minute, clock)),
+            Some((lane, store)) => Self::Shared(Shared::new(per_minute, store, lane, clock)),
+        }
+    }
+
+    /// Takes one exchange of `wanted`, or says how long to wait for it. To be called by one at a time.
+    pub(super) async fn take(&self, wanted: usize) -> Result<(), Duration> {
+        match self {
+            Self::Own(own) => own.take(),
+            Self::Shared(shared) => shared.take(wanted).await,
+        }
+    }
+
+    /// Takes one exchange from what callers may force.
+    pub(super) async fn take_forced(&self) -> Result<(), Duration> {
+        match self {
+            Self::Own(own) => own.take_forced(),
+            Self::Shared(shared) => shared.take_forced().await,
+        }
+    }
+}
+
+impl Own {
+    fn new(per_minute: u32, clock: SharedClock) -> Self {
         let limiter = |per_minute: u32| {
             let burst = (per_minute.saturating_mul(BURST_SECONDS) / 60).max(1);
             let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(burst));
@@ -46,13 +84,11 @@ impl Budget {
         Self { all: limiter(per_minute), forced: limiter(per_minute / FORCED_SHARE), clock }
     }
 
-    /// Takes one exchange, or says how long to wait for it.
-    pub(super) fn take(&self) -> Result<(), Duration> {
+    fn take(&self) -> Result<(), Duration> {
         self.all.check().map_err(|not_until| not_until.wait_time_from(self.clock.now().boot))
     }
 
-    /// Takes one exchange from what callers may force.
-    pub(super) fn take_forced(&self) -> Result<(), Duration> {
+    fn take_forced(&self) -> Result<(), Duration> {
         self.forced.check().map_err(|not_until| not_until.wait_time_from(self.clock.now().boot))
     }
 }
@@ -69,7 +105,7 @@ mod tests {
     #[test]
     fn a_minute_gives_a_minutes_worth_and_callers_a_fifth() {
         let clock = ManualClock::at(Timestamp::from_millis(0));
-        let budget = Budget::new(600, clock.clone());
+        let budget = Own::new(600, clock.clone());
         let (mut all, mut forced) = (0, 0);
         for _ in 0..6000 {
             all += u32::from(budget.take().is_ok());
@@ -82,7 +118,7 @@ mod tests {
 
     #[test]
     fn an_empty_budget_says_how_long_to_wait() {
-        let budget = Budget::new(1, ManualClock::at(Timestamp::from_millis(0)));
+        let budget = Own::new(1, ManualClock::at(Timestamp::from_millis(0)));
         assert_eq!(budget.take(), Ok(()));
         let wait = budget.take().expect_err("spent");
         assert!(wait > Duration::from_secs(59) && wait <= Duration::from_mins(1), "{wait:?}");

@@ -4,20 +4,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::MutexGuard;
 
-use super::{
-    Keeper, KeeperError, Shared,
-    operate::Enrolled,
-    slot::{Record, Slot},
-    store::in_doubt,
-};
+use super::{Keeper, KeeperError, Shared, hold::Held, operate::Enrolled, slot::Slot, store::in_doubt};
 use crate::{
-    lifecycle::{Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
+    lifecycle::{self, Enrolling, FROZEN_RETRY, Notice, new_grant, valid_labels},
     model::{
         ClientCredentials, Credential, FailingReason, Fingerprint, Grant, GrantId, Intent, Labels, Organization,
         OrganizationId, State,
     },
     provider::ProviderError,
-    vault::{Change, MAX_RECORD_BYTES},
+    vault::{Change, Expectation, Hold, MAX_RECORD_BYTES},
     wire,
 };
 
@@ -53,7 +48,7 @@ impl Keeper {
         let by_secret = usize::from(wanted.fingerprint.0[15]) % (LOCKS / 2);
         let _secret = shared.enrolling[by_secret].lock().await;
         let _organization = shared.changing(&wanted.organization).await;
-        match shared.holder(wanted.fingerprint)? {
+        match shared.holder(wanted.fingerprint).await? {
             Some((slot, grant)) => shared.join(&slot, &grant, wanted).await,
             None => shared.enrol_new(wanted, enrolling).await,
         }
@@ -106,22 +101,40 @@ impl Shared {
 
     /// The grant that holds, or held, the secret with this fingerprint. A spent one of a grant that is gone is an error:
     /// to send it is a replay, and could end what the same person has given since.
-    fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
+    async fn holder(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
         let remembers = |grant: &Grant| grant.fingerprint == fingerprint || grant.spent.contains(&fingerprint);
+        if self.vault.is_shared() {
+            return self.holder_in_vault(fingerprint).await;
+        }
         let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
         if let Some(slot) = slot {
-            let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+            let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
                 return Ok(Some((slot, grant)));
             }
         }
         if let Some(id) = self.index.grave_of(fingerprint) {
-            let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
+            let stored = self.vault.grant(id).await.map_err(|error| self.vault_failed(&error))?;
             if stored.is_some_and(|stored| remembers(&stored.value)) {
                 return Err(KeeperError::AlreadySpent);
             }
         }
         Ok(None)
+    }
+
+    /// As [`holder`](Self::holder), where another process may have stored it a moment ago.
+    async fn holder_in_vault(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
+        let stored = self.vault.holder(fingerprint).await.map_err(|error| self.vault_failed(&error))?;
+        let Some(stored) = stored else { return Ok(None) };
+        if lifecycle::is_grave(&stored.value) {
+            return Err(KeeperError::AlreadySpent);
+        }
+        self.add(&stored.value, stored.sequence, None);
+        let slot = self.index.slot(stored.value.id).ok_or(KeeperError::Starting)?;
+        if slot.brief().sequence < stored.sequence {
+            self.learn(&slot, &stored).await;
+        }
+        Ok(Some((slot, stored.value)))
     }
 
     /// Same secret, same grant (rule 13 of the design).
@@ -151,12 +164,12 @@ impl Shared {
 
     /// The organization has this very grant: at most its labels change.
     async fn relabel(&self, wanted: Wanted) -> Result<Enrolled, KeeperError> {
-        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
-        let mut record = stored.ok_or(KeeperError::UnknownOrganization)?.value;
+        let (stored, expect) = self.organization_to_change(&wanted.organization).await?;
+        let mut record = stored.ok_or(KeeperError::UnknownOrganization)?;
         let changed = wanted.labels.as_ref().is_some_and(|labels| *labels != record.labels);
         if changed {
             record.labels = wanted.labels.unwrap_or_default();
-            let commit = self.vault.commit(vec![Change::PutOrganization(Box::new(record))]).await;
+            let commit = self.vault.commit(vec![Change::PutOrganization(Box::new(record)), expect]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
         }
         let organization = self.view(&wanted.organization).await?;
@@ -185,7 +198,7 @@ impl Shared {
         }
         // Stored without an organization first: whatever happens from here on, no rotated token is lost, and
         // whoever enrols the same secret again joins this grant.
-        let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+        let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone())), new_secret(&grant)]).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
@@ -205,11 +218,13 @@ impl Shared {
     async fn store_unproven(&self, mut grant: Grant, wanted: Wanted) -> Result<Enrolled, KeeperError> {
         let left = self.leave(&wanted.organization, None).await?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
-        let record = self.organization_record(&wanted, grant.id)?;
+        let (record, expect) = self.organization_record(&wanted, grant.id).await?;
         let labels = record.labels.clone();
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(record))];
+        changes.extend([expect, new_secret(&grant)]);
         changes.extend(left.iter().flat_map(Left::changes));
-        let commit = self.vault.commit(changes).await;
+        let holds: Vec<&Hold> = left.iter().map(Left::hold).collect();
+        let commit = self.vault.commit_held(&holds, changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.add(&grant, sequence, None);
         let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
@@ -221,12 +236,12 @@ impl Shared {
         let mut left = self.leave(&wanted.organization, Some(slot)).await?;
         // `leave` has taken this slot's record too where there is an old grant, in the order of their ids.
         let own = match left.as_mut().and_then(|left| left.new_record.take()) {
-            Some(record) => record,
-            None => slot.record().await,
+            Some(held) => held,
+            None => self.hold(slot).await?,
         };
-        let mut grant = self.read(slot)?.value;
+        let mut grant = self.read(slot).await?.value;
         // Read before the commit: what fails after it would leave the slot behind the record.
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         take_over(&mut grant, &wanted.organization, left.as_ref());
         // Two bytes tell the length of each.
         let bytes: usize = grant.organizations.iter().map(|id| id.as_str().len() + 2).sum();
@@ -235,21 +250,22 @@ impl Shared {
             let why = format!("this secret serves {others} organizations, and no more fit; get another consent");
             return Err(KeeperError::BadRequest(why.into()));
         }
-        let organization = self.organization_record(&wanted, grant.id)?;
+        let (organization, expect) = self.organization_record(&wanted, grant.id).await?;
         let labels = organization.labels.clone();
         // Until now nobody used it, and nobody was told.
         let doubtful = matches!(grant.state, State::InDoubt(_)) && grant.organizations.len() == 1;
-        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt) } else { Vec::new() };
+        let mut events = if doubtful { self.notice_events(&grant, Notice::InDoubt).await } else { Vec::new() };
         // A consent in the place of what the organization had, and proven: whichever way the person gave it.
         let unproven = matches!(grant.state, State::InDoubt(_) | State::Failing(FailingReason::Unverified));
         let renews = left.is_some() && grant.consent.is_some() && !unproven;
         if renews {
-            events.push(self.renewed(&grant, &organization));
+            events.push(self.renewed(&grant, &organization).await);
         }
         let mut changes =
-            vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization))];
+            vec![Change::PutGrant(Box::new(grant.clone())), Change::PutOrganization(Box::new(organization)), expect];
         changes.extend(left.iter().flat_map(Left::changes));
-        let commit = self.outbox.commit(changes, events).await;
+        let holds: Vec<&Hold> = left.iter().map(Left::hold).chain([&own.hold]).collect();
+        let commit = self.outbox.commit_held(&holds, changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         drop(own);
@@ -304,34 +320,38 @@ impl Shared {
                 let _ = tokio::time::timeout(self.refresh.timeout, flight.ended()).await;
             }
             let (mut new_record, first) = match new {
-                Some(new) if new.id < old.id => (Some(new.record().await), true),
+                Some(new) if new.id < old.id => (Some(self.hold(new).await?), true),
                 _ => (None, false),
             };
-            let record = old.record().await;
+            let held = self.hold(&old).await?;
             if let (Some(new), false) = (new, first) {
-                new_record = Some(new.record().await);
+                new_record = Some(self.hold(new).await?);
             }
             // While this waited, the organization may have been removed or moved by somebody else.
             if !self.index.find(organization).is_some_and(|entry| Arc::ptr_eq(&entry.slot, &old)) {
                 continue;
             }
-            let mut grant = self.read(&old)?.value;
-            let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+            let mut grant = self.read(&old).await?.value;
+            let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
             grant.organizations.retain(|other| other != organization);
             let grave = if grant.organizations.is_empty() { self.grave(&grant, intent.is_some()) } else { None };
-            return Ok(Some(Left { slot: old, grant, intent, grave, new_record, _record: record }));
+            return Ok(Some(Left { slot: old, grant, intent, grave, new_record, held }));
         }
     }
 
     /// Labels and the day of enrolment stay where the request says nothing of them.
-    fn organization_record(&self, wanted: &Wanted, grant: GrantId) -> Result<Organization, KeeperError> {
-        let stored = self.vault.organization(&wanted.organization).map_err(|error| self.vault_failed(&error))?;
+    async fn organization_record(
+        &self,
+        wanted: &Wanted,
+        grant: GrantId,
+    ) -> Result<(Organization, Change), KeeperError> {
+        let (stored, expect) = self.organization_to_change(&wanted.organization).await?;
         let (labels, added_at) = match stored {
-            Some(stored) => (stored.value.labels, stored.value.added_at),
+            Some(stored) => (stored.labels, stored.added_at),
             None => (Labels::new(), self.now().wall),
         };
         let labels = wanted.labels.clone().unwrap_or(labels);
-        Ok(Organization { id: wanted.organization.clone(), grant, labels, added_at })
+        Ok((Organization { id: wanted.organization.clone(), grant, labels, added_at }, expect))
     }
 
     /// Whether the grant's access token reaches the organization, where the provider can tell (a key under the
@@ -341,7 +361,7 @@ impl Shared {
         let access = {
             // Between another task's commit and its publication the record is newer than the slot knows.
             let _record = slot.record().await;
-            self.read(slot)?.value.access
+            self.read(slot).await?.value.access
         };
         let Some(access) = access else {
             return Err(KeeperError::ProviderUnavailable { reason: "unverified", retry_after: Duration::from_secs(1) });
@@ -365,10 +385,10 @@ impl Shared {
     /// intent tells that its exchange died): then its grant is kept without an organization, and whoever enrols the
     /// same token again joins it.
     async fn give_up(&self, slot: &Arc<Slot>, enrolled: Fingerprint) {
-        let _record = slot.record().await;
-        let Ok(stored) = self.read(slot) else { return };
+        let Ok(held) = self.hold(slot).await else { return };
+        let Ok(stored) = self.read(slot).await else { return };
         let grant = stored.value;
-        let open = self.vault.intent(grant.id).map_or(true, |intent| intent.is_some());
+        let open = self.vault.intent(grant.id).await.map_or(true, |intent| intent.is_some());
         let spent = open || grant.fingerprint != enrolled || matches!(grant.state, State::InDoubt(_));
         if spent || !grant.organizations.is_empty() || slot.lock().flight().is_some() {
             tracing::warn!(
@@ -378,10 +398,15 @@ impl Shared {
             return;
         }
         let changes = vec![Change::DeleteGrant(grant.id), Change::DeleteIntent(grant.id)];
-        if self.vault.commit(changes).await.is_ok() {
+        if self.vault.commit_held(&[&held.hold], changes).await.is_ok() {
             self.forget(slot, &grant, None);
         }
     }
+}
+
+/// That no other grant has the secret of this new one: another process may enrol it at the same time.
+fn new_secret(grant: &Grant) -> Change {
+    Change::Expect(Expectation::NewSecret(grant.fingerprint))
 }
 
 /// Which lock keeps changes of the organization apart.
@@ -406,8 +431,8 @@ pub(super) struct Left {
     pub(super) intent: Option<Intent>,
     /// What is remembered of the grant if it goes.
     pub(super) grave: Option<Grant>,
-    new_record: Option<Record>,
-    _record: Record,
+    new_record: Option<Held>,
+    held: Held,
 }
 
 impl Left {
@@ -417,9 +442,14 @@ impl Left {
         grant: Grant,
         intent: Option<Intent>,
         grave: Option<Grant>,
-        record: Record,
+        held: Held,
     ) -> Self {
-        Self { slot, grant, intent, grave, new_record: None, _record: record }
+        Self { slot, grant, intent, grave, new_record: None, held }
+    }
+
+    /// Under which it is changed.
+    pub(super) const fn hold(&self) -> &Hold {
+        &self.held.hold
     }
 
     /// The grant goes with its last organization, and a doubt about it with the grant.

@@ -8,6 +8,7 @@ use std::{
 use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
+    hold::Held,
     lane::{InFlight, Lane},
     slot::{Brief, Slot, text_hash},
     store::{in_doubt, lost},
@@ -17,7 +18,7 @@ use crate::{
     lifecycle::{self, DoubtfulTry, FROZEN_RETRY, Situation},
     model::{Credential, EventKind, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
     provider::Exchange,
-    vault::{Change as VaultChange, Stored},
+    vault::{Change as VaultChange, Hold, Stored},
 };
 
 /// What an exchange may take beyond its own time limit: for discovery and for reading client secrets.
@@ -35,6 +36,8 @@ pub(super) struct Prepared {
     pub(super) asked: Now,
     /// When it must have left, on the boot-time clock.
     not_after: Option<Duration>,
+    /// Under which its end is committed, too.
+    pub(super) hold: Hold,
 }
 
 impl Shared {
@@ -47,7 +50,8 @@ impl Shared {
 
     async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<(), KeeperError> {
         let prepared = match self.prepare(slot, in_flight).await {
-            Ok(prepared) => prepared,
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => return Ok(()),
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
                     self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
@@ -64,6 +68,7 @@ impl Shared {
             fresh_connection: prepared.one_time,
             not_after: prepared.not_after,
         });
+        let call = self.while_held(slot, &prepared.hold, call);
         // An endpoint keeps its own time limits; should one ever fail to, the flight must not last for ever.
         let outcome = tokio::time::timeout(self.exchange_limit(), call).await.unwrap_or_else(|_| {
             ExchangeOutcome::Unknown { why: NoAnswer::Timeout, detail: "the exchange did not end in time".to_owned() }
@@ -83,17 +88,14 @@ impl Shared {
     }
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
-    /// one-time token leaves (rule 2 of the design).
-    async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Prepared, KeeperError> {
-        let _record = slot.record().await;
-        if slot.lock().is_removed() {
-            return Err(KeeperError::UnknownOrganization);
-        }
-        let Stored { value: mut grant, mut sequence } = self.read(slot)?;
+    /// one-time token leaves (rule 2 of the design). `None`: another process has exchanged it meanwhile.
+    async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Option<Prepared>, KeeperError> {
+        let Some((held, stored)) = self.hold_to_exchange(slot, in_flight).await? else { return Ok(None) };
+        let Stored { value: mut grant, mut sequence } = stored;
         let now = self.now();
         let one_time = grant.is_one_time();
         let open =
-            if one_time { self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))? } else { None };
+            if one_time { self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))? } else { None };
         if grant.paused {
             return Err(KeeperError::Paused);
         }
@@ -101,9 +103,7 @@ impl Shared {
         if let (Credential::RefreshToken(_), Some(reason)) = (&grant.credential, self.vault.poisoned()) {
             return Err(KeeperError::VaultUnavailable(reason));
         }
-        if let Some(intent) = &open {
-            sequence = self.doubt_the_dead(slot, &mut grant, intent, now).await?.unwrap_or(sequence);
-        }
+        sequence = self.doubt_the_dead(slot, &held, &mut grant, open.as_ref(), now).await?.unwrap_or(sequence);
         let at_risk = in_flight.is_at_risk(now.boot);
         if grant.state == State::Lost && !at_risk {
             return Err(lost(&grant));
@@ -123,13 +123,16 @@ impl Shared {
         let mut intent = None;
         if one_time {
             let next = self.next_attempt(&grant, open, now);
-            let commit = self.vault.commit(vec![VaultChange::PutIntent(next.clone())]).await;
+            let commit = self.vault.commit_held(&[&held.hold], vec![VaultChange::PutIntent(next.clone())]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
             // That may have taken long enough for a grace to be over.
             not_after = self.may_try_doubtful(slot, &grant, Some(&next), at_risk)?;
             intent = Some(next);
         }
-        Ok(Prepared { grant, sequence, sent, one_time, intent, asked: self.now(), not_after })
+        // Whoever takes the claim over finds the intent open, and sends nothing.
+        let not_after = not_after.into_iter().chain(held.hold.good_until()).min();
+        let hold = held.hold.clone();
+        Ok(Some(Prepared { grant, sequence, sent, one_time, intent, asked: self.now(), not_after, hold }))
     }
 
     /// The intent of the next attempt: with the same token it goes on counting from the first one.
@@ -183,18 +186,23 @@ impl Shared {
     /// An intent that is open although nothing is under way: the task of that exchange died, or its end could not be
     /// stored. Its token may be spent, so the grant is in doubt as after a death of the whole process. Gives the commit that
     /// says so, where there was one to make.
-    async fn doubt_the_dead(
+    pub(super) async fn doubt_the_dead(
         &self,
         slot: &Arc<Slot>,
+        held: &Held,
         grant: &mut Grant,
-        intent: &Intent,
+        intent: Option<&Intent>,
         now: Now,
     ) -> Result<Option<u64>, KeeperError> {
-        let Some(notice) = lifecycle::crashed(grant, intent, now.wall) else { return Ok(None) };
-        let events = self.notice_events(grant, notice);
-        let commit = self.outbox.commit(vec![VaultChange::PutGrant(Box::new(grant.clone()))], events).await;
+        let crashed = intent.and_then(|intent| lifecycle::crashed(grant, intent, now.wall));
+        // A shared vault is not looked through at start.
+        let outdated = lifecycle::out_of_date(grant, self.vault.epoch(), self.vault.epoch_reason(), now.wall);
+        let Some(notice) = outdated.or(crashed) else { return Ok(None) };
+        let events = self.notice_events(grant, notice).await;
+        let changes = vec![VaultChange::PutGrant(Box::new(grant.clone()))];
+        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-        self.publish(slot, grant, sequence, Some(intent), &[]);
+        self.publish(slot, grant, sequence, intent, &[]);
         self.tell(grant, notice);
         Ok(Some(sequence))
     }
@@ -228,11 +236,18 @@ impl Shared {
     /// Announces a change of a provider's circuit, once, and brings back what waited for it.
     pub(super) fn circuit_changed(&self, provider: u16, change: Option<Change>) {
         let lane = &self.lanes[usize::from(provider)];
+        // Where others are to hear of it, whoever they hear tells.
+        let is_told = self.vault.sharing().is_none();
+        if !is_told && lane.circuit.standing() != lane.heard.standing() {
+            self.circuits_changed.notify_one();
+        }
         match change {
             None => {}
             Some(Change::Opened(reason)) => {
                 lane.froze();
-                self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderFailing, Some(reason));
+                }
                 tracing::error!(
                     event = "provider.failing",
                     provider = lane.name.as_str(),
@@ -241,7 +256,9 @@ impl Shared {
                 );
             }
             Some(Change::Closed) => {
-                self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                if is_told {
+                    self.tell_provider(lane, EventKind::ProviderRecovered, None);
+                }
                 tracing::info!(
                     event = "provider.recovered",
                     provider = lane.name.as_str(),

@@ -58,7 +58,7 @@ impl Shared {
         if let Some(entry) = self.index.find(organization) {
             return Ok(entry);
         }
-        if is_loaded {
+        if is_loaded && !self.vault.is_shared() {
             return Err(KeeperError::UnknownOrganization);
         }
         self.load_one(organization).await
@@ -70,6 +70,9 @@ impl Shared {
         let ServeVerdict::Serve { degraded } = self.verdict(&entry.slot, &seen.brief, min_ttl, now) else {
             return None;
         };
+        if !self.news.is_fresh(now) {
+            return None;
+        }
         let left = seen.brief.access?.left(now);
         let token = seen.token.clone().filter(|_| !left.is_zero())?;
         entry.fetched(now.wall);
@@ -83,15 +86,16 @@ impl Shared {
             return Ok(served);
         }
         entry.fetched(now.wall);
+        let late = self.catch_up(entry, now).await?;
         let seen = entry.slot.brief().outcome();
         match self.decide(&entry.slot, min_ttl) {
             ServeVerdict::Serve { degraded } => {
                 self.refresh_behind(&entry.slot, &Glance::at(&entry.slot), now);
-                self.serve(entry, degraded)
+                self.serve(entry, degraded.or(late)).await
             }
             ServeVerdict::Refresh => {
                 let exchanged = self.exchange_for_caller(&entry.slot, seen).await;
-                self.after_exchange(entry, min_ttl, exchanged)
+                self.after_exchange(entry, min_ttl, exchanged).await
             }
             verdict => Err(self.refusal(&entry.slot, verdict)),
         }
@@ -100,10 +104,11 @@ impl Shared {
     async fn refreshed_token_of(&self, entry: &Entry, rejected: Option<&str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         entry.fetched(self.now().wall);
+        self.catch_up(entry, self.now()).await?;
         let seen = slot.brief().outcome();
         let verdict = self.decide(slot, Duration::ZERO);
         if let (ServeVerdict::Serve { degraded }, Some(rejected)) = (verdict, rejected) {
-            let served = self.serve(entry, degraded)?;
+            let served = self.serve(entry, degraded).await?;
             if served.etag() != rejected {
                 return Ok(served);
             }
@@ -112,10 +117,10 @@ impl Shared {
             ServeVerdict::Serve { .. } | ServeVerdict::Refresh => {}
             refusal => return Err(self.refusal(slot, refusal)),
         }
-        self.may_force(slot)?;
+        self.may_force(slot).await?;
         self.exchange_for_caller(slot, seen).await?;
         match self.decide(slot, Duration::ZERO) {
-            ServeVerdict::Serve { degraded } => self.serve(entry, degraded),
+            ServeVerdict::Serve { degraded } => self.serve(entry, degraded).await,
             verdict => Err(self.refusal(slot, verdict)),
         }
     }
@@ -126,6 +131,23 @@ impl Shared {
         let refused = served.is_err();
         let now = self.index.find(&entry.id).filter(|_| refused)?;
         (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)
+    }
+
+    /// Where what others have written may be unknown here, looks into the vault first. While that cannot be done, what lives is served,
+    /// and why it may be old is given.
+    async fn catch_up(&self, entry: &Entry, now: Now) -> Result<Option<&'static str>, KeeperError> {
+        if self.news.is_fresh(now) {
+            return Ok(None);
+        }
+        match Box::pin(self.look_again(&entry.id)).await {
+            Ok(true) => match self.index.find(&entry.id) {
+                Some(now) if Arc::ptr_eq(&now.slot, &entry.slot) => Ok(None),
+                // Whoever asked looks whether it has another grant.
+                _ => Err(KeeperError::UnknownOrganization),
+            },
+            Ok(false) => Ok(Some("vault_unavailable")),
+            Err(error) => Err(error),
+        }
     }
 
     fn decide(&self, slot: &Slot, min_ttl: Duration) -> ServeVerdict {
@@ -140,13 +162,13 @@ impl Shared {
         serve(&standing, now.wall, min_ttl)
     }
 
-    fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
+    async fn serve(&self, entry: &Entry, degraded: Option<&'static str>) -> Result<Served, KeeperError> {
         let slot = &entry.slot;
         let now = self.now();
         let Glance { brief, token, .. } = Glance::at(slot);
         let (token, left) = match (token, brief.access) {
             (Some(token), Some(times)) => (token, times.left(now)),
-            _ => self.read_token(slot, now)?,
+            _ => self.read_token(slot, now).await?,
         };
         if left.is_zero() {
             return Err(self.refusal(slot, ServeVerdict::Refresh));
@@ -155,10 +177,14 @@ impl Shared {
     }
 
     /// The token was dropped from the bounded cache: one read of the vault brings it back. Gives what is left of it too.
-    fn read_token(&self, slot: &Arc<Slot>, now: Now) -> Result<(Arc<CachedToken>, Duration), KeeperError> {
+    async fn read_token(&self, slot: &Arc<Slot>, now: Now) -> Result<(Arc<CachedToken>, Duration), KeeperError> {
         let brief = slot.brief();
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
+        let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.filter(|stored| stored.sequence >= brief.sequence);
+        let newer = stored.as_ref().filter(|stored| self.vault.is_shared() && stored.sequence > brief.sequence);
+        if let Some(stored) = newer {
+            Box::pin(self.learn(slot, stored)).await;
+        }
         let access = stored.and_then(|stored| stored.value.access);
         let access = access.ok_or_else(|| KeeperError::VaultUnavailable("it gave back an outdated record".into()))?;
         let token = Arc::new(self.cacheable(slot, &access, brief.consent_ends));
@@ -189,7 +215,7 @@ impl Shared {
 
     /// What a fetch gets after the exchange that it waited for. A token that lives but is shorter than wished is still
     /// better than none.
-    fn after_exchange(
+    async fn after_exchange(
         &self,
         entry: &Entry,
         min_ttl: Duration,
@@ -198,7 +224,7 @@ impl Shared {
         let failed = exchanged.as_ref().err().map(|_| "provider_unavailable");
         for wished in [min_ttl, Duration::ZERO] {
             match (self.decide(&entry.slot, wished), &exchanged) {
-                (ServeVerdict::Serve { degraded }, _) => return self.serve(entry, degraded.or(failed)),
+                (ServeVerdict::Serve { degraded }, _) => return self.serve(entry, degraded.or(failed)).await,
                 (ServeVerdict::Refresh, _) => {}
                 (_, Err(error @ KeeperError::VaultUnavailable(_))) => return Err(error.clone()),
                 (verdict, _) => return Err(self.refusal(&entry.slot, verdict)),
@@ -258,7 +284,7 @@ impl Shared {
     }
 
     /// Whether a caller may force an exchange now.
-    fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
+    async fn may_force(&self, slot: &Slot) -> Result<(), KeeperError> {
         let now = self.now();
         let (brief, flying) = {
             let state = slot.lock();
@@ -279,7 +305,7 @@ impl Shared {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
-        self.lane(slot).budget.take_forced().map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
+        self.lane(slot).budget.take_forced().await.map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
     }
 
     fn refusal(&self, slot: &Slot, verdict: ServeVerdict) -> KeeperError {

@@ -153,14 +153,16 @@ impl Index {
         }
     }
 
-    /// Forgets a slot and the fingerprints of the grant that it stood for.
-    pub(super) fn remove_slot(&self, slot: &Arc<Slot>, grant: &Grant) {
-        {
-            let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-            if let Ok(found) = slots.find_entry(hash_of(slot.id), |there| there.id == slot.id) {
-                found.remove();
-            }
+    /// Forgets a slot.
+    pub(super) fn remove_slot(&self, slot: &Arc<Slot>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(found) = slots.find_entry(hash_of(slot.id), |there| there.id == slot.id) {
+            found.remove();
         }
+    }
+
+    /// Forgets the fingerprints of the grant that a slot stood for.
+    pub(super) fn forget_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
         let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
         for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
             let key = fingerprint_key(*fingerprint);

@@ -13,10 +13,11 @@ use super::{
     KeeperError,
     budget::Budget,
     circuit::Circuit,
-    slot::{Flight, FlightEnd, Outcome, Place, Slot, Urgency},
+    following::Heard,
+    slot::{Brief, Flight, FlightEnd, Outcome, Place, Slot, Urgency},
     timers::boot_millis,
 };
-use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint};
+use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint, vault::Duty};
 
 /// How many of those who wait are looked at to find one that fits.
 const LOOK_AT: usize = 1000;
@@ -29,6 +30,10 @@ pub(super) struct Lane {
     pub(super) endpoint: Arc<dyn TokenEndpoint>,
     pub(super) budget: Budget,
     pub(super) circuit: Circuit,
+    /// How other workers say that it is.
+    pub(super) heard: Heard,
+    /// Probing it while it is frozen, and trying it while it is on trial: one worker does that.
+    pub(super) probing: Duty,
     pub(super) permits: Arc<Semaphore>,
     /// How many slots it has.
     pub(super) grants: AtomicUsize,
@@ -52,9 +57,17 @@ pub(super) struct InFlight {
     end: Option<FlightEnd>,
     /// Until this moment of the boot-time clock an operator takes the risk of a replay.
     risk_until: Option<Duration>,
+    /// What the last exchange had left behind when this one was asked for, and the commit that the slot knew of then.
+    seen: (u64, Outcome),
 }
 
 impl InFlight {
+    /// Whether an exchange has ended and was stored since this one was asked for.
+    pub(super) fn is_over(&self, brief: &Brief) -> bool {
+        let (sequence, outcome) = self.seen;
+        brief.sequence != sequence && brief.outcome() != outcome
+    }
+
     /// Whether an operator takes the risk of a replay, so that a doubtful or lost grant may be exchanged.
     pub(super) fn is_at_risk(&self, boot: Duration) -> bool {
         self.risk_until.is_some_and(|until| boot < until)
@@ -100,6 +113,7 @@ impl Lane {
         policy: Policy,
         endpoint: Arc<dyn TokenEndpoint>,
         budget: Budget,
+        probing: Duty,
         concurrency: usize,
     ) -> Self {
         Self {
@@ -109,6 +123,8 @@ impl Lane {
             endpoint,
             budget,
             circuit: Circuit::default(),
+            heard: Heard::default(),
+            probing,
             permits: Arc::new(Semaphore::new(concurrency)),
             grants: AtomicUsize::new(0),
             told_failing: AtomicBool::new(false),
@@ -158,7 +174,9 @@ impl Lane {
         let lapses = state.brief().access.map_or(0, |access| boot_millis(access.expires_boot));
         let place = Place { urgency, lapses, grant: slot.id };
         state.queue(flight.clone(), place);
-        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until };
+        let brief = state.brief();
+        let seen = (brief.sequence, brief.outcome());
+        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until, seen };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
         Some(flight)

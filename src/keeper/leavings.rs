@@ -28,6 +28,20 @@ impl Shared {
         Some(grave)
     }
 
+    /// What one sweep tells and clears away for all workers that share the vault. It stops where another has taken over, which
+    /// does it anew.
+    pub(super) async fn sweep_for_all(self: &Arc<Self>) {
+        let Some(on_duty) = self.sweeping.begin().await else { return };
+        self.clear_awaiting().await;
+        self.clear_unfinished().await;
+        self.clear_graves().await;
+        self.warn(&on_duty).await;
+        // Last, since a provider that is silent takes its time.
+        if on_duty.is_good() {
+            self.settle_unfinished().await;
+        }
+    }
+
     /// Forgets enrolments that were not finished, once nobody can be waiting for them any more.
     pub(super) async fn clear_unfinished(&self) {
         for slot in self.index.slots() {
@@ -42,8 +56,8 @@ impl Shared {
     }
 
     async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
-        let _record = slot.record().await;
-        let (Ok(stored), Ok(intent)) = (self.read(slot), self.vault.intent(slot.id)) else { return };
+        let Ok(held) = self.hold(slot).await else { return };
+        let (Ok(stored), Ok(intent)) = (self.read(slot).await, self.vault.intent(slot.id).await) else { return };
         let grant = stored.value;
         // It waits for somebody, and goes with that.
         if self.awaiting().contains_key(&slot.id) {
@@ -57,7 +71,7 @@ impl Shared {
             return;
         }
         let grave = self.grave(&grant, intent.is_some());
-        if self.vault.commit(gone(grant.id, grave.as_ref())).await.is_ok() {
+        if self.vault.commit_held(&[&held.hold], gone(grant.id, grave.as_ref())).await.is_ok() {
             self.forget(slot, &grant, grave.as_ref());
             tracing::warn!(
                 provider = grant.provider.as_str(),
@@ -74,7 +88,9 @@ impl Shared {
             return;
         }
         for id in &old {
-            if self.stopping.is_cancelled() || self.vault.commit(vec![Change::DeleteGrant(*id)]).await.is_err() {
+            let Ok(hold) = self.claim(*id).await else { return };
+            let forgotten = self.vault.commit_held(&[&hold], vec![Change::DeleteGrant(*id)]).await;
+            if self.stopping.is_cancelled() || forgotten.is_err() {
                 return;
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     KeeperError, Shared,
-    blocking::{blocking, blocking_in_parts},
+    blocking::{reading, reading_in_parts},
     index::Entry,
     slot::{Slot, living_subject, text_hash},
 };
@@ -41,12 +41,16 @@ pub(super) async fn load(shared: Arc<Shared>) {
     };
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
+        shared.hear_early();
         tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
-        shared.tell_strays();
-        shared.tell_doubts();
+        shared.tell_strays().await;
+        shared.tell_doubts().await;
         shared.reconsider_doubts().await;
-        shared.warn().await;
-        shared.settle_unfinished().await;
+        let Some(on_duty) = shared.sweeping.begin().await else { return };
+        shared.warn(&on_duty).await;
+        if on_duty.is_good() {
+            shared.settle_unfinished().await;
+        }
     }
 }
 
@@ -79,14 +83,16 @@ impl Shared {
 
     /// At start an operator is reminded of the grants in doubt: a process may die after it stored a doubt and before it
     /// told anybody.
-    fn tell_doubts(&self) {
+    async fn tell_doubts(&self) {
         let mut doubts = 0_usize;
         for slot in self.index.slots() {
             if !matches!(slot.brief().state, State::InDoubt(_)) {
                 continue;
             }
             doubts += 1;
-            if let (true, Ok(stored)) = (doubts <= MOST_REMINDERS, self.read(&slot)) {
+            if doubts <= MOST_REMINDERS
+                && let Ok(stored) = self.read(&slot).await
+            {
                 self.tell(&stored.value, Notice::InDoubt);
             }
         }
@@ -96,12 +102,12 @@ impl Shared {
     }
 
     /// At start an operator is reminded of every answer that could not take its place.
-    fn tell_strays(&self) {
+    async fn tell_strays(&self) {
         let strays = self.vault.stats().strays;
         if strays == 0 {
             return;
         }
-        for stray in self.strays(None) {
+        for stray in self.strays(None).await {
             let organization = stray.organization.as_ref().map(OrganizationId::as_str);
             tracing::warn!(event = "grant.stray", organization, at = %stray.at, reason = stray.why, "a stray is kept");
         }
@@ -121,9 +127,14 @@ impl Shared {
     async fn read_everything(self: &Arc<Self>) -> Result<usize, String> {
         let died = |_| "the loader died".to_owned();
         let reader = Arc::clone(self);
-        let intents = blocking(move || reader.read_intents()).await.map_err(died)?;
+        let intents = reading(async move || reader.read_intents().await).await.map_err(died)?;
         let (reader, mut failure) = (Arc::clone(self), intents.failure.clone());
-        let grants = blocking_in_parts(move |part| reader.load_grants(part, &intents)).await;
+        let intents = Arc::new(intents);
+        let load_grants = move |part| {
+            let (reader, intents) = (Arc::clone(&reader), Arc::clone(&intents));
+            async move { reader.load_grants(part, &intents).await }
+        };
+        let grants = reading_in_parts(load_grants).await;
         for (doubtful, read) in grants.map_err(died)? {
             failure = failure.or(read.err().map(|error| error.to_string()));
             // What start finds out is written: not before it is known what it was found in.
@@ -141,7 +152,11 @@ impl Shared {
         }
         // Organizations come last: each finds its grant's slot made.
         let (reader, mut organizations) = (Arc::clone(self), 0);
-        let read = blocking_in_parts(move |part| reader.load_organizations(part)).await;
+        let load_organizations = move |part| {
+            let reader = Arc::clone(&reader);
+            async move { reader.load_organizations(part).await }
+        };
+        let read = reading_in_parts(load_organizations).await;
         for read in read.map_err(died)? {
             match read {
                 Ok(count) => organizations += count,
@@ -151,65 +166,73 @@ impl Shared {
         if let Err(error) = self.list_the_unlisted().await {
             failure = failure.or(Some(error.to_string()));
         }
-        if let Err(error) = self.load_awaiting() {
+        if let Err(error) = self.load_awaiting().await {
             failure = failure.or(Some(error.to_string()));
         }
         failure.map_or(Ok(organizations), Err)
     }
 
-    fn read_intents(&self) -> Intents {
+    async fn read_intents(&self) -> Intents {
         let mut grants = HashSet::new();
-        let read = self.vault.for_each_intent(&mut |stored| {
-            grants.insert(stored.value.grant);
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_intent(&mut |stored| {
+                grants.insert(stored.value.grant);
+                Ok(())
+            })
+            .await;
         Intents { grants, failure: read.err().map(|error| error.to_string()) }
     }
 
     /// Makes a slot of every grant of a part that is as it should be, and gives back those that must be looked at first.
-    fn load_grants(&self, part: Part, intents: &Intents) -> (Vec<GrantId>, Result<(), VaultError>) {
+    async fn load_grants(&self, part: Part, intents: &Intents) -> (Vec<GrantId>, Result<(), VaultError>) {
         let mut doubtful = Vec::new();
-        let read = self.vault.for_each_grant_of(part, &mut |stored| {
-            let grant = &stored.value;
-            if self.stopping.is_cancelled() || !self.lane_of.contains_key(&grant.provider) {
-                return Ok(());
-            }
-            if lifecycle::is_grave(grant) {
-                self.index.bury(grant);
-                return Ok(());
-            }
-            // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.
-            let perhaps = intents.failure.is_some() && grant.is_one_time();
-            let outdated = grant.epoch < self.vault.epoch() && grant.is_one_time();
-            if perhaps || intents.grants.contains(&grant.id) || outdated {
-                doubtful.push(grant.id);
-            } else {
-                self.add(grant, stored.sequence, None);
-            }
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_grant_of(part, &mut |stored| {
+                let grant = &stored.value;
+                if self.stopping.is_cancelled() || !self.lane_of.contains_key(&grant.provider) {
+                    return Ok(());
+                }
+                if lifecycle::is_grave(grant) {
+                    self.index.bury(grant);
+                    return Ok(());
+                }
+                // An intent that cannot be read is somebody's, too: then each one-time grant is asked for its own.
+                let perhaps = intents.failure.is_some() && grant.is_one_time();
+                let outdated = grant.epoch < self.vault.epoch() && grant.is_one_time();
+                if perhaps || intents.grants.contains(&grant.id) || outdated {
+                    doubtful.push(grant.id);
+                } else {
+                    self.add(grant, stored.sequence, None);
+                }
+                Ok(())
+            })
+            .await;
         (doubtful, read)
     }
 
-    fn load_organizations(&self, part: Part) -> Result<usize, VaultError> {
+    async fn load_organizations(&self, part: Part) -> Result<usize, VaultError> {
         let mut count = 0;
-        self.vault.for_each_organization_of(part, &mut |stored| {
-            if self.stopping.is_cancelled() {
-                return Ok(());
-            }
-            let organization = stored.value;
-            if let Some(slot) = self.index.slot(organization.grant) {
-                count += 1;
-                let last_fetched = slot.last_fetched();
-                self.index.insert_new(organization.id, slot, last_fetched);
-            } else {
-                tracing::error!(
-                    organization = organization.id.as_str(),
-                    "its grant is of a provider that is not configured, or is missing; it is not served"
-                );
-            }
-            Ok(())
-        })?;
+        self.vault
+            .for_each_organization_of(part, &mut |stored| {
+                if self.stopping.is_cancelled() {
+                    return Ok(());
+                }
+                let organization = stored.value;
+                if let Some(slot) = self.index.slot(organization.grant) {
+                    count += 1;
+                    let last_fetched = slot.last_fetched();
+                    self.index.insert_new(organization.id, slot, last_fetched);
+                } else {
+                    tracing::error!(
+                        organization = organization.id.as_str(),
+                        "its grant is of a provider that is not configured, or is missing; it is not served"
+                    );
+                }
+                Ok(())
+            })
+            .await?;
         Ok(count)
     }
 
@@ -220,11 +243,14 @@ impl Shared {
             return Ok(());
         }
         let mut listed = HashSet::new();
-        let read = self.vault.for_each_grant(&mut |stored| {
-            let grant = stored.value;
-            listed.extend(grant.organizations.iter().map(|id| (grant.id, text_hash(id.as_str()))));
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_grant(&mut |stored| {
+                let grant = stored.value;
+                listed.extend(grant.organizations.iter().map(|id| (grant.id, text_hash(id.as_str()))));
+                Ok(())
+            })
+            .await;
         read.map_err(|error| self.vault_failed(&error))?;
         let mut unlisted = Vec::new();
         self.index.for_each(&mut |entry| {
@@ -234,14 +260,15 @@ impl Shared {
         });
         for entry in unlisted {
             let slot = &entry.slot;
-            let _record = slot.record().await;
-            let mut grant = self.read(slot)?.value;
+            let held = self.hold(slot).await?;
+            let mut grant = self.read(slot).await?.value;
             if grant.organizations.contains(&entry.id) {
                 continue;
             }
-            let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+            let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
             grant.organizations.push(entry.id.clone());
-            let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+            let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
+            let commit = self.vault.commit_held(&[&held.hold], changes).await;
             let sequence = commit.map_err(|error| self.vault_failed(&error))?;
             self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
             tracing::warn!(organization = entry.id.as_str(), "its grant did not list it any more, and does again");
@@ -257,7 +284,7 @@ impl Shared {
             return Err(KeeperError::Starting);
         }
         let failed = |error: VaultError| self.vault_failed(&error);
-        let stored = self.vault.organization(organization).map_err(failed)?;
+        let stored = self.vault.organization(organization).await.map_err(failed)?;
         let found = stored.ok_or(KeeperError::UnknownOrganization)?.value;
         let slot =
             if let Some(slot) = self.index.slot(found.grant) { slot } else { self.make_slot(found.grant).await? };
@@ -279,7 +306,7 @@ impl Shared {
         let _making = self.making.lock().await;
         let (mut judged, mut failure) = (Vec::with_capacity(ids.len()), None);
         for id in ids.iter().filter(|id| self.index.slot(**id).is_none()) {
-            match self.judge(*id) {
+            match self.judge(*id).await {
                 Ok(one) => judged.push(one),
                 Err(error) => failure = failure.or(Some(error)),
             }
@@ -298,8 +325,12 @@ impl Shared {
                 continue;
             }
             let changes = part.iter().map(|one| Change::PutGrant(Box::new(one.grant.clone()))).collect();
-            let events = part.iter().filter_map(|one| Some(self.notice_events(&one.grant, one.notice?)));
-            let events = events.flatten().collect();
+            let mut events = Vec::new();
+            for one in &part {
+                if let Some(notice) = one.notice {
+                    events.extend(self.notice_events(&one.grant, notice).await);
+                }
+            }
             match self.outbox.commit(changes, events).await {
                 Ok(sequence) => self.add_judged(part, sequence),
                 Err(VaultError::TooLarge { .. }) if part.len() > 1 => {
@@ -314,14 +345,21 @@ impl Shared {
 
     /// What start finds out about a grant. Read here and not before, so that what is written is never older than what
     /// is there.
-    fn judge(&self, id: GrantId) -> Result<Judged, KeeperError> {
-        let stored = self.vault.grant(id).map_err(|error| self.vault_failed(&error))?;
+    async fn judge(&self, id: GrantId) -> Result<Judged, KeeperError> {
+        let stored = self.vault.grant(id).await.map_err(|error| self.vault_failed(&error))?;
         let stored = stored.ok_or_else(|| KeeperError::VaultUnavailable("a grant is missing".into()))?;
         let Stored { value: mut grant, sequence } = stored;
         if !self.lane_of.contains_key(&grant.provider) {
             return Err(KeeperError::BadRequest(format!("provider {} is not configured", grant.provider).into()));
         }
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+        if self.vault.is_shared() {
+            // Another process may be at work on it. Whoever holds it before its next exchange finds out.
+            if intent.is_some() {
+                self.news.opened(grant.id, self.now());
+            }
+            return Ok(Judged { grant, sequence, intent, notice: None });
+        }
         let now = self.now().wall;
         let crashed = intent.as_ref().and_then(|intent| lifecycle::crashed(&mut grant, intent, now));
         let outdated = lifecycle::out_of_date(&mut grant, self.vault.epoch(), self.vault.epoch_reason(), now);
@@ -349,7 +387,7 @@ impl Shared {
             return;
         }
         self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
-        self.index.know_fingerprints(&slot, grant);
+        self.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }
 }

@@ -3,7 +3,9 @@
 //! A grant lives in the vault; a slot stands for it in memory. Whatever changes a grant takes the slot's record lock, reads the grant
 //! from the vault, lets [`crate::lifecycle`] decide, commits, and only then publishes the result to the slot. An
 //! exchange holds that lock around its two commits, not while it waits for the issuer; the slot's flight keeps
-//! every other exchange of the grant away meanwhile.
+//! every other exchange of the grant away meanwhile. Where several processes share the vault, whoever changes a grant holds
+//! its claim as well (`hold`), an exchange from its first commit to its last; the others join it (`join`), and hear of what was
+//! stored (`news`).
 //!
 //! Lock order: a lane's queue or the timers before a slot; two records in order of their grants' ids; an enrolment's
 //! locks before any record. Only these, the loader's `making` and the warnings' `warning`, all of them tokio's, are held across
@@ -22,12 +24,16 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod following;
 mod forecast;
+mod hold;
 mod index;
+mod join;
 mod keys;
 mod lane;
 mod leavings;
 mod load;
+mod news;
 mod operate;
 mod publish;
 mod renew;
@@ -60,22 +66,23 @@ pub use error::KeeperError;
 pub use operate::{Enrolled, Filter, Scope};
 pub use renew::{ConsentError, ConsentRequest, Consented, NewConsent};
 pub use search::{Found, InvalidMark, Mark, Order, Search};
+use tokio::sync::Notify;
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use self::{cache::TokenCache, index::Index, lane::Lane, slot::Slot, timers::Timers};
+use self::{cache::TokenCache, index::Index, lane::Lane, news::News, slot::Slot, timers::Timers};
 use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
     lifecycle::Policy,
     links::Links,
     metrics::{Census, Metrics},
-    model::{Awaiting, Grant, GrantId, ProviderName},
+    model::{Awaiting, GrantId, ProviderName},
     outbox::Outbox,
     provider::TokenEndpoint,
-    vault::{Stored, Vault, VaultError},
+    vault::{Duty, Singular, Vault, VaultError},
 };
 
 /// What a keeper is made of.
@@ -149,6 +156,7 @@ struct Shared {
     chance: Mutex<fastrand::Rng>,
     index: Index,
     timers: Timers,
+    news: News,
     cache: TokenCache,
     loaded: AtomicBool,
     /// Why the vault could not be read whole, if it could not.
@@ -159,6 +167,10 @@ struct Shared {
     /// Consents that have not taken their place, by grant; as stored.
     awaiting: Mutex<BTreeMap<GrantId, Awaiting>>,
     revoke_old: bool,
+    /// What one worker's sweep tells and clears away for all.
+    sweeping: Duty,
+    /// A circuit has changed, and other workers are to hear of it.
+    circuits_changed: Notify,
     /// Held by the one pass that looks whom to warn.
     warning: tokio::sync::Mutex<()>,
     started: Now,
@@ -195,12 +207,18 @@ impl Keeper {
                     idle_lifetime: config.idle_lifetime,
                     in_doubt: config.in_doubt,
                 };
-                let budget = budget::Budget::new(config.max_per_minute, clock.clone());
-                Lane::new(config, policy, endpoint, budget, refresh.concurrency)
+                let shared = vault.sharing().map(|store| (store.lane(&config.name), store));
+                let probing =
+                    shared.as_ref().map_or(Duty::always(), |(lane, _)| vault.duty(Singular::Probe(*lane), &clock));
+                let budget = budget::Budget::new(config.max_per_minute, shared, clock.clone());
+                Lane::new(config, policy, endpoint, budget, probing, refresh.concurrency)
             })
             .collect();
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();
+        let news = News::new(vault.news_interval());
         let shared = Arc::new(Shared {
+            sweeping: vault.duty(Singular::Sweep, &clock),
+            circuits_changed: Notify::new(),
             vault,
             links,
             outbox,
@@ -216,6 +234,7 @@ impl Keeper {
             chance: Mutex::new(fastrand::Rng::with_seed(seed)),
             index: Index::new(),
             timers: Timers::default(),
+            news,
             loaded: AtomicBool::new(false),
             load_failure: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
@@ -249,9 +268,10 @@ impl Keeper {
         self.shared.links.is_some()
     }
 
-    /// Whether the index is complete and the vault takes records.
+    /// Whether the index is complete, the vault takes records, and what others write into it is known here.
     pub fn is_ready(&self) -> bool {
-        self.shared.is_loaded() && self.shared.vault.poisoned().is_none()
+        let shared = &self.shared;
+        shared.is_loaded() && shared.vault.poisoned().is_none() && shared.news.is_fresh(shared.now())
     }
 }
 
@@ -288,26 +308,15 @@ impl Shared {
         &self.lanes[usize::from(slot.provider)]
     }
 
-    /// The stored grant behind a slot; an older record than the one this process wrote is an error of the engine,
-    /// never used.
-    fn read(&self, slot: &Slot) -> Result<Stored<Grant>, KeeperError> {
-        let stored = self.vault.grant(slot.id).map_err(|error| self.vault_failed(&error))?;
-        let stored = stored.ok_or(KeeperError::UnknownOrganization)?;
-        let expected = slot.brief().sequence;
-        if stored.sequence != expected {
-            self.metrics.vault_failed();
-            tracing::error!(
-                vault.sequence = stored.sequence,
-                vault.expected = expected,
-                "the vault gave back another version of a record than the one written last; it is not used"
-            );
-            return Err(KeeperError::VaultUnavailable("it gave back an outdated record".into()));
-        }
-        Ok(stored)
-    }
-
     fn vault_failed(&self, error: &VaultError) -> KeeperError {
-        tracing::error!(error = %error, "the vault failed");
+        match error {
+            VaultError::Held | VaultError::Fenced | VaultError::Conflict => {
+                tracing::info!(error = %error, "a change has to be tried again");
+            }
+            // Said once by who follows the news.
+            VaultError::Away { .. } => tracing::debug!(error = %error, "the vault is away"),
+            _ => tracing::error!(error = %error, "the vault failed"),
+        }
         if let Some(reason) = self.vault.poisoned() {
             self.outbox.vault_failing(&reason);
         }

@@ -77,7 +77,7 @@ impl Keeper {
             if !scope(&entry.id) || !shared.fits(entry, &filter) {
                 continue;
             }
-            let found = match shared.view_of(entry) {
+            let found = match shared.view_of(entry).await {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 Err(_) => shared.unreadable(entry),
@@ -107,13 +107,14 @@ impl Keeper {
         if revoke && last {
             shared.revoke(&left.slot, &left.grant).await?;
         }
+        let (_, expect) = shared.organization_to_change(organization).await?;
         let mut changes = left.changes();
-        changes.push(Change::DeleteOrganization(organization.clone()));
+        changes.extend([Change::DeleteOrganization(organization.clone()), expect]);
         if shared.links.is_some() {
             // Who was invited before it was removed is not invited any more.
-            changes.push(shared.links_revoked(organization)?);
+            changes.push(shared.links_revoked(organization).await?);
         }
-        let commit = shared.vault.commit(changes).await;
+        let commit = shared.vault.commit_held(&[left.hold()], changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
         shared.index.remove(organization);
         if last {
@@ -134,11 +135,12 @@ impl Keeper {
         let _admitted = shared.admit()?;
         let slot = Arc::clone(&shared.find(organization).await?.slot);
         {
-            let _record = slot.record().await;
-            let mut grant = shared.read(&slot)?.value;
+            let held = shared.hold(&slot).await?;
+            let mut grant = shared.read(&slot).await?.value;
             if lifecycle::paused(&mut grant, paused) {
-                let intent = shared.vault.intent(grant.id).map_err(|error| shared.vault_failed(&error))?;
-                let commit = shared.vault.commit(vec![Change::PutGrant(Box::new(grant.clone()))]).await;
+                let intent = shared.vault.intent(grant.id).await.map_err(|error| shared.vault_failed(&error))?;
+                let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
+                let commit = shared.vault.commit_held(&[&held.hold], changes).await;
                 let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
                 shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
             }
@@ -152,13 +154,8 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
-                shared.clear_awaiting().await;
-                shared.clear_unfinished().await;
-                shared.clear_graves().await;
-                shared.warn().await;
                 shared.outbox.prune().await;
-                // Last, since a provider that is silent takes its time.
-                shared.settle_unfinished().await;
+                shared.sweep_for_all().await;
                 drop(token);
             });
         }
@@ -215,6 +212,25 @@ impl Shared {
         }
     }
 
+    /// Their grants are gone from the vault by what another process did: the slots follow.
+    pub(super) fn forget_slots(&self, slots: &[Arc<Slot>]) {
+        for slot in slots {
+            let brief = slot.brief();
+            {
+                let mut state = slot.lock();
+                if state.is_removed() {
+                    continue;
+                }
+                state.remove();
+                self.cache.forget(&mut state);
+            }
+            self.timers.set(slot, |_| None);
+            self.recount_subject(slot.provider, Some(brief), None);
+            self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
+            self.index.remove_slot(slot);
+        }
+    }
+
     /// The grant is gone from the vault: its slot follows.
     pub(super) fn forget(&self, slot: &Arc<Slot>, grant: &Grant, grave: Option<&Grant>) {
         if let Some(grave) = grave {
@@ -229,6 +245,7 @@ impl Shared {
         self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
         self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
-        self.index.remove_slot(slot, grant);
+        self.index.remove_slot(slot);
+        self.index.forget_fingerprints(slot, grant);
     }
 }

@@ -26,17 +26,32 @@ impl Shared {
         let now = self.now();
         let brief = self.brief(slot.provider, grant, sequence, intent, now);
         let token = grant.access.as_ref().map(|access| Arc::new(self.cacheable(slot, access, brief.consent_ends)));
-        self.set_brief(slot, brief, now);
+        if !self.set_brief(slot, brief, now) {
+            // What another process stored after this is known here already.
+            return;
+        }
         match token {
-            Some(token) => self.cache.put(slot, token, |_| true),
-            None => self.cache.forget(&mut slot.lock()),
+            Some(token) => self.cache.put(slot, token, |state| state.brief().sequence == sequence),
+            None => {
+                let mut state = slot.lock();
+                if state.brief().sequence == sequence {
+                    self.cache.forget(&mut state);
+                }
+            }
         }
         for old in before {
             if *old != grant.fingerprint && !grant.spent.contains(old) {
                 self.index.forget_fingerprint(*old);
             }
         }
-        self.index.know_fingerprints(slot, grant);
+        self.know_fingerprints(slot, grant);
+    }
+
+    /// Remembers whose secrets these are; a database that is shared remembers it by itself.
+    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+        if !self.vault.is_shared() {
+            self.index.know_fingerprints(slot, grant);
+        }
     }
 
     /// What a slot is to remember of a grant.
@@ -80,7 +95,7 @@ impl Shared {
             if self.stopping.is_cancelled() || slot.lock().is_removed() {
                 continue;
             }
-            if let (Ok(stored), Ok(intent)) = (self.read(&slot), self.vault.intent(slot.id)) {
+            if let (Ok(stored), Ok(intent)) = (self.read(&slot).await, self.vault.intent(slot.id).await) {
                 let now = self.now();
                 let brief = self.brief(slot.provider, &stored.value, stored.sequence, intent.as_ref(), now);
                 self.set_brief(&slot, brief, now);
@@ -88,11 +103,14 @@ impl Shared {
         }
     }
 
-    /// Puts a brief in a slot and sets its timer.
-    pub(super) fn set_brief(&self, slot: &Arc<Slot>, mut brief: Brief, now: Now) {
+    /// Puts a brief in a slot and sets its timer; nothing where the slot has one of a later commit.
+    pub(super) fn set_brief(&self, slot: &Arc<Slot>, mut brief: Brief, now: Now) -> bool {
         let before = {
             let mut state = slot.lock();
             let before = state.brief();
+            if before.sequence > brief.sequence || state.is_removed() {
+                return false;
+            }
             // The same access token keeps the end and the refresh moment that it was given on the boot-time clock.
             if let (Some(new), Some(old)) = (&mut brief.access, &before.access)
                 && new.issued_at == old.issued_at
@@ -114,6 +132,7 @@ impl Shared {
         };
         self.recount_subject(slot.provider, Some(before), Some(brief));
         self.set_timer(slot, now);
+        true
     }
 
     /// Changes what a slot remembers where nothing was stored, without its record: under the slot's lock, so that

@@ -113,13 +113,14 @@ pub enum ConsentError {
 
 impl Keeper {
     /// Whether the link is still good, and what its page is to say. Changes nothing.
-    #[expect(clippy::unused_async, reason = "callers await it, as all that reads the vault for them")]
     pub async fn begin_consent(&self, invitation: &Invitation) -> Result<ConsentRequest, ConsentError> {
         let shared = &self.shared;
         let lane = shared.consent_lane(&invitation.provider)?;
-        let stored = shared.still_good(invitation)?;
-        let grant = stored.as_ref().map(|stored| shared.vault.grant(stored.grant)).transpose();
-        let grant = grant.map_err(|error| shared.vault_failed(&error))?.flatten();
+        let stored = shared.still_good(invitation).await?;
+        let grant = match &stored {
+            Some(stored) => shared.vault.grant(stored.grant).await.map_err(|error| shared.vault_failed(&error))?,
+            None => None,
+        };
         Ok(ConsentRequest {
             organization: invitation.organization.clone(),
             renewal: stored.is_some(),
@@ -146,20 +147,19 @@ impl Keeper {
     /// A link by which the organization's user gives consent, or gives it anew. `provider` is needed for an organization
     /// that is not known, and for one that has an API key; `also` names at most [`MAX_ALSO`] further organizations of the
     /// same user.
-    #[expect(clippy::unused_async, reason = "callers await it, as all that reads the vault for them")]
     pub async fn link(
         &self,
         organization: &OrganizationId,
         provider: Option<&ProviderName>,
         also: Vec<OrganizationId>,
     ) -> Result<Link, KeeperError> {
-        self.shared.link(organization, provider, also)
+        self.shared.link(organization, provider, also).await
     }
 
     /// The link by which the organization's consent is renewed; `None` where there are no links, or where no person gives
     /// consent. For errors, which must not fail for its sake.
-    pub fn renewal_url(&self, organization: &OrganizationId) -> Option<String> {
-        self.shared.renewal_url(organization)
+    pub async fn renewal_url(&self, organization: &OrganizationId) -> Option<String> {
+        self.shared.renewal_url(organization).await
     }
 
     /// Ends every link that was made for the organization until now.
@@ -167,7 +167,7 @@ impl Keeper {
         let shared = &self.shared;
         let _admitted = shared.admit()?;
         let _organization = shared.changing(organization).await;
-        let change = shared.links_revoked(organization)?;
+        let change = shared.links_revoked(organization).await?;
         shared.vault.commit(vec![change]).await.map(|_| ()).map_err(|error| shared.vault_failed(&error))
     }
 }
@@ -180,12 +180,12 @@ impl Shared {
     }
 
     /// The organization as it is stored, if the link is still good for it.
-    fn still_good(&self, invitation: &Invitation) -> Result<Option<Organization>, ConsentError> {
+    async fn still_good(&self, invitation: &Invitation) -> Result<Option<Organization>, ConsentError> {
         let (organization, binding) = (&invitation.organization, invitation.binding);
-        if self.revoked_until(organization)?.is_some_and(|until| binding.generation <= until) {
+        if self.revoked_until(organization).await?.is_some_and(|until| binding.generation <= until) {
             return Err(ConsentError::Revoked);
         }
-        let stored = self.stored_organization(organization)?;
+        let stored = self.stored_organization(organization).await?;
         if stored.as_ref().map(|stored| stored.grant) != binding.grant {
             return Err(ConsentError::Used);
         }
@@ -199,17 +199,17 @@ impl Shared {
         Ok(stored)
     }
 
-    fn stored_organization(&self, organization: &OrganizationId) -> Result<Option<Organization>, KeeperError> {
-        let stored = self.vault.organization(organization).map_err(|error| self.vault_failed(&error))?;
+    async fn stored_organization(&self, organization: &OrganizationId) -> Result<Option<Organization>, KeeperError> {
+        let stored = self.vault.organization(organization).await.map_err(|error| self.vault_failed(&error))?;
         Ok(stored.map(|stored| stored.value))
     }
 
-    fn revoked_until(&self, organization: &OrganizationId) -> Result<Option<u32>, KeeperError> {
-        let revoked = self.vault.revoked_links(organization).map_err(|error| self.vault_failed(&error))?;
+    async fn revoked_until(&self, organization: &OrganizationId) -> Result<Option<u32>, KeeperError> {
+        let revoked = self.vault.revoked_links(organization).await.map_err(|error| self.vault_failed(&error))?;
         Ok(revoked.map(|revoked| revoked.until))
     }
 
-    fn link(
+    async fn link(
         &self,
         organization: &OrganizationId,
         provider: Option<&ProviderName>,
@@ -228,35 +228,37 @@ impl Shared {
         if further.len() > MAX_ALSO {
             return Err(bad(format!("one link can name {MAX_ALSO} further organizations, not {}", further.len())));
         }
-        let stored = self.stored_organization(organization)?;
-        let provider = self.provider_of_link(stored.as_ref(), provider)?;
+        let stored = self.stored_organization(organization).await?;
+        let provider = self.provider_of_link(stored.as_ref(), provider).await?;
         let now = self.now().wall;
-        let generation = lifecycle::generation(now, self.revoked_until(organization)?);
+        let generation = lifecycle::generation(now, self.revoked_until(organization).await?);
         let binding = Binding { grant: stored.map(|stored| stored.grant), generation };
         Ok(links.make(&Invitation { organization: organization.clone(), provider, also: further, binding }, now))
     }
 
     /// The link by which a consent that ends, or has ended, is renewed; `None` where there are no links, or where no
     /// person gives consent there. For events and errors, which must not fail for its sake.
-    pub(super) fn renewal_url(&self, organization: &OrganizationId) -> Option<String> {
+    pub(super) async fn renewal_url(&self, organization: &OrganizationId) -> Option<String> {
         self.links.as_ref()?;
-        self.link(organization, None, Vec::new()).ok().map(|link| link.url)
+        self.link(organization, None, Vec::new()).await.ok().map(|link| link.url)
     }
 
-    fn provider_of_link(
+    async fn provider_of_link(
         &self,
         stored: Option<&Organization>,
         named: Option<&ProviderName>,
     ) -> Result<ProviderName, KeeperError> {
         let bad = |why: String| KeeperError::BadRequest(why.into());
-        let of_grant = || -> Result<Option<ProviderName>, KeeperError> {
+        let of_grant = async || -> Result<Option<ProviderName>, KeeperError> {
             let Some(stored) = stored else { return Ok(None) };
-            let grant = self.vault.grant(stored.grant).map_err(|error| self.vault_failed(&error))?;
+            let grant = self.vault.grant(stored.grant).await.map_err(|error| self.vault_failed(&error))?;
             Ok(grant.map(|grant| grant.value.provider))
         };
         let provider = match named {
             Some(named) => named.clone(),
-            None => of_grant()?.ok_or_else(|| bad("this organization is not known yet: name its provider".into()))?,
+            None => {
+                of_grant().await?.ok_or_else(|| bad("this organization is not known yet: name its provider".into()))?
+            }
         };
         self.consent_lane(&provider).map(|lane| lane.name.clone()).map_err(|_| {
             let known: Vec<&str> =
@@ -266,8 +268,8 @@ impl Shared {
     }
 
     /// What ends every link of an organization that was made until now.
-    pub(super) fn links_revoked(&self, organization: &OrganizationId) -> Result<Change, KeeperError> {
-        let until = lifecycle::generation(self.now().wall, self.revoked_until(organization)?);
+    pub(super) async fn links_revoked(&self, organization: &OrganizationId) -> Result<Change, KeeperError> {
+        let until = lifecycle::generation(self.now().wall, self.revoked_until(organization).await?);
         Ok(Change::PutRevokedLinks(RevokedLinks { organization: organization.clone(), until }))
     }
 
@@ -279,7 +281,7 @@ impl Shared {
         // Held to the end: of two who come back at once with the same link the second finds it used up, and its code,
         // which is never sent, harms nobody.
         let _organizations = self.changing_all(&organizations).await;
-        self.still_good(invitation)?;
+        self.still_good(invitation).await?;
         if let Some(reason) = self.vault.poisoned() {
             return Err(KeeperError::VaultUnavailable(reason).into());
         }
@@ -300,7 +302,7 @@ impl Shared {
 
     /// Sends the code as soon as the budget allows, and counts what came of it.
     async fn redeem(&self, lane: &Lane, consent: &NewConsent) -> Result<Granted, ConsentError> {
-        while let Err(wait) = lane.budget.take_forced() {
+        while let Err(wait) = lane.budget.take_forced().await {
             if wait > BUDGET_PATIENCE {
                 return Err(KeeperError::TooManyRequests { retry_after: wait }.into());
             }
@@ -387,7 +389,7 @@ impl Shared {
             .map_err(|error| ConsentError::Unavailable(format!("what it gave cannot be used: {error}")))?;
         let mut places = Vec::new();
         for organization in std::iter::once(&invitation.organization).chain(&invitation.also) {
-            let replaces = self.stored_organization(organization)?.map(|stored| stored.grant);
+            let replaces = self.stored_organization(organization).await?.map(|stored| stored.grant);
             places.push(Place { organization: organization.clone(), replaces });
         }
         let awaiting = Awaiting {

@@ -67,14 +67,14 @@ impl Shared {
         let now = self.now();
         let too_often = |retry_after| KeeperError::TooManyRequests { retry_after };
         slot.lock().force(now.boot).map_err(too_often)?;
-        lane.budget.take_forced().map_err(too_often)?;
+        lane.budget.take_forced().await.map_err(too_often)?;
         let Some(flight) = lane.enqueue_at_risk(slot, now.boot + self.patience()) else { return Ok(()) };
         self.wait_for(slot, flight).await
     }
 
     async fn abandon(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record().await;
-        let mut grant = self.read(slot)?.value;
+        let held = self.hold(slot).await?;
+        let mut grant = self.read(slot).await?.value;
         if under_way(slot).is_some() {
             // It was sent in this very moment; what comes back may make all of this needless.
             return Err(KeeperError::ProviderUnavailable { reason: "no_answer", retry_after: FROZEN_RETRY });
@@ -82,8 +82,12 @@ impl Shared {
         may_resolve(grant.state)?;
         let notice = lifecycle::abandoned(&mut grant, self.now().wall);
         let changes = vec![Change::PutGrant(Box::new(grant.clone())), Change::DeleteIntent(grant.id)];
-        let events = notice.map(|notice| self.notice_events(&grant, notice)).unwrap_or_default();
-        let sequence = self.outbox.commit(changes, events).await.map_err(|error| self.vault_failed(&error))?;
+        let events = match notice {
+            Some(notice) => self.notice_events(&grant, notice).await,
+            None => Vec::new(),
+        };
+        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, None, &[]);
         if let Some(notice) = notice {
             self.tell(&grant, notice);

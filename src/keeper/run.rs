@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Shared,
     circuit::{CLIENT_REFUSED, REFUSED},
+    following::{self, FOLLOWED},
     lane::{InFlight, Lane, Queued},
-    load,
+    load, news,
     slot::{Slot, Urgency},
     timers::boot_moment,
 };
@@ -16,6 +17,7 @@ use crate::{
     lifecycle::warm,
     model::{Credential, FailingReason, Secret, State},
     provider::Exchange,
+    vault::OnDuty,
 };
 
 /// Due slots that are taken from the timers at once.
@@ -30,6 +32,8 @@ pub(super) fn start(shared: &Arc<Shared>) {
     let loader = Arc::clone(shared);
     shared.tasks.spawn(load::load(loader));
     supervise(shared, due_loop);
+    supervise(shared, following::follow);
+    supervise(shared, news::follow);
     for number in 0..shared.lanes.len() {
         supervise(shared, move |shared| dispatch(shared, number));
     }
@@ -156,10 +160,16 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         // A token may be older than one that was sent since: none is sent, and the worker ends.
         return;
     }
+    // Who finds out how a provider is that fails: this worker while it has this, and no other.
+    let mut alone: Option<OnDuty> = None;
     loop {
         lane.something_to_do().await;
+        alone = alone.filter(|alone| alone.is_good() && lane.circuit.is_doubtful());
+        if alone.is_none() && lane.circuit.is_doubtful() {
+            alone = lane.probing.begin().await;
+        }
         if lane.circuit.frozen().is_some() {
-            let wait = lane.circuit.until_probe(shared.now().boot);
+            let wait = if alone.is_some() { lane.circuit.until_probe(shared.now().boot) } else { FOLLOWED };
             if wait.is_zero() {
                 probe(&shared, lane, provider).await;
                 continue;
@@ -169,7 +179,11 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
                 continue;
             }
         }
-        if let Err(wait) = lane.budget.take() {
+        if alone.is_none() && lane.circuit.is_on_trial() {
+            tokio::time::sleep(FOLLOWED).await;
+            continue;
+        }
+        if let Err(wait) = lane.budget.take(lane.waiting()).await {
             tokio::time::sleep(wait.min(super::timers::LONGEST_SLEEP)).await;
             continue;
         }

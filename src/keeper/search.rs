@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Keeper, KeeperError, Shared, blocking::blocking, index::Entry};
+use super::{Keeper, KeeperError, Shared, blocking::reading, index::Entry};
 use crate::{
     model::{OrganizationId, ProviderName, Timestamp},
     wire,
@@ -124,7 +124,7 @@ impl Keeper {
         if !shared.is_loaded() {
             return Err(KeeperError::Starting);
         }
-        blocking(move || shared.search(&search)).await.map_err(|_| KeeperError::Starting)
+        reading(async move || shared.search(&search).await).await.map_err(|_| KeeperError::Starting)
     }
 }
 
@@ -166,7 +166,7 @@ impl Ord for Candidate {
 }
 
 impl Shared {
-    fn search(&self, search: &Search) -> Found {
+    async fn search(&self, search: &Search) -> Found {
         let text = search.text.to_ascii_lowercase();
         let limit = search.limit.clamp(1, MAX_ROWS);
         let (matched, candidates) = self.candidates(search, &text);
@@ -178,11 +178,11 @@ impl Shared {
             next = Some(candidate.mark());
             if candidate.fit == Fit::Label {
                 labels_read += 1;
-                if !self.has_label(&candidate.entry, &text) {
+                if !self.has_label(&candidate.entry, &text).await {
                     continue;
                 }
             }
-            match self.view_of(&candidate.entry) {
+            match self.view_of(&candidate.entry).await {
                 Ok(found) => organizations.extend(found),
                 Err(_) => organizations.push(self.unreadable(&candidate.entry)),
             }
@@ -225,8 +225,8 @@ impl Shared {
     }
 
     /// Whether the text is in one of the organization's labels; a record that cannot be read has none.
-    fn has_label(&self, entry: &Entry, text: &str) -> bool {
-        let Ok(Some(record)) = self.vault.organization(&entry.id) else { return false };
+    async fn has_label(&self, entry: &Entry, text: &str) -> bool {
+        let Ok(Some(record)) = self.vault.organization(&entry.id).await else { return false };
         record.value.labels.iter().any(|(key, value)| holds(key, text) || holds(value, text))
     }
 }

@@ -10,12 +10,12 @@ use super::{
 };
 use crate::{
     clock::Now,
-    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, exchange_ended},
+    lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, closes, exchange_ended},
     model::{
         AccessToken, Answer, BootMoment, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant, GrantId,
         Secret, State, Timestamp,
     },
-    vault::{Change as VaultChange, Stray, VaultError},
+    vault::{Change as VaultChange, Hold, MAX_RECORD_BYTES, Stray, VaultError},
 };
 
 /// How often a commit that the vault refused is tried again while its answer is kept in memory.
@@ -42,9 +42,14 @@ impl Shared {
         outcome: &ExchangeOutcome,
         in_flight: &InFlight,
     ) -> Result<(), KeeperError> {
+        // Until it turns out that another process has taken the grant over.
+        let mut hold = Some(prepared.hold.clone());
         loop {
-            let error = match self.store_once(slot, prepared, outcome).await {
+            let was_held = hold.is_some();
+            let error = match self.store_once(slot, prepared, outcome, &mut hold).await {
                 Ok(result) => return result,
+                // Another process has the grant, or had it: what is there now is looked at at once.
+                Err(_) if was_held && hold.is_none() => continue,
                 Err(error) => error,
             };
             let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
@@ -57,6 +62,11 @@ impl Shared {
                     provider = prepared.grant.provider.as_str(),
                     "the end of an exchange could not be stored"
                 );
+                if self.vault.is_shared() {
+                    // Without the claim of its grant it can be no more than that.
+                    let why = "another replica was at work on its grant when the worker stopped";
+                    let _ = self.keep_stray(prepared, None, outcome, why).await;
+                }
                 return Err(error);
             }
             tokio::select! {
@@ -73,30 +83,47 @@ impl Shared {
         slot: &Arc<Slot>,
         prepared: &Prepared,
         outcome: &ExchangeOutcome,
+        hold: &mut Option<Hold>,
     ) -> Result<Result<(), KeeperError>, KeeperError> {
         let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let stored = match self.as_stored_now(slot, prepared) {
+        let is_lost = hold.is_none();
+        let under = match hold {
+            Some(hold) => hold,
+            None => hold.insert(self.claim(slot.id).await?),
+        };
+        let under = &under.clone();
+        let stored = match self.as_stored_now(slot, prepared, is_lost).await {
             Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
-                self.keep_stray(prepared, outcome, "its grant had been removed when the answer came").await?;
+                let why = "its grant had been removed when the answer came";
+                let kept = self.keep_stray(prepared, Some(under), outcome, why).await;
+                kept.map_err(|error| self.not_committed(&error, hold))?;
                 return Ok(Err(KeeperError::UnknownOrganization));
             }
             Err(error) => return Err(error),
         };
+        // Another process may have an exchange under way since.
+        let open = if is_lost {
+            self.vault.intent(slot.id).await.map_err(|error| self.not_committed(&error, hold))?
+        } else {
+            prepared.intent.clone()
+        };
         let ended = self.ended(slot, prepared, outcome, &stored, now);
         let mut grant = stored.clone();
-        let verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        let mut verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
+        verdict.close_intent = closes(&verdict, prepared.intent.as_ref(), open.as_ref());
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
-        let sequence = match self.commit_end(prepared, outcome, &end, true).await {
-            Err(VaultError::TooLarge { .. }) => self.commit_less(prepared, &ended, &stored, &mut end).await?,
-            committed => committed.map_err(|error| self.vault_failed(&error))?,
+        let committed = match self.commit_end(prepared, under, outcome, &end, true).await {
+            Err(VaultError::TooLarge { .. }) => self.commit_less(prepared, under, &ended, &stored, &mut end).await,
+            committed => committed,
         };
+        let sequence = committed.map_err(|error| self.not_committed(&error, hold))?;
         let End { grant, verdict } = end;
         let before: Vec<Fingerprint> = stored.spent.iter().copied().chain([stored.fingerprint]).collect();
-        let intent = prepared.intent.as_ref().filter(|_| !verdict.close_intent);
+        let intent = open.as_ref().filter(|_| !verdict.close_intent);
         self.publish(slot, &grant, sequence, intent, &before);
         bound_by_boot_time(slot, &grant, prepared.asked);
         drop(record);
@@ -107,19 +134,30 @@ impl Shared {
             self.tell(&grant, notice);
         }
         if matches!(outcome, ExchangeOutcome::Granted(_)) && grant.state == State::Active {
-            self.tell_refreshed(&grant);
+            self.tell_refreshed(&grant).await;
         }
         Ok(result_of(&grant, outcome, now.wall))
     }
 
+    /// What a commit that failed means for the hold under which it was to be made: once another process has taken the grant over, it is to
+    /// be held and read anew.
+    fn not_committed(&self, error: &VaultError, hold: &mut Option<Hold>) -> KeeperError {
+        if matches!(error, VaultError::Fenced) {
+            self.metrics.claimed("fenced");
+            *hold = None;
+        }
+        self.vault_failed(error)
+    }
+
     /// The grant as it is stored now, to be asked for with its record's lock held. It is read again only where a commit has
-    /// changed or removed it since the exchange began: each tells the slot before it lets go of the lock.
-    fn as_stored_now(&self, slot: &Slot, prepared: &Prepared) -> Result<Grant, KeeperError> {
-        let is_unchanged = {
+    /// changed or removed it since the exchange began: each tells the slot before it lets go of the lock, unless another process made
+    /// it after the hold was lost.
+    async fn as_stored_now(&self, slot: &Arc<Slot>, prepared: &Prepared, is_lost: bool) -> Result<Grant, KeeperError> {
+        let is_unchanged = !is_lost && {
             let state = slot.lock();
             !state.is_removed() && state.brief().sequence == prepared.sequence
         };
-        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot)?.value) }
+        if is_unchanged { Ok(prepared.grant.clone()) } else { Ok(self.read(slot).await?.value) }
     }
 
     /// The end of the exchange as the rules are to see it.
@@ -161,12 +199,16 @@ impl Shared {
     async fn commit_end(
         &self,
         prepared: &Prepared,
+        hold: &Hold,
         outcome: &ExchangeOutcome,
         end: &End,
         with_access: bool,
     ) -> Result<u64, VaultError> {
-        let events = end.verdict.notice.map(|notice| self.notice_events(&end.grant, notice)).unwrap_or_default();
-        self.outbox.commit(self.changes(prepared, outcome, end, with_access), events).await
+        let events = match end.verdict.notice {
+            Some(notice) => self.notice_events(&end.grant, notice).await,
+            None => Vec::new(),
+        };
+        self.outbox.commit_held(&[hold], self.changes(prepared, outcome, end, with_access), events).await
     }
 
     /// What is written at the end of an exchange, all of it or nothing.
@@ -193,14 +235,16 @@ impl Shared {
     async fn commit_less(
         &self,
         prepared: &Prepared,
+        hold: &Hold,
         ended: &Ended<'_>,
         stored: &Grant,
         end: &mut End,
-    ) -> Result<u64, KeeperError> {
+    ) -> Result<u64, VaultError> {
         let now = self.now().wall;
         let organization = first_organization(stored);
         let provider = stored.provider.as_str();
         let mut tries = Vec::new();
+        let mut too_large = VaultError::TooLarge { what: "a record", bytes: MAX_RECORD_BYTES, limit: MAX_RECORD_BYTES };
         if end.verdict.stray.is_none() {
             for access in [stored.access.clone(), None] {
                 let before = Grant { access, ..stored.clone() };
@@ -219,10 +263,10 @@ impl Shared {
             tries.push((End { verdict: Verdict { stray: None, ..end.verdict }, grant }, false));
         }
         for (less, with_access) in tries {
-            match self.commit_end(prepared, ended.outcome, &less, with_access).await {
-                Err(VaultError::TooLarge { .. }) => {}
+            match self.commit_end(prepared, hold, ended.outcome, &less, with_access).await {
+                Err(error @ VaultError::TooLarge { .. }) => too_large = error,
                 committed => {
-                    let sequence = committed.map_err(|error| self.vault_failed(&error))?;
+                    let sequence = committed?;
                     tracing::error!(
                         organization,
                         provider,
@@ -234,7 +278,7 @@ impl Shared {
                 }
             }
         }
-        Err(KeeperError::VaultUnavailable("the grant's record has become larger than it takes".into()))
+        Err(too_large)
     }
 
     /// An access token whose answer rotated nothing may be served while the vault takes nothing (rule 1 of the
@@ -283,16 +327,23 @@ impl Shared {
         if self.vault.poisoned().is_some() { POISONED_PAUSE } else { VAULT_PAUSE }
     }
 
-    async fn keep_stray(&self, prepared: &Prepared, outcome: &ExchangeOutcome, why: &str) -> Result<(), KeeperError> {
+    async fn keep_stray(
+        &self,
+        prepared: &Prepared,
+        hold: Option<&Hold>,
+        outcome: &ExchangeOutcome,
+        why: &str,
+    ) -> Result<(), VaultError> {
         let ExchangeOutcome::Granted(answer) = outcome else { return Ok(()) };
         let id = prepared.grant.id;
         for with_access in [true, false] {
-            let changes = vec![self.stray(id, answer, why, with_access), VaultChange::DeleteIntent(id)];
-            match self.vault.commit(changes).await {
+            let mut changes = vec![self.stray(id, answer, why, with_access)];
+            changes.extend(hold.map(|_| VaultChange::DeleteIntent(id)));
+            match self.vault.commit_held(hold.as_slice(), changes).await {
                 Err(VaultError::TooLarge { .. }) => {}
                 committed => {
                     tell_stray(&prepared.grant, why);
-                    return committed.map(|_| ()).map_err(|error| self.vault_failed(&error));
+                    return committed.map(|_| ());
                 }
             }
         }

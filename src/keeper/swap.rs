@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     ConsentError, Consented, KeeperError, Shared,
     enrol::{Left, MAX_ORGANIZATION_BYTES, reach_in_words},
+    hold::Held,
     resolve::under_way,
-    slot::{Record, Slot},
+    slot::Slot,
 };
 use crate::{
     lifecycle::{Judgement, PlaceStanding, Reach, judge},
@@ -16,7 +17,7 @@ use crate::{
         Place, Secret, State,
     },
     provider::ProviderError,
-    vault::Change,
+    vault::{Change, Hold},
 };
 
 /// How often a provider is asked what a consent reaches while its person waits, and how long after each other.
@@ -224,7 +225,7 @@ impl Shared {
     /// lock is taken.
     async fn read_settled(&self, slot: &Arc<Slot>) -> Result<Grant, Unsettled> {
         let _record = slot.record().await;
-        self.read(slot).map(|stored| stored.value).map_err(Unsettled::Failed)
+        self.read(slot).await.map(|stored| stored.value).map_err(Unsettled::Failed)
     }
 
     /// The one commit: every organization that may be served moves to the consent, the grants that they had go with their
@@ -236,27 +237,32 @@ impl Shared {
         sorted: &Sorted,
     ) -> Result<(Grant, Option<Awaiting>), KeeperError> {
         let connect = &sorted.connect[..];
-        let mut held = self.take_records(slot, connect).await;
+        let mut held = self.take_records(slot, connect).await?;
         let own = held.remove(&slot.id);
-        let mut grant = self.read(slot)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+        let mut grant = self.read(slot).await?.value;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         let mut lefts = Vec::new();
-        for (_, (old, record)) in held {
-            lefts.push(self.left_by(connect, old, record)?);
+        for (_, (old, held)) in held {
+            lefts.push(self.left_by(connect, old, held).await?);
         }
         take_over(&mut grant, connect, &lefts);
         check_room(&grant)?;
-        let records = self.records_of(connect, grant.id)?;
+        let (records, expected) = self.records_of(connect, grant.id).await?;
         let rest = rest_of(awaiting, sorted);
         let mut changes = vec![Change::PutGrant(Box::new(grant.clone()))];
         changes.extend(records.iter().map(|record| Change::PutOrganization(Box::new(record.clone()))));
+        changes.extend(expected);
         changes.extend(lefts.iter().flat_map(Left::changes));
         changes.push(match &rest {
             Some(rest) => Change::PutAwaiting(Box::new(rest.clone())),
             None => Change::DeleteAwaiting(grant.id),
         });
-        let events = records.iter().map(|record| self.renewed(&grant, record)).collect();
-        let commit = self.outbox.commit(changes, events).await;
+        let mut events = Vec::with_capacity(records.len());
+        for record in &records {
+            events.push(self.renewed(&grant, record).await);
+        }
+        let holds: Vec<&Hold> = lefts.iter().map(Left::hold).chain(own.as_ref().map(|(_, held)| &held.hold)).collect();
+        let commit = self.outbox.commit_held(&holds, changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.swapped(slot, &grant, sequence, intent.as_ref(), connect, lefts);
         match &rest {
@@ -270,7 +276,7 @@ impl Shared {
 
     /// Takes the records of the consent's slot and of all that the organizations leave, in the order of their ids, at a
     /// moment when no grant that goes has an exchange under way: its answer would have nowhere to go.
-    async fn take_records(&self, slot: &Arc<Slot>, connect: &[OrganizationId]) -> Records {
+    async fn take_records(&self, slot: &Arc<Slot>, connect: &[OrganizationId]) -> Result<Records, KeeperError> {
         // The organizations' locks are held, so that none of them moves meanwhile.
         let mut all = BTreeMap::from([(slot.id, Arc::clone(slot))]);
         let mut leaving: BTreeMap<GrantId, u32> = BTreeMap::new();
@@ -289,35 +295,42 @@ impl Shared {
             }
             let mut held = BTreeMap::new();
             for (id, one) in &all {
-                held.insert(*id, (Arc::clone(one), one.record().await));
+                held.insert(*id, (Arc::clone(one), self.hold(one).await?));
             }
             let began = all.values().any(|old| goes(old) && under_way(old).is_some());
             if !began || tried >= FLIGHT_TRIES {
-                return held;
+                return Ok(held);
             }
         }
     }
 
     /// What stays of a grant that some organizations leave.
-    fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, record: Record) -> Result<Left, KeeperError> {
-        let mut grant = self.read(&old)?.value;
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
+    async fn left_by(&self, connect: &[OrganizationId], old: Arc<Slot>, held: Held) -> Result<Left, KeeperError> {
+        let mut grant = self.read(&old).await?.value;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
         grant.organizations.retain(|organization| !connect.contains(organization));
         let grave = if grant.organizations.is_empty() { self.grave(&grant, intent.is_some()) } else { None };
-        Ok(Left::new(old, grant, intent, grave, record))
+        Ok(Left::new(old, grant, intent, grave, held))
     }
 
     /// The records of the organizations that move; labels and the day of enrolment stay.
-    fn records_of(&self, connect: &[OrganizationId], grant: GrantId) -> Result<Vec<Organization>, KeeperError> {
+    async fn records_of(
+        &self,
+        connect: &[OrganizationId],
+        grant: GrantId,
+    ) -> Result<(Vec<Organization>, Vec<Change>), KeeperError> {
         let now = self.now().wall;
-        let record = |id: &OrganizationId| {
-            let stored = self.vault.organization(id).map_err(|error| self.vault_failed(&error))?;
-            Ok(match stored {
-                Some(stored) => Organization { grant, ..stored.value },
+        let mut expected = Vec::with_capacity(connect.len());
+        let mut records = Vec::with_capacity(connect.len());
+        for id in connect {
+            let (stored, expect) = self.organization_to_change(id).await?;
+            expected.push(expect);
+            records.push(match stored {
+                Some(stored) => Organization { grant, ..stored },
                 None => Organization { id: id.clone(), grant, labels: crate::model::Labels::new(), added_at: now },
-            })
-        };
-        connect.iter().map(record).collect()
+            });
+        }
+        Ok((records, expected))
     }
 
     /// After the commit: first the new consent is ready to serve, then it is found, and only then the old one goes.
@@ -348,10 +361,10 @@ impl Shared {
     }
 
     /// What is told of an organization that a new consent serves; its labels as they will be stored.
-    pub(super) fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
+    pub(super) async fn renewed(&self, grant: &Grant, organization: &Organization) -> Event {
         let granted_at = grant.consent.as_ref().map(|consent| consent.granted_at).unwrap_or_default();
         let moment = granted_at.as_millis().to_le_bytes();
-        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment);
+        let event = self.event(EventKind::ConsentRenewed, grant, &organization.id, &moment).await;
         Event { labels: organization.labels.clone(), ..event }
     }
 
@@ -414,7 +427,7 @@ pub(super) fn tell_renewed(grant: &Grant, organization: &OrganizationId) {
 }
 
 /// Records that are held, with their slots, in the order of their grants' ids.
-type Records = BTreeMap<GrantId, (Arc<Slot>, Record)>;
+type Records = BTreeMap<GrantId, (Arc<Slot>, Held)>;
 
 /// Why a consent did not take its place.
 pub(super) enum Unsettled {

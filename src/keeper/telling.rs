@@ -21,15 +21,15 @@ fn wants_renewal(kind: EventKind, grant: &Grant) -> bool {
 impl Shared {
     /// The events of a notice about a grant as it will be stored: one for each organization that it serves. To be committed
     /// with it.
-    pub(super) fn notice_events(&self, grant: &Grant, notice: Notice) -> Vec<Event> {
+    pub(super) async fn notice_events(&self, grant: &Grant, notice: Notice) -> Vec<Event> {
         // One that was refused while in doubt stays so since then; the refusal has a moment of its own.
         let refused_at = grant.refusals.map(|refusals| refusals.first_at).filter(|_| notice == Notice::Refused);
         let moment = refused_at.unwrap_or(grant.since).as_millis().to_le_bytes();
-        self.events(kind_of(notice), grant, &moment)
+        self.events(kind_of(notice), grant, &moment).await
     }
 
     /// The events of a warning, as [`notice_events`](Self::notice_events).
-    pub(super) fn warning_events(&self, grant: &Grant, warning: Warning) -> Vec<Event> {
+    pub(super) async fn warning_events(&self, grant: &Grant, warning: Warning) -> Vec<Event> {
         let end = grant.consent.as_ref().and_then(|consent| consent.expires_at).unwrap_or_default();
         let (kind, within) = match warning {
             Warning::Within(before) => (EventKind::ConsentExpiring, Some(before)),
@@ -37,24 +37,34 @@ impl Shared {
         };
         let before = warning.before().as_millis().to_le_bytes();
         let moment = [&end.as_millis().to_le_bytes()[..], &before].concat();
-        let events = self.events(kind, grant, &moment).into_iter();
+        let events = self.events(kind, grant, &moment).await.into_iter();
         events.map(|event| Event { within, ..event }).collect()
     }
 
     /// An event of that kind for each organization of the grant. `moment` tells it from others of its kind about that grant, and
     /// is the same if it is ever told anew.
-    pub(super) fn events(&self, kind: EventKind, grant: &Grant, moment: &[u8]) -> Vec<Event> {
-        let organizations = grant.organizations.iter().take(MOST_TOLD);
-        organizations.map(|organization| self.event(kind, grant, organization, moment)).collect()
+    pub(super) async fn events(&self, kind: EventKind, grant: &Grant, moment: &[u8]) -> Vec<Event> {
+        let mut events = Vec::with_capacity(grant.organizations.len().min(MOST_TOLD));
+        for organization in grant.organizations.iter().take(MOST_TOLD) {
+            events.push(self.event(kind, grant, organization, moment).await);
+        }
+        events
     }
 
     /// As [`events`](Self::events), for one of its organizations.
-    pub(super) fn event(&self, kind: EventKind, grant: &Grant, organization: &OrganizationId, moment: &[u8]) -> Event {
+    pub(super) async fn event(
+        &self,
+        kind: EventKind,
+        grant: &Grant,
+        organization: &OrganizationId,
+        moment: &[u8],
+    ) -> Event {
         let now = self.now().wall;
         let id = self.outbox.id(kind, &[organization.as_str().as_bytes(), grant.id.as_bytes(), moment]);
         // Labels are an addition: without them it is still told.
-        let stored = self.vault.organization(organization).ok().flatten();
+        let stored = self.vault.organization(organization).await.ok().flatten();
         let ends = grant.consent.as_ref().and_then(|consent| consent.expires_at);
+        let renewal_url = if wants_renewal(kind, grant) { self.renewal_url(organization).await } else { None };
         Event {
             provider: Some(grant.provider.clone()),
             organization: Some(organization.clone()),
@@ -63,17 +73,18 @@ impl Shared {
             reason: grant.state.reason().map(Into::into),
             consent_expires_at: ends,
             days_left: ends.map(|end| days_left(end, now)),
-            renewal_url: wants_renewal(kind, grant).then(|| self.renewal_url(organization)).flatten(),
+            renewal_url,
             ..Event::new(id, now, kind)
         }
     }
 
     /// An access token was refreshed: for those who look on in this moment.
-    pub(super) fn tell_refreshed(&self, grant: &Grant) {
-        self.outbox.live(|| {
+    pub(super) async fn tell_refreshed(&self, grant: &Grant) {
+        let make = async || {
             let moment = grant.refreshed_at.unwrap_or_default().as_millis().to_le_bytes();
-            self.events(EventKind::TokenRefreshed, grant, &moment)
-        });
+            self.events(EventKind::TokenRefreshed, grant, &moment).await
+        };
+        self.outbox.live(make).await;
     }
 
     /// A provider has answered well. Where it is not frozen, and was last told of as failing by an earlier process, it is told of
@@ -85,7 +96,12 @@ impl Shared {
     }
 
     /// Takes note of the providers that an earlier process has told of as failing.
+    ///
+    /// Workers that share a vault share their circuits, too, and know.
     pub(super) fn remember_failing(&self) {
+        if self.vault.sharing().is_some() {
+            return;
+        }
         for event in self.outbox.after(None) {
             let failing = event.kind == EventKind::ProviderFailing;
             if !failing && event.kind != EventKind::ProviderRecovered {
@@ -100,7 +116,8 @@ impl Shared {
     /// A provider's circuit has opened or closed. Told by a task of its own, since no exchange waits for it; where the vault
     /// takes nothing, from memory.
     pub(super) fn tell_provider(&self, lane: &Lane, kind: EventKind, reason: Option<&'static str>) {
-        lane.told_failing.store(kind == EventKind::ProviderFailing, Ordering::Relaxed);
+        let remembered = kind == EventKind::ProviderFailing && self.vault.sharing().is_none();
+        lane.told_failing.store(remembered, Ordering::Relaxed);
         let now = self.now();
         let moment = [&now.wall.as_millis().to_le_bytes()[..], &now.boot.as_millis().to_le_bytes()].concat();
         let id = self.outbox.id(kind, &[lane.name.as_str().as_bytes(), &moment]);

@@ -5,6 +5,7 @@ mod epoch;
 mod faults;
 mod harness;
 mod judged;
+mod news;
 mod outages;
 mod renewals;
 mod telling;
@@ -24,6 +25,7 @@ use crate::{
     clock::ManualClock,
     config::KeepWarm,
     model::{Answer, Credential, ExchangeOutcome, Labels, OrganizationId, Secret, Timestamp, Usage},
+    tests::AtOnce as _,
     vault::Identity,
     wire::{self, Code, Enrolment},
 };
@@ -349,7 +351,7 @@ async fn lists_are_paged_filtered_and_scoped() {
     let unused = |time| Filter { limit: 9, unused_for: Some(time), ..Filter::default() };
     assert_eq!(ids(&list(unused(Duration::from_mins(29)), "").await), "b,c,d", "the never fetched are unused");
     assert_eq!(ids(&list(unused(Duration::from_mins(31)), "").await), "c,d");
-    let status = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() < "c"));
+    let status = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() < "c")).at_once();
     assert_eq!((status.organizations["active"], status.organizations["paused"]), (2, 0));
 }
 

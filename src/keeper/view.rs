@@ -14,7 +14,7 @@ const MAX_STRAYS: usize = 100;
 
 impl Keeper {
     /// The state of the whole, counted over what `scope` allows; `None`: over everything.
-    pub fn status(&self, scope: Option<Scope<'_>>) -> wire::Status {
+    pub async fn status(&self, scope: Option<Scope<'_>>) -> wire::Status {
         let shared = &self.shared;
         let census = match scope {
             None => self.census(),
@@ -48,8 +48,8 @@ impl Keeper {
             end_assumed: census.providers.values().map(|counts| counts.end_assumed).sum(),
             invitations_per_week: forecast.invitations_per_week,
             webhooks: wire::WebhookStatus { pending: shared.outbox.pending(), given_up: shared.outbox.given_up() },
-            awaiting: shared.named_awaiting(scope),
-            strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope) },
+            awaiting: shared.named_awaiting(scope).await,
+            strays: if stats.strays == 0 { Vec::new() } else { shared.strays(scope).await },
             vault: wire::VaultStatus {
                 records: stats.records,
                 bytes: stats.bytes,
@@ -67,7 +67,7 @@ impl Shared {
     /// One organization as operators see it.
     pub(super) async fn view(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
         let entry = self.find(organization).await?;
-        match self.view_of(&entry) {
+        match self.view_of(&entry).await {
             Ok(view) => view.ok_or(KeeperError::UnknownOrganization),
             Err(KeeperError::VaultUnavailable(_)) => Ok(self.unreadable(&entry)),
             Err(error) => Err(error),
@@ -75,10 +75,10 @@ impl Shared {
     }
 
     /// `None` where it was removed meanwhile.
-    pub(super) fn view_of(&self, entry: &Entry) -> Result<Option<wire::Organization>, KeeperError> {
+    pub(super) async fn view_of(&self, entry: &Entry) -> Result<Option<wire::Organization>, KeeperError> {
         let failed = |error| self.vault_failed(&error);
-        let Some(record) = self.vault.organization(&entry.id).map_err(failed)? else { return Ok(None) };
-        let Some(grant) = self.vault.grant(entry.slot.id).map_err(failed)? else { return Ok(None) };
+        let Some(record) = self.vault.organization(&entry.id).await.map_err(failed)? else { return Ok(None) };
+        let Some(grant) = self.vault.grant(entry.slot.id).await.map_err(failed)? else { return Ok(None) };
         Ok(Some(Self::view_with(entry, &grant.value, record.value.labels)))
     }
 
@@ -149,23 +149,28 @@ impl Shared {
     }
 
     /// The strays in the vault, the first of them named by organization where `scope` allows.
-    pub(super) fn strays(&self, scope: Option<Scope<'_>>) -> Vec<wire::Stray> {
+    pub(super) async fn strays(&self, scope: Option<Scope<'_>>) -> Vec<wire::Stray> {
         let mut strays = Vec::new();
-        let read = self.vault.for_each_stray(&mut |stored| {
-            if strays.len() < MAX_STRAYS {
-                strays.push((stored.value.grant, stored.value.at, stored.value.why));
-            }
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_stray(&mut |stored| {
+                if strays.len() < MAX_STRAYS {
+                    strays.push((stored.value.grant, stored.value.at, stored.value.why));
+                }
+                Ok(())
+            })
+            .await;
         if let Err(error) = read {
             tracing::error!(error = %error, "not every stray can be read");
         }
-        let named = strays.into_iter().map(|(grant, at, why)| {
-            let grant = self.vault.grant(grant).ok().flatten().map(|stored| stored.value);
+        let mut named = Vec::with_capacity(strays.len());
+        for (grant, at, why) in strays {
+            let grant = self.vault.grant(grant).await.ok().flatten().map(|stored| stored.value);
             let organization = grant.and_then(|grant| grant.organizations.into_iter().next());
-            wire::Stray { organization, at, why }
-        });
-        named.filter(|stray| is_in_scope(stray.organization.as_ref(), scope)).collect()
+            named.push(wire::Stray { organization, at, why });
+        }
+        named.retain(|stray| is_in_scope(stray.organization.as_ref(), scope));
+        named
     }
 }
 

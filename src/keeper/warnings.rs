@@ -5,7 +5,10 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::{KeeperError, Shared, slot::Slot};
-use crate::{lifecycle, vault::Change};
+use crate::{
+    lifecycle,
+    vault::{Change, OnDuty},
+};
 
 /// How many consents are told of in one pass, at most; the rest in the next one. A fleet that ends all at once is told of
 /// within hours, and neither the vault nor a receiver of webhooks is flooded.
@@ -16,7 +19,7 @@ const AT_ONCE: usize = 64;
 impl Shared {
     /// Tells of every consent whose next warning is due, the soonest to end first. A pass that finds another at work leaves
     /// it alone.
-    pub(super) async fn warn(self: &Arc<Self>) {
+    pub(super) async fn warn(self: &Arc<Self>, on_duty: &OnDuty) {
         let Ok(_pass) = self.warning.try_lock() else { return };
         let now = self.now().wall;
         let slots = self.index.slots().into_iter().filter_map(|slot| {
@@ -31,7 +34,7 @@ impl Shared {
         }
         let mut telling = JoinSet::new();
         for (_, _, slot) in due {
-            if self.stopping.is_cancelled() || self.vault.poisoned().is_some() {
+            if self.stopping.is_cancelled() || self.vault.poisoned().is_some() || !on_duty.is_good() {
                 break;
             }
             if telling.len() >= AT_ONCE {
@@ -45,15 +48,16 @@ impl Shared {
     }
 
     async fn warn_of(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
-        let _record = slot.record().await;
+        let held = self.hold(slot).await?;
         if slot.lock().is_removed() {
             return Ok(());
         }
-        let mut grant = self.read(slot)?.value;
+        let mut grant = self.read(slot).await?.value;
         let Some(warning) = lifecycle::warn(&mut grant, &self.warn_before, self.now().wall) else { return Ok(()) };
-        let intent = self.vault.intent(grant.id).map_err(|error| self.vault_failed(&error))?;
-        let events = self.warning_events(&grant, warning);
-        let commit = self.outbox.commit(vec![Change::PutGrant(Box::new(grant.clone()))], events).await;
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+        let events = self.warning_events(&grant, warning).await;
+        let commit =
+            self.outbox.commit_held(&[&held.hold], vec![Change::PutGrant(Box::new(grant.clone()))], events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
         self.tell_warning(&grant, warning);

@@ -298,6 +298,12 @@ fn unknown(grant: &mut Grant, ended: &Ended<'_>, policy: &Policy, now: Now) -> V
     Verdict { notice, stray: None, close_intent: false }
 }
 
+/// Whether the end of an exchange closes the intent that is stored now. Not where another worker has taken the grant over and has
+/// an exchange of its own under way: that one's token may be spent, and its intent says so.
+pub fn closes(verdict: &Verdict, own: Option<&Intent>, stored: Option<&Intent>) -> bool {
+    verdict.close_intent && own == stored
+}
+
 /// At start: the process ended between an intent and the end of its exchange.
 pub fn crashed(grant: &mut Grant, intent: &Intent, now: Timestamp) -> Option<Notice> {
     if intent.fingerprint != grant.fingerprint || matches!(grant.state, State::InDoubt(_) | State::Lost) {

@@ -13,6 +13,8 @@ mod farewell;
 mod properties;
 mod remaining;
 mod renewal;
+#[cfg(test)]
+mod replicas;
 mod serve;
 mod warning;
 
@@ -21,7 +23,7 @@ use std::time::Duration;
 pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
 pub use due::{DoubtfulTry, Fleet, REFUSED_INTERVAL, Situation, due, may_try, refresh_after, retry_in_grace, warm};
 pub use ended::{
-    Ended, LOST_AFTER, LOST_REFUSALS, Notice, REFUSALS_APART, REFUSED_AGAIN, Verdict, abandoned, crashed,
+    Ended, LOST_AFTER, LOST_REFUSALS, Notice, REFUSALS_APART, REFUSED_AGAIN, Verdict, abandoned, closes, crashed,
     exchange_ended, out_of_date, paused, set_aside, without_new_access,
 };
 pub use enrolment::{Enrolling, EnrolmentError, new_grant, valid_labels};

@@ -122,12 +122,18 @@ families! {
     vault_write_duration: Histogram = "consentry_vault_write_duration_seconds",
     /// Times the vault failed to read or write.
     vault_errors: Counter = "consentry_vault_errors_total",
+    /// Claims of grants for an exchange where replicas share a vault, by what came of them.
+    claims: Counter = "consentry_claims_total",
     /// Bytes of the vault on disk, journal included.
     vault_size: Gauge = "consentry_vault_size_bytes",
     /// Records in the vault.
     vault_records: Gauge = "consentry_vault_records",
     /// Answers that were kept but could not take their place: reported, never served.
     vault_strays: Gauge = "consentry_vault_strays",
+    /// 1 where the vault is in a database that may lose what it confirmed, because that is allowed.
+    vault_asynchronous: Gauge = "consentry_vault_asynchronous",
+    /// How long ago all that other workers had written was known here; 0 where no other shares the vault.
+    vault_news_age: Gauge = "consentry_vault_news_age_seconds",
     /// Share of records under the current data key while they are sealed anew; 1 when all are.
     vault_rekey_progress: Gauge = "consentry_vault_rekey_progress",
     /// When the last backup that was completed was begun; 0 where none is known.

@@ -65,11 +65,16 @@ struct Inner {
     vault_size: Gauge,
     vault_records: Gauge,
     vault_strays: Gauge,
+    vault_asynchronous: Gauge,
+    vault_news_age: Gauge,
     vault_rekey_progress: Gauge,
     backup_last_success: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
     expiring: Mutex<Vec<ExpiringSeries>>,
 }
+
+/// What may come of a claim.
+const CLAIMED: [&str; 3] = ["won", "held", "fenced"];
 
 impl Metrics {
     /// Makes every series that is known from the start, at zero.
@@ -79,6 +84,9 @@ impl Metrics {
         FAMILIES.build_info.gauge(&recorder, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         for result in ["ok", "error", "given_up"] {
             FAMILIES.webhook_deliveries.counter(&recorder, &[("result", result)]).increment(0);
+        }
+        for result in CLAIMED {
+            FAMILIES.claims.counter(&recorder, &[("result", result)]).increment(0);
         }
         let outcome = |word| FAMILIES.fetch_requests.counter(&recorder, &[("outcome", word)]);
         let metrics = Self(Arc::new(Inner {
@@ -95,6 +103,8 @@ impl Metrics {
             vault_size: FAMILIES.vault_size.gauge(&recorder, &[]),
             vault_records: FAMILIES.vault_records.gauge(&recorder, &[]),
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
+            vault_asynchronous: FAMILIES.vault_asynchronous.gauge(&recorder, &[]),
+            vault_news_age: FAMILIES.vault_news_age.gauge(&recorder, &[]),
             vault_rekey_progress: FAMILIES.vault_rekey_progress.gauge(&recorder, &[]),
             backup_last_success: FAMILIES.backup_last_success.gauge(&recorder, &[]),
             expiring: Mutex::default(),
@@ -157,6 +167,12 @@ impl Metrics {
         self.0.vault_write_duration.record(took);
     }
 
+    /// A grant was claimed for an exchange, where replicas share the vault: `won`, `held` by another, or `fenced`, taken over by another
+    /// before the exchange was stored.
+    pub fn claimed(&self, result: &'static str) {
+        FAMILIES.claims.counter(&self.0.recorder, &[("result", result)]).increment(1);
+    }
+
     /// The vault failed to read or write.
     pub fn vault_failed(&self) {
         self.0.vault_errors.increment(1);
@@ -174,6 +190,12 @@ impl Metrics {
         self.0.vault_size.set(float(bytes));
         self.0.vault_records.set(float(records));
         self.0.vault_strays.set(float(strays));
+    }
+
+    /// Sets what is to be known of a vault that several workers share.
+    pub fn set_vault_shared(&self, asynchronous: bool, news_age: Duration) {
+        self.0.vault_asynchronous.set(f64::from(u8::from(asynchronous)));
+        self.0.vault_news_age.set(news_age.as_secs_f64());
     }
 
     /// Sets which share of the records is under the current data key, from 0 to 1.

@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Parts,
+    gate::Gate,
     post::{Outcome, post},
     receiver::Receiver,
     schedule::{Next, after_failure, pause},
@@ -36,6 +37,7 @@ pub(super) struct Lane {
     receiver: Receiver,
     client: Client,
     parts: Parts,
+    gate: Gate,
     state: Mutex<State>,
     /// There may be something to begin.
     work: Notify,
@@ -56,10 +58,13 @@ struct State {
 }
 
 impl State {
-    /// The oldest delivery that may be begun: of one organization nothing is begun while something else is under way, so that
+    /// The oldest delivery that may be begun; where another worker delivers, only of what this one alone knows. Of one organization nothing is begun while something else is under way, so that
     /// its events arrive in their order unless an attempt fails.
-    fn next(&mut self) -> Option<Delivery> {
+    fn next(&mut self, is_open: bool) -> Option<Delivery> {
         let waits = |delivery: &Delivery| {
+            if !is_open && !delivery.is_own {
+                return true;
+            }
             let organization = &delivery.event.organization;
             let is_alone = organization.is_none() || self.under_way.values().all(|other| other != organization);
             !is_alone || self.under_way.contains_key(&delivery.event.id)
@@ -71,15 +76,20 @@ impl State {
 
 impl Lane {
     /// A lane to `receiver`, with what waited in an earlier lane to it.
-    pub(super) fn new(receiver: Receiver, client: Client, parts: Parts, queue: Queue) -> Arc<Self> {
+    pub(super) fn new(receiver: Receiver, client: Client, parts: Parts, gate: Gate, queue: Queue) -> Arc<Self> {
         let state = Mutex::new(State { queue, ..State::default() });
-        Arc::new(Self { receiver, client, parts, state, work: Notify::new(), attempts: TaskTracker::new() })
+        Arc::new(Self { receiver, client, parts, gate, state, work: Notify::new(), attempts: TaskTracker::new() })
     }
 
     /// Takes in a delivery that is due. What waits already is not taken twice, and what is under way waits for its end: it may
     /// have failed and be due again before that is noted.
     pub(super) fn add(&self, delivery: Delivery) {
         self.lock().queue.insert((delivery.event.at, delivery.event.id), delivery);
+        self.work.notify_one();
+    }
+
+    /// The gate has opened: what waited may be begun.
+    pub(super) fn look(&self) {
         self.work.notify_one();
     }
 
@@ -101,6 +111,7 @@ impl Lane {
 
     /// Begins as much as may be begun now, and says when to look again.
     fn begin_what_may(self: &Arc<Self>) -> Duration {
+        let is_open = self.gate.is_open();
         let now = self.parts.clock.now();
         let mut state = self.lock();
         if state.gone {
@@ -118,9 +129,13 @@ impl Lane {
         }
         let places = if state.failures == 0 { PLACES } else { 1 };
         while state.under_way.len() < places
-            && let Some(delivery) = state.next()
+            && let Some(delivery) = state.next(is_open)
         {
             let id = delivery.event.id;
+            // Another worker may have made it while it was the one that delivers.
+            if !self.parts.outbox.is_open(&id, self.receiver.id) {
+                continue;
+            }
             state.under_way.insert(id, delivery.event.organization.clone());
             let place = Place { lane: Arc::clone(self), at: delivery.event.at, id, attempts: delivery.attempts };
             self.attempts.spawn(async move { place.lane.attempt(&delivery).await });

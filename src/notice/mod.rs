@@ -6,6 +6,7 @@
 //! is due now. A delivery is made at least once: a process that dies between an answer and its note makes it again, with the
 //! same id.
 
+mod gate;
 mod lane;
 mod post;
 mod receiver;
@@ -26,10 +27,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    gate::Gate,
     lane::{LONGEST_SLEEP, Lane, Queue},
     receiver::Receiver,
 };
-use crate::{clock::SharedClock, metrics::Metrics, model::ReceiverId, outbox::Outbox};
+use crate::{
+    clock::SharedClock,
+    metrics::Metrics,
+    model::ReceiverId,
+    outbox::{Outbox, Whose},
+    vault::Duty,
+};
 
 /// How long attempts under way may take to end when the worker stops: their own time limit, and some for noting the outcome.
 const MAX_HALT: Duration = Duration::from_secs(post::TIMEOUT.as_secs() + 10);
@@ -47,6 +55,8 @@ pub struct Parts {
     pub clock: SharedClock,
     /// Where attempts are counted.
     pub metrics: Metrics,
+    /// What says that it is this process that delivers.
+    pub duty: Duty,
 }
 
 /// Deliveries to every receiver, from [`start`](Self::start) to [`stop`](Self::stop).
@@ -88,16 +98,16 @@ impl Notice {
 
     fn work(&self, receivers: Receivers, mut queues: HashMap<ReceiverId, Queue>) {
         self.parts.outbox.set_receivers(receivers.all.iter().map(Receiver::of_outbox).collect());
-        let stopping = CancellationToken::new();
+        let (stopping, gate) = (CancellationToken::new(), Gate::default());
         let (mut lanes, mut running) = (HashMap::new(), HashMap::new());
         for receiver in receivers.all {
             let id = receiver.id;
             let queue = queues.remove(&id).unwrap_or_default();
-            let lane = Lane::new(receiver, receivers.client.clone(), self.parts.clone(), queue);
+            let lane = Lane::new(receiver, receivers.client.clone(), self.parts.clone(), gate.clone(), queue);
             running.insert(id, tokio::spawn(Arc::clone(&lane).run(stopping.clone())));
             lanes.insert(id, lane);
         }
-        let dispatcher = tokio::spawn(dispatch(self.parts.clone(), lanes, stopping.clone()));
+        let dispatcher = tokio::spawn(dispatch(self.parts.clone(), gate, lanes, stopping.clone()));
         let working = Working { stopping, dispatcher, lanes: running };
         *self.working.lock().unwrap_or_else(PoisonError::into_inner) = Some(working);
     }
@@ -142,18 +152,39 @@ impl Receiver {
     }
 }
 
-/// Takes what is due out of the outbox and into its receiver's lane.
-async fn dispatch(parts: Parts, lanes: HashMap<ReceiverId, Arc<Lane>>, stopping: CancellationToken) {
+/// Hands out what is due, until nobody is to; what all workers know of only while it is this one that delivers.
+async fn dispatch(parts: Parts, gate: Gate, lanes: HashMap<ReceiverId, Arc<Lane>>, stopping: CancellationToken) {
     if lanes.is_empty() {
         return;
     }
-    while !stopping.is_cancelled() {
+    let keeping = async {
+        loop {
+            gate.open(&parts.duty).await;
+            for lane in lanes.values() {
+                lane.look();
+            }
+            parts.outbox.changed().notify_waiters();
+            gate.lost(&parts.duty).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => {}
+        () = keeping => {}
+        () = hand_out(&parts, &gate, &lanes) => {}
+    }
+}
+
+/// Takes what is due out of the outbox and into its receiver's lane.
+async fn hand_out(parts: &Parts, gate: &Gate, lanes: &HashMap<ReceiverId, Arc<Lane>>) {
+    loop {
         // Before looking, so that nothing that comes after the look is missed.
         let changed = parts.outbox.changed().notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
+        let whose = if gate.is_open() { Whose::Everybodys } else { Whose::Own };
         loop {
-            let due = parts.outbox.due(parts.clock.now().wall, TAKEN_AT_ONCE);
+            let due = parts.outbox.due(parts.clock.now().wall, TAKEN_AT_ONCE, whose);
             let taken = due.len();
             for delivery in due {
                 if let Some(lane) = lanes.get(&delivery.receiver) {
@@ -164,10 +195,8 @@ async fn dispatch(parts: Parts, lanes: HashMap<ReceiverId, Arc<Lane>>, stopping:
                 break;
             }
         }
-        let wait = parts.outbox.next_due().map_or(LONGEST_SLEEP, |next| next.since(parts.clock.now().wall));
+        let wait = parts.outbox.next_due(whose).map_or(LONGEST_SLEEP, |next| next.since(parts.clock.now().wall));
         tokio::select! {
-            biased;
-            () = stopping.cancelled() => break,
             () = changed => {}
             () = tokio::time::sleep(wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)) => {}
         }

@@ -14,7 +14,8 @@ use crate::{
     clock::{Clock as _, ManualClock},
     config::{VaultConfig, WebhookConfig},
     model::{Event, EventId, EventKind, Timestamp},
-    vault::{Identity, Vault},
+    tests::AtOnce as _,
+    vault::{Duty, Identity, Vault},
 };
 
 const SECRET: &str = "whsec_aHVzaC1zaWduaW5nLXNlY3JldC1udW1iZXItb25l";
@@ -95,14 +96,16 @@ impl World {
             cache_bytes: 8 << 20,
             backup_dir: None,
             backup_keep: 14,
+            postgres: None,
         };
         let identity = Identity::create(&config.identity_file).expect("made");
         Vault::create(&config, &identity).expect("made");
         let metrics = Metrics::new(&[]);
         let vault = Vault::open(&config, &identity, metrics.clone()).expect("opens");
         let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
-        let outbox = Outbox::open(&vault, clock.clone(), metrics.clone());
-        let parts = Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone() };
+        let outbox = Outbox::open(&vault, clock.clone(), metrics.clone()).at_once();
+        let duty = Duty::always();
+        let parts = Parts { outbox: outbox.clone(), clock: clock.clone(), metrics: metrics.clone(), duty };
         fs::write(folder.path().join("webhook.key"), SECRET).expect("written");
         let notice = Notice::start(receivers(&folder, hooks, &clock), parts);
         Self { notice, outbox, vault, clock, metrics, folder }
@@ -138,7 +141,7 @@ impl World {
 
     /// How long until the next delivery.
     fn due_in(&self) -> Option<Duration> {
-        self.outbox.next_due().map(|next| next.since(self.clock.now().wall))
+        self.outbox.next_due(Whose::Everybodys).map(|next| next.since(self.clock.now().wall))
     }
 
     fn given_up(&self) -> u64 {

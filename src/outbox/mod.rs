@@ -30,8 +30,8 @@ use self::rows::Rows;
 use crate::{
     clock::SharedClock,
     metrics::Metrics,
-    model::{Event, EventId, EventKind, ReceiverId, Timestamp},
-    vault::{Change, Vault, VaultError},
+    model::{Event, EventId, EventKind, OutboxRow, ReceiverId, Timestamp},
+    vault::{Change, Hold, Vault, VaultError},
 };
 
 /// How many events that were told to everybody are kept for those who come back.
@@ -72,6 +72,15 @@ impl Receiver {
     }
 }
 
+/// Which deliveries are meant, where several workers share the vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those that all workers know of, of whom one delivers, and this worker's own.
+    Everybodys,
+    /// Those that this worker alone knows of: [alarms](Outbox::alarm).
+    Own,
+}
+
 /// A delivery that is to be made now.
 #[derive(Clone, Debug)]
 pub struct Delivery {
@@ -83,6 +92,8 @@ pub struct Delivery {
     pub attempts: u32,
     /// Since when it is to be made.
     pub first_at: Timestamp,
+    /// Only this worker knows of it.
+    pub is_own: bool,
 }
 
 /// The outbox of one vault. Cheap to clone; it outlives keepers, and there is one for a vault.
@@ -111,13 +122,15 @@ impl fmt::Debug for Outbox {
 }
 
 impl Outbox {
-    /// Reads what is in the vault's outbox; to be asked for once a vault. Blocks. A row that cannot be read is left out, and said.
-    pub fn open(vault: &Vault, clock: SharedClock, metrics: Metrics) -> Self {
+    /// Reads what is in the vault's outbox; to be asked for once a vault. May block. A row that cannot be read is left out, and said.
+    pub async fn open(vault: &Vault, clock: SharedClock, metrics: Metrics) -> Self {
         let mut stored = Vec::new();
-        let read = vault.for_each_row(&mut |row| {
-            stored.push(row.value);
-            Ok(())
-        });
+        let read = vault
+            .for_each_row(&mut |row| {
+                stored.push(row.value);
+                Ok(())
+            })
+            .await;
         if let Err(error) = read {
             tracing::error!(%error, "not every event that is still to be told can be read");
         }
@@ -168,15 +181,26 @@ impl Outbox {
     ///
     /// With events, the commit goes on and is told also where this future is dropped. It has to be called within a Tokio
     /// runtime.
-    pub async fn commit(&self, mut changes: Vec<Change>, events: Vec<Event>) -> Result<u64, VaultError> {
+    pub async fn commit(&self, changes: Vec<Change>, events: Vec<Event>) -> Result<u64, VaultError> {
+        self.commit_held(&[], changes, events).await
+    }
+
+    /// As [`commit`](Self::commit), for grants that are held.
+    pub async fn commit_held(
+        &self,
+        holds: &[&Hold],
+        mut changes: Vec<Change>,
+        events: Vec<Event>,
+    ) -> Result<u64, VaultError> {
         if events.is_empty() {
-            return self.0.vault.commit(changes).await;
+            return self.0.vault.commit_held(holds, changes).await;
         }
         let (telling, rows) = self.prepare(events);
         changes.extend(rows);
         let vault = self.0.vault.clone();
+        let holds: Vec<Hold> = holds.iter().copied().cloned().collect();
         let committing = tokio::spawn(async move {
-            let committed = vault.commit(changes).await;
+            let committed = vault.commit_held(&holds.iter().collect::<Vec<_>>(), changes).await;
             if committed.is_ok() {
                 telling.written();
             }
@@ -208,9 +232,9 @@ impl Outbox {
     }
 
     /// Tells those who follow in this moment, if anybody does; nothing is kept of it.
-    pub fn live(&self, make: impl FnOnce() -> Vec<Event>) {
+    pub async fn live<F: Future<Output = Vec<Event>>>(&self, make: impl FnOnce() -> F) {
         if self.0.live.receiver_count() > 0 {
-            for event in make() {
+            for event in make().await {
                 let _nobody_left = self.0.live.send(Arc::new(event));
             }
         }
@@ -243,13 +267,34 @@ impl Outbox {
 
     /// Deliveries to make now, the longest due first, at most `max`. Each is handed out once: until it is answered, or for
     /// `rows::LEASE` where it never is.
-    pub fn due(&self, now: Timestamp, max: usize) -> Vec<Delivery> {
-        self.rows().due(now, max)
+    pub fn due(&self, now: Timestamp, max: usize, whose: Whose) -> Vec<Delivery> {
+        self.rows().due(now, max, whose)
     }
 
     /// When the next delivery is to be made.
-    pub fn next_due(&self) -> Option<Timestamp> {
-        self.rows().next_due()
+    pub fn next_due(&self, whose: Whose) -> Option<Timestamp> {
+        self.rows().next_due(whose)
+    }
+
+    /// Whether that delivery is still to be made.
+    pub fn is_open(&self, event: &EventId, receiver: ReceiverId) -> bool {
+        self.rows().is_open(event, receiver)
+    }
+
+    /// Takes in what other workers that share the vault have written, in the order in which it is heard: their events may be seen from
+    /// now on, and what they have delivered is delivered. To hear of something twice, or of what this worker wrote itself, changes
+    /// nothing.
+    pub fn heard(&self, heard: Vec<OutboxRow>) {
+        let now = self.0.clock.now().wall;
+        let mut rows = self.rows();
+        for row in heard {
+            if let Some(number) = rows.heard(row, now) {
+                self.settle(&mut rows, Some(number), true);
+            }
+        }
+        self.count(&rows);
+        drop(rows);
+        self.0.changed.notify_waiters();
     }
 
     /// Told when deliveries have come, or when they are due may have changed. Only who waits already is told: make the future, enable

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Delivery, MAX_OPEN, MAX_TOLD, Receiver, TOLD_KEPT};
+use super::{Delivery, MAX_OPEN, MAX_TOLD, Receiver, TOLD_KEPT, Whose};
 use crate::model::{Event, EventId, EventKind, OpenDelivery, OutboxRow, ReceiverId, Timestamp};
 
 /// How long a delivery that was handed out is not handed out again, should nobody say what became of it: longer than any
@@ -162,22 +162,27 @@ impl Rows {
         newest.find(|row| row.event.kind == kind).map(|row| Arc::clone(&row.event))
     }
 
-    pub(super) fn due(&mut self, now: Timestamp, max: usize) -> Vec<Delivery> {
-        let due: Vec<_> = self.due.iter().take_while(|(at, ..)| *at <= now).take(max).copied().collect();
+    pub(super) fn due(&mut self, now: Timestamp, max: usize, whose: Whose) -> Vec<Delivery> {
+        let due = self.due.iter().take_while(|(at, ..)| *at <= now);
+        let due: Vec<_> = due.filter(|(_, number, _)| self.is_meant(*number, whose)).take(max).copied().collect();
         let hand_out = |(at, number, receiver)| {
             let row = self.shown.get_mut(&number)?;
             let open = row.deliveries.iter_mut().find(|open| open.receiver == receiver)?;
             self.due.remove(&(at, number, receiver));
             open.next_at = now + LEASE;
             self.due.insert((open.next_at, number, receiver));
-            let (attempts, first_at) = (open.attempts, open.first_at);
-            Some(Delivery { event: Arc::clone(&row.event), receiver, attempts, first_at })
+            let (attempts, first_at, is_own) = (open.attempts, open.first_at, !row.stored);
+            Some(Delivery { event: Arc::clone(&row.event), receiver, attempts, first_at, is_own })
         };
         due.into_iter().filter_map(hand_out).collect()
     }
 
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.due.first().map(|(at, ..)| *at)
+    pub(super) fn next_due(&self, whose: Whose) -> Option<Timestamp> {
+        self.due.iter().find(|(_, number, _)| self.is_meant(*number, whose)).map(|(at, ..)| *at)
+    }
+
+    fn is_meant(&self, number: u64, whose: Whose) -> bool {
+        whose == Whose::Everybodys || self.shown.get(&number).is_some_and(|row| !row.stored)
     }
 
     /// How many deliveries are open.
@@ -193,6 +198,55 @@ impl Rows {
     /// The row as the vault is to have it; `None` where it is not to have it, or not any more.
     pub(super) fn stored(&self, number: u64) -> Option<OutboxRow> {
         self.shown.get(&number).filter(|row| row.stored).map(|row| row.at_rest(number))
+    }
+
+    /// Whether a delivery is still to be made.
+    pub(super) fn is_open(&self, event: &EventId, receiver: ReceiverId) -> bool {
+        let row = self.number(event).and_then(|number| self.shown.get(&number));
+        row.is_some_and(|row| row.deliveries.iter().any(|open| open.receiver == receiver))
+    }
+
+    /// Takes in a row that somebody else has written: gives the number under which it is to be settled where its event is new here. Of
+    /// one that is known, deliveries only end, or are put off: what was heard may be older than what is known.
+    pub(super) fn heard(&mut self, row: OutboxRow, now: Timestamp) -> Option<u64> {
+        let OutboxRow { event, deliveries, .. } = row;
+        if self.number(&event.id).is_some() {
+            self.catch_up(&event.id, &deliveries);
+            return None;
+        }
+        if deliveries.is_empty() && event.at + TOLD_KEPT < now {
+            return None;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.numbers.insert(event.id, number);
+        let is_known = |open: &OpenDelivery| self.receivers.iter().any(|receiver| receiver.id == open.receiver);
+        let deliveries = deliveries.into_iter().filter(is_known).collect();
+        let rows = vec![(number, Row { event, deliveries, stored: true })];
+        self.reserved.insert(number, Reservation { rows, written: None });
+        self.give_up_oldest();
+        Some(number)
+    }
+
+    fn catch_up(&mut self, event: &EventId, heard: &[OpenDelivery]) {
+        // What is being written by this process is not heard of before it is done.
+        let Some(number) = self.number(event).filter(|number| self.shown.contains_key(number)) else { return };
+        let known = self.shown.get(&number).map(|row| row.deliveries.clone()).unwrap_or_default();
+        for open in known {
+            match heard.iter().find(|heard| heard.receiver == open.receiver) {
+                None => self.close(event, open.receiver),
+                Some(heard) if heard.attempts > open.attempts => {
+                    self.put_off(event, open.receiver, heard.next_at.max(open.next_at));
+                    let row = self.shown.get_mut(&number);
+                    let ours =
+                        row.and_then(|row| row.deliveries.iter_mut().find(|ours| ours.receiver == open.receiver));
+                    if let Some(ours) = ours {
+                        ours.attempts = heard.attempts;
+                    }
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// A delivery is over.

@@ -3,6 +3,7 @@ use crate::{
     clock::{Clock as _, ManualClock},
     config::VaultConfig,
     model::OpenDelivery,
+    tests::AtOnce as _,
     vault::Identity,
 };
 
@@ -26,6 +27,7 @@ fn config(folder: &tempfile::TempDir) -> (VaultConfig, std::path::PathBuf) {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     };
     (config, identity_file)
 }
@@ -41,7 +43,7 @@ impl Bench {
     fn open(folder: tempfile::TempDir, clock: Arc<ManualClock>) -> Self {
         let (config, file) = config(&folder);
         let vault = Vault::open(&config, &Identity::read(&file).unwrap(), Metrics::new(&[])).unwrap();
-        let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[]));
+        let outbox = Outbox::open(&vault, clock.clone(), Metrics::new(&[])).at_once();
         Self { outbox, vault, clock, folder }
     }
 
@@ -124,7 +126,7 @@ async fn a_follower_gets_what_was_and_what_comes_without_a_gap_and_is_told_when_
     let mut follower = bench.outbox.follow(Some(&events[0].id));
     let mut slow = bench.outbox.follow(None);
     let more = bench.told(3..5).await;
-    bench.outbox.live(|| vec![bench.event(9, EventKind::TokenRefreshed)]);
+    bench.outbox.live(async || vec![bench.event(9, EventKind::TokenRefreshed)]).await;
     for expected in events[1..].iter().chain(&more) {
         assert_eq!(*follower.next().await.unwrap(), *expected);
     }
@@ -146,10 +148,10 @@ async fn each_receiver_gets_what_it_wants_until_it_has_taken_it() {
     let events = bench.told(0..2).await;
     bench.outbox.post(vec![bench.event(7, EventKind::ProviderFailing)]).await.unwrap();
     assert_eq!(bench.outbox.pending(), 3);
-    let due = bench.outbox.due(NOW, 10);
+    let due = bench.outbox.due(NOW, 10, Whose::Everybodys);
     let to = |due: &[Delivery]| due.iter().map(|due| (due.receiver, due.attempts)).collect::<Vec<_>>();
     assert_eq!(to(&due), [(HOOK, 0), (HOOK, 0), (OTHER, 0)]);
-    assert!(bench.outbox.due(NOW, 10).is_empty(), "each is handed out once");
+    assert!(bench.outbox.due(NOW, 10, Whose::Everybodys).is_empty(), "each is handed out once");
     bench.outbox.delivered(&events[0].id, HOOK).await;
     let later = NOW + Duration::from_hours(1);
     bench.outbox.put_off(&events[1].id, HOOK, later).await;
@@ -158,13 +160,17 @@ async fn each_receiver_gets_what_it_wants_until_it_has_taken_it() {
     let bench = bench.reopened();
     bench.outbox.set_receivers(vec![hook(HOOK, &["consent.*"]), hook(OTHER, &["provider.failing"])]);
     assert_eq!(bench.outbox.pending(), 2, "what was not taken is still to be delivered");
-    assert_eq!(to(&bench.outbox.due(NOW, 10)), [(OTHER, 0)]);
-    let due = bench.outbox.due(later, 10);
+    assert_eq!(to(&bench.outbox.due(NOW, 10, Whose::Everybodys)), [(OTHER, 0)]);
+    let due = bench.outbox.due(later, 10, Whose::Everybodys);
     // The other one was handed out before, and nobody has said what became of it.
     assert_eq!((to(&due), due[1].event.id, due[1].first_at), (vec![(OTHER, 0), (HOOK, 1)], events[1].id, NOW));
     bench.outbox.give_up(&events[1].id, HOOK).await;
     bench.outbox.set_receivers(vec![hook(HOOK, &["*"])]);
-    assert_eq!((bench.outbox.pending(), bench.outbox.next_due()), (0, None), "the other is not configured any more");
+    assert_eq!(
+        (bench.outbox.pending(), bench.outbox.next_due(Whose::Everybodys)),
+        (0, None),
+        "the other is not configured any more"
+    );
     let bench = bench.reopened();
     assert_eq!(bench.outbox.pending(), 1, "it may be again when the worker starts anew");
 }
@@ -176,8 +182,8 @@ async fn an_alarm_about_the_vault_needs_no_vault() {
     bench.vault.clone().close().unwrap();
     bench.outbox.vault_failing("the disk is full");
     bench.outbox.vault_failing("the disk is full");
-    let due = bench.outbox.due(NOW, 10);
-    assert_eq!(due.len(), 1, "one alarm");
+    let due = bench.outbox.due(NOW, 10, Whose::Own);
+    assert_eq!(due.len(), 1, "one alarm, that no other worker knows of");
     assert_eq!(
         (due[0].event.kind, due[0].event.reason.as_deref()),
         (EventKind::VaultFailing, Some("the disk is full"))
@@ -235,12 +241,12 @@ fn no_more_deliveries_wait_than_may_and_the_oldest_are_given_up() {
     let (_, given_up) = reserve_and_show(&mut rows, 0..most + 10);
     assert_eq!(given_up, 9, "each is shown after room was made for it");
     assert_eq!(rows.pending(), most + 1);
-    assert_eq!(rows.due(NOW, 1)[0].event.id, plain(9).id);
+    assert_eq!(rows.due(NOW, 1, Whose::Everybodys)[0].event.id, plain(9).id);
 }
 
 #[test]
 fn two_stored_rows_never_share_a_number() {
-    let row = |id: u64, number: u64| crate::model::OutboxRow {
+    let row = |id: u64, number: u64| OutboxRow {
         number,
         event: Arc::new(plain(id)),
         deliveries: vec![OpenDelivery { receiver: HOOK, attempts: 3, first_at: NOW, next_at: NOW }],
@@ -248,4 +254,45 @@ fn two_stored_rows_never_share_a_number() {
     let rows = Rows::of(vec![row(1, 5), row(2, 5), row(3, 4)]);
     let ids: Vec<EventId> = rows.after(None).iter().map(|event| event.id).collect();
     assert_eq!((ids.len(), rows.pending(), rows.newest()), (3, 3, ids.last().copied()));
+}
+
+#[tokio::test]
+async fn what_another_worker_told_and_delivered_is_heard_of_once() {
+    let (here, there) = (Bench::new(), Bench::new());
+    for bench in [&here, &there] {
+        bench.outbox.set_receivers(vec![hook(HOOK, &["consent.*"]), hook(OTHER, &["consent.*"])]);
+    }
+    let row = |bench: &Bench, id: &EventId| {
+        let rows = bench.outbox.rows();
+        rows.number(id).and_then(|number| rows.stored(number)).expect("it is there")
+    };
+    let mut follower = here.outbox.follow(None);
+    let own = here.told(0..1).await;
+    let told = there.told(1..3).await;
+    let ids = told.iter().map(|event| event.id).collect::<Vec<_>>();
+    here.outbox.heard(ids.iter().map(|id| row(&there, id)).collect());
+    here.outbox.heard(vec![row(&there, &ids[0]), row(&here, &own[0].id)]);
+    assert!(same(&here.outbox.after(Some(&own[0].id)), &told), "after what was there, and once");
+    for expected in own.iter().chain(&told) {
+        assert_eq!(*follower.next().await.expect("it keeps up"), *expected);
+    }
+    assert_eq!(here.outbox.pending(), 6);
+    let whose = |whose| (here.outbox.next_due(whose), here.outbox.due(NOW, 10, whose).len());
+    assert_eq!(whose(Whose::Own), (None, 0), "another may be the one that delivers them");
+
+    // What is handed out here, or over, stays so whatever is heard late.
+    let before = row(&there, &ids[0]);
+    assert_eq!(here.outbox.due(NOW, 10, Whose::Everybodys).len(), 6);
+    here.outbox.delivered(&ids[0], OTHER).await;
+    here.outbox.heard(vec![before]);
+    assert_eq!((here.outbox.pending(), here.outbox.due(NOW, 10, Whose::Everybodys).len()), (5, 0));
+
+    // The other worker delivers.
+    there.outbox.delivered(&ids[0], HOOK).await;
+    there.outbox.put_off(&ids[1], HOOK, NOW + Duration::from_hours(1)).await;
+    here.outbox.heard(ids.iter().map(|id| row(&there, id)).collect());
+    assert!(!here.outbox.is_open(&ids[0], HOOK) && here.outbox.is_open(&ids[1], HOOK));
+    let due = here.outbox.due(NOW + Duration::from_hours(1), 10, Whose::Everybodys);
+    let put_off = due.iter().find(|due| due.event.id == ids[1] && due.receiver == HOOK).expect("still open");
+    assert_eq!(put_off.attempts, 1, "they count together");
 }

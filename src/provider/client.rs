@@ -10,6 +10,7 @@ use super::{
     client_secrets::{Candidates, ClientSecrets},
     detail::Cleaner,
     discovery::{Discovery, Document},
+    last_look::Leave,
     organizations, profile,
     request::{Client, Form, bearer},
     transport::{Failure, MAX_TOKEN_ANSWER, Outgoing, Reply, Transport, is_safe_endpoint, without_secrets},
@@ -98,6 +99,17 @@ impl Provider {
 
     /// Posts a form to an endpoint of the authorization server.
     pub(super) async fn post(&self, url: Url, form: Form, fresh: bool, timeout: Duration) -> Result<Reply, Failure> {
+        self.post_until(url, form, fresh, timeout, None).await
+    }
+
+    async fn post_until(
+        &self,
+        url: Url,
+        form: Form,
+        fresh: bool,
+        timeout: Duration,
+        leave: Option<Leave>,
+    ) -> Result<Reply, Failure> {
         let (body, authorization) = form.into_parts();
         let outgoing = Outgoing {
             method: Method::POST,
@@ -107,14 +119,23 @@ impl Provider {
             fresh,
             timeout,
             max_body: MAX_TOKEN_ANSWER,
+            leave,
         };
         self.transport.send(outgoing).await
     }
 
     async fn get(&self, url: Url, authorization: Option<HeaderValue>, max_body: usize) -> Result<Reply, Failure> {
         let timeout = self.transport.timeout();
-        let outgoing =
-            Outgoing { method: Method::GET, url, authorization, form: None, fresh: false, timeout, max_body };
+        let outgoing = Outgoing {
+            method: Method::GET,
+            url,
+            authorization,
+            form: None,
+            fresh: false,
+            timeout,
+            max_body,
+            leave: None,
+        };
         self.transport.send(outgoing).await
     }
 
@@ -132,11 +153,12 @@ impl Provider {
             let Attempt { client, timeout } = attempts.current();
             let form = Form::exchange(exchange.credential, &scope).authenticated(&client, self.config.client_auth);
             let cleaner = form.cleaner([exchange.credential.secret()], &client);
-            if exchange.not_after.is_some_and(|moment| self.clock.now().boot >= moment) {
-                let detail = "the grace for its token was over before the request could leave";
+            let leave = exchange.not_after.map(|not_after| Leave { clock: self.clock.clone(), not_after });
+            if leave.as_ref().is_some_and(Leave::is_over) {
+                let detail = "the time for its token was over before the request could leave";
                 return ExchangeOutcome::NotSent { detail: detail.to_owned() };
             }
-            let reply = self.post(url.clone(), form, exchange.fresh_connection, timeout).await;
+            let reply = self.post_until(url.clone(), form, exchange.fresh_connection, timeout, leave).await;
             let now = self.clock.now().wall;
             let Verdict { outcome, is_wrong_secret } =
                 verdict::of(reply, exchange.credential, &cleaner, now, self.config.name.as_str());

@@ -112,6 +112,7 @@ impl Discovery {
     /// Asks for the document now; the error is fit for a log.
     pub(super) async fn fetch(&self, transport: &Transport) -> Result<Document, String> {
         let outgoing = Outgoing {
+            leave: None,
             method: Method::GET,
             url: self.url(),
             authorization: None,

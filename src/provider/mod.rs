@@ -12,6 +12,7 @@ mod client_secrets;
 mod detail;
 mod discovery;
 mod findings;
+mod last_look;
 mod organizations;
 #[cfg(test)]
 pub(crate) mod played;
@@ -56,8 +57,9 @@ pub struct Exchange<'a> {
     pub client: Option<&'a ClientCredentials>,
     /// Whether it must not reuse a connection: true for a one-time token, so that a stale connection causes no doubt.
     pub fresh_connection: bool,
-    /// The moment of the boot-time clock from which on no request may leave any more, since a grace is over by then;
-    /// what comes first (discovery, reading a client secret) takes its time.
+    /// The moment of the boot-time clock from which on no request may leave any more, since a grace is over by then, or another
+    /// process may take the grant over. What comes first (discovery, reading a client secret, connecting) takes its time: it is
+    /// looked at last when a fresh connection stands.
     pub not_after: Option<Duration>,
 }
 

@@ -11,7 +11,10 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::detail;
+use super::{
+    detail,
+    last_look::{LastLook, Leave},
+};
 use crate::config::is_loopback;
 
 /// The largest answer of a token endpoint that is read, in bytes.
@@ -49,6 +52,8 @@ pub(super) struct Outgoing {
     pub(super) timeout: Duration,
     /// The largest body that is read, in bytes.
     pub(super) max_body: usize,
+    /// Until when it may leave, where there is such a moment; on a fresh connection that is looked at when the connection stands.
+    pub(super) leave: Option<Leave>,
 }
 
 /// An answer that came, at least its head.
@@ -96,8 +101,13 @@ impl Transport {
         if !is_safe_endpoint(&outgoing.url) {
             return Err(Failure::NotSent(format!("{} is neither https nor loopback", without_secrets(&outgoing.url))));
         }
-        let max_body = outgoing.max_body;
-        let response = self.request(outgoing).send().await.map_err(failure)?;
+        let (max_body, leave) = (outgoing.max_body, outgoing.leave.clone());
+        let sending = self.request(outgoing).send();
+        let response = match leave {
+            Some(leave) => leave.within(sending).await,
+            None => sending.await,
+        };
+        let response = response.map_err(failure)?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).cloned();
         let body = match status {
@@ -144,6 +154,7 @@ pub fn https_client(timeout: Duration, idle_connections: usize) -> Result<reqwes
         .connect_timeout(MAX_CONNECT.min(timeout / 3))
         .read_timeout(timeout / 10 * 9)
         .tcp_user_timeout(timeout / 4 * 3)
+        .connector_layer(LastLook)
         .pool_idle_timeout(POOL_IDLE)
         .pool_max_idle_per_host(idle_connections)
         .build()

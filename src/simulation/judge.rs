@@ -19,6 +19,7 @@ use crate::{
         State as GrantState,
     },
     sandbox::{Entry, Issuer, Outcome, Standing},
+    tests::AtOnce as _,
     vault::Vault,
 };
 
@@ -235,7 +236,7 @@ impl Judge {
             end > latest + ROUNDING
         };
         if first && grant.access.as_ref().is_some_and(lives) {
-            let intent = vault.intent(grant.id).ok().flatten();
+            let intent = vault.intent(grant.id).at_once().ok().flatten();
             let (state, now) = (grant.state, self.machine.now());
             self.wrong(&format!(
                 "a spent token was sent while its access token lived, {whose}: {state:?} since {:?}, now {now:?}, {:?}, {intent:?}",
@@ -301,7 +302,7 @@ impl Judge {
                 }
                 continue;
             }
-            if vault.intent(grant.id).ok().flatten().is_some() {
+            if vault.intent(grant.id).at_once().ok().flatten().is_some() {
                 continue;
             }
             let secret = grant.credential.secret();
@@ -330,8 +331,8 @@ impl Judge {
             counts.approvals += 1;
             counts.renewals += u64::from(swapped);
         });
-        let stored = vault.organization(organization).ok().flatten().map(|stored| stored.value.grant);
-        let grant = stored.and_then(|id| vault.grant(id).ok().flatten()).map(|stored| stored.value);
+        let stored = vault.organization(organization).at_once().ok().flatten().map(|stored| stored.value.grant);
+        let grant = stored.and_then(|id| vault.grant(id).at_once().ok().flatten()).map(|stored| stored.value);
         let Some(grant) = grant.filter(|grant| grant.organizations.contains(organization)) else {
             return self.wrong(&format!("{organization} has neither its old consent nor the new one"));
         };
@@ -356,20 +357,26 @@ impl Judge {
         let mut wrong = Vec::new();
         {
             let State { told, doubted, .. } = &mut *self.state();
-            let _ = vault.for_each_row(&mut |stored| {
-                let event = &stored.value.event;
-                let organization = event.organization.as_ref().map_or("", |id| id.as_str());
-                let says =
-                    format!("{} {organization} {:?} {:?}", event.kind.word(), event.consent_expires_at, event.within);
-                if told.get(&event.id).is_some_and(|before| *before != says) {
-                    wrong.push(format!("{} means {says}, and once meant something else", event.id));
-                }
-                told.insert(event.id, says);
-                if event.kind == EventKind::ConsentInDoubt {
-                    doubted.insert(organization.to_owned());
-                }
-                Ok(())
-            });
+            let _ = vault
+                .for_each_row(&mut |stored| {
+                    let event = &stored.value.event;
+                    let organization = event.organization.as_ref().map_or("", |id| id.as_str());
+                    let says = format!(
+                        "{} {organization} {:?} {:?}",
+                        event.kind.word(),
+                        event.consent_expires_at,
+                        event.within
+                    );
+                    if told.get(&event.id).is_some_and(|before| *before != says) {
+                        wrong.push(format!("{} means {says}, and once meant something else", event.id));
+                    }
+                    told.insert(event.id, says);
+                    if event.kind == EventKind::ConsentInDoubt {
+                        doubted.insert(organization.to_owned());
+                    }
+                    Ok(())
+                })
+                .at_once();
         }
         for wrong in &wrong {
             self.wrong(wrong);
@@ -431,9 +438,11 @@ impl Judge {
 /// Every grant in the vault, in the order of the ids.
 fn all_grants(vault: &Vault) -> Vec<Grant> {
     let mut grants = Vec::new();
-    let _ = vault.for_each_grant(&mut |stored| {
-        grants.push(stored.value);
-        Ok(())
-    });
+    let _ = vault
+        .for_each_grant(&mut |stored| {
+            grants.push(stored.value);
+            Ok(())
+        })
+        .at_once();
     grants
 }

@@ -254,7 +254,7 @@ impl Life {
         let (machine, network) = (&self.world.machine, network_of(&self.world.networks, &customer));
         let token = link.url.rsplit('/').next().unwrap_or_default();
         let (Ok(invitation), Ok(Some(stored))) =
-            (links(&self.vault).open(token, machine.now().wall), self.vault.organization(organization))
+            (links(&self.vault).open(token, machine.now().wall), self.vault.organization(organization).await)
         else {
             return;
         };

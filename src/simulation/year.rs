@@ -23,6 +23,7 @@ use crate::{
     outbox::Outbox,
     provider::TokenEndpoint,
     sandbox::{Issuer, SandboxConfig},
+    tests::AtOnce as _,
     vault::{Disk, Snapshot, Vault},
 };
 
@@ -174,7 +175,7 @@ impl World {
         let endpoints = self.networks.iter().map(|network| Arc::clone(network) as Arc<dyn TokenEndpoint>);
         Parts {
             revoke_old: false,
-            outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])),
+            outbox: Outbox::open(&vault, self.machine.clone(), Metrics::new(&[])).at_once(),
             links: Some(links(&vault)),
             vault,
             providers: self.providers.iter().cloned().zip(endpoints).collect(),

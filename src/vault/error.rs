@@ -237,6 +237,33 @@ pub enum VaultError {
     /// It has been closed.
     #[error("the vault is closed")]
     Closed,
+    /// Another process is at work on that grant.
+    #[error("another replica is at work on it; try again in a moment")]
+    Held,
+    /// The claim under which something was to be committed is another process's by now.
+    #[error("another replica has taken over meanwhile; what is there now is to be looked at again")]
+    Fenced,
+    /// What a commit was based on has been changed by another process.
+    #[error("another replica has changed it meanwhile; what is there now is to be looked at again")]
+    Conflict,
+    /// The database that the vault is in does not answer. Whatever was to be committed was not.
+    #[error("the vault's database is away: {detail}")]
+    Away {
+        /// What is known of it.
+        detail: String,
+    },
+    /// The database would lose what it confirmed.
+    #[error(
+        "the vault's database confirms commits alone, and would lose the latest with its server; set \
+         `synchronous_standby_names` there, or accept the loss of credentials with `vault.postgres.allow_asynchronous = true`"
+    )]
+    Asynchronous,
+    /// The database cannot be used as it is, or is not to be.
+    #[error("the vault's database cannot be used: {detail}")]
+    Unusable {
+        /// What is wrong, and what to do.
+        detail: String,
+    },
 }
 
 impl VaultError {
@@ -255,6 +282,11 @@ impl VaultError {
     /// Whether space on the disk is all that is missing.
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Scarce { .. } | Self::NoRoom { .. })
+    }
+
+    /// Whether it passes by itself: what was to be done can be tried again.
+    pub const fn passes(&self) -> bool {
+        matches!(self, Self::Held | Self::Fenced | Self::Conflict | Self::Away { .. } | Self::Asynchronous)
     }
 
     /// Whether records in the vault are lost or wrong, so that only a backup helps.

@@ -5,16 +5,19 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::hmac;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    runtime::Handle as Runtime,
+    sync::{Semaphore, mpsc, oneshot},
+};
 use zeroize::Zeroizing;
 
 #[cfg(test)]
 use super::name::Kind;
 use super::{
     Change, Stored, Stray, VaultError,
+    codec::Record,
     name::Part,
+    postgres::{self, Feed, Store},
     shared::{Judgement, Shared},
     writer::{Commit, Request, Writer},
 };
@@ -27,16 +30,24 @@ use crate::model::{
 pub(super) const MAX_WAITING: usize = 4096;
 /// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
 const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
-/// How many bytes of the hash an entity tag shows.
-const ENTITY_TAG_BYTES: usize = 12;
 
 /// An open vault. Cheap to clone.
 ///
-/// Reads may be made from any thread and block it, for microseconds as a rule and for a disk access at worst. When the
-/// last clone is dropped without [`close`](Self::close), the writer finishes the commits it was given and the lock is
-/// released; the next opening then replays the journal, as after a crash.
+/// Reads may be made from any thread. Those of a vault on this machine are ready at once, after microseconds as a rule and a disk
+/// access at worst; those of one in a database wait for it. When the last clone is dropped without [`close`](Self::close), the
+/// writer of one on this machine finishes the commits it was given and the lock is released; the next opening then replays the
+/// journal, as after a crash.
 #[derive(Clone)]
-pub struct Vault(Arc<Handle>);
+pub struct Vault(Kept);
+
+/// Where the records are.
+#[derive(Clone)]
+enum Kept {
+    /// On this machine, for this process alone.
+    Local(Arc<Handle>),
+    /// In a database, for all who share it.
+    Shared(Store),
+}
 
 struct Handle {
     shared: Arc<Shared>,
@@ -66,97 +77,146 @@ impl Vault {
         writer: Option<JoinHandle<()>>,
     ) -> Self {
         let places = Arc::new(Semaphore::new(MAX_WAITING));
-        Self(Arc::new(Handle { shared, requests: Some(requests), places, writer }))
+        Self(Kept::Local(Arc::new(Handle { shared, requests: Some(requests), places, writer })))
+    }
+
+    /// Whether other processes may change what is in it.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self.0, Kept::Shared(_))
+    }
+
+    /// The database, where the vault is in one.
+    pub const fn store(&self) -> Option<&Store> {
+        match &self.0 {
+            Kept::Local(_) => None,
+            Kept::Shared(store) => Some(store),
+        }
+    }
+
+    /// The vault on this machine, for what only such a one can.
+    fn local(&self) -> Result<&Arc<Handle>, VaultError> {
+        match &self.0 {
+            Kept::Local(local) => Ok(local),
+            Kept::Shared(_) => Err(VaultError::Unusable {
+                detail: "this cannot be done to a vault that is in a database; the database has its own means"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    async fn record<R: Record>(&self, id: &[u8]) -> Result<Option<Stored<R>>, VaultError> {
+        match &self.0 {
+            Kept::Local(local) => local.shared.record(id),
+            // Boxed, here and below: what waits for a network is large, and nobody pays for it but who does.
+            Kept::Shared(store) => Box::pin(store.record(id)).await,
+        }
+    }
+
+    async fn for_each<R: Record>(
+        &self,
+        part: Part,
+        f: &mut (dyn FnMut(Stored<R>) -> Result<(), VaultError> + Send),
+    ) -> Result<(), VaultError> {
+        match &self.0 {
+            Kept::Local(local) => local.shared.for_each(part, f),
+            Kept::Shared(store) => Box::pin(store.for_each(part, f)).await,
+        }
     }
 
     /// A grant; `None` if there is none of that id.
-    pub fn grant(&self, id: GrantId) -> Result<Option<Stored<Grant>>, VaultError> {
-        self.0.shared.record(id.as_bytes())
+    pub async fn grant(&self, id: GrantId) -> Result<Option<Stored<Grant>>, VaultError> {
+        self.record(id.as_bytes()).await
     }
 
     /// An organization; `None` if there is none of that id.
-    pub fn organization(&self, id: &OrganizationId) -> Result<Option<Stored<Organization>>, VaultError> {
-        self.0.shared.record(id.as_str().as_bytes())
+    pub async fn organization(&self, id: &OrganizationId) -> Result<Option<Stored<Organization>>, VaultError> {
+        self.record(id.as_str().as_bytes()).await
     }
 
     /// The exchange under way for a grant, if there is one.
-    pub fn intent(&self, id: GrantId) -> Result<Option<Intent>, VaultError> {
-        Ok(self.0.shared.record::<Intent>(id.as_bytes())?.map(|stored| stored.value))
+    pub async fn intent(&self, id: GrantId) -> Result<Option<Intent>, VaultError> {
+        Ok(self.record::<Intent>(id.as_bytes()).await?.map(|stored| stored.value))
     }
 
     /// Hands over every grant, in no useful order, while commits go on: one that is written meanwhile is seen before or
     /// after. An error of `f` stops it. A record that cannot be read does not: all others are handed over first, and then
     /// it is the error.
-    pub fn for_each_grant(&self, f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+    pub async fn for_each_grant(
+        &self,
+        f: &mut (dyn FnMut(Stored<Grant>) -> Result<(), VaultError> + Send),
+    ) -> Result<(), VaultError> {
+        self.for_each(Part::ALL, f).await
     }
 
     /// Hands over every organization, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_organization(
+    pub async fn for_each_organization(
         &self,
-        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Organization>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+        self.for_each(Part::ALL, f).await
     }
 
     /// As [`for_each_grant`](Self::for_each_grant), for a part of the grants: several threads can share the work.
-    pub fn for_each_grant_of(
+    pub async fn for_each_grant_of(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<Grant>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Grant>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(part, f)
+        self.for_each(part, f).await
     }
 
     /// As [`for_each_organization`](Self::for_each_organization), for a part of the organizations.
-    pub fn for_each_organization_of(
+    pub async fn for_each_organization_of(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<Organization>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Organization>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(part, f)
+        self.for_each(part, f).await
     }
 
     /// Hands over every intent, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_intent(
+    pub async fn for_each_intent(
         &self,
-        f: &mut dyn FnMut(Stored<Intent>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Intent>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+        self.for_each(Part::ALL, f).await
     }
 
     /// Hands over every stray, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_stray(&self, f: &mut dyn FnMut(Stored<Stray>) -> Result<(), VaultError>) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+    pub async fn for_each_stray(
+        &self,
+        f: &mut (dyn FnMut(Stored<Stray>) -> Result<(), VaultError> + Send),
+    ) -> Result<(), VaultError> {
+        self.for_each(Part::ALL, f).await
     }
 
     /// Which of an organization's links were revoked; `None` if none were.
-    pub fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
-        Ok(self.0.shared.record::<RevokedLinks>(id.as_str().as_bytes())?.map(|stored| stored.value))
+    pub async fn revoked_links(&self, id: &OrganizationId) -> Result<Option<RevokedLinks>, VaultError> {
+        Ok(self.record::<RevokedLinks>(id.as_str().as_bytes()).await?.map(|stored| stored.value))
     }
 
     /// Hands over every consent that has not taken its place, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_awaiting(
+    pub async fn for_each_awaiting(
         &self,
-        f: &mut dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<Awaiting>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+        self.for_each(Part::ALL, f).await
     }
 
     /// Hands over every revocation of links, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_revoked_links(
+    pub async fn for_each_revoked_links(
         &self,
-        f: &mut dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<RevokedLinks>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+        self.for_each(Part::ALL, f).await
     }
 
     /// Hands over every event of the outbox, as [`for_each_grant`](Self::for_each_grant) does.
-    pub fn for_each_row(
+    pub async fn for_each_row(
         &self,
-        f: &mut dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<OutboxRow>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
-        self.0.shared.for_each(Part::ALL, f)
+        self.for_each(Part::ALL, f).await
     }
 
     /// Commits all of `changes` or none, and gives their sequence number. When it returns, they are durable and every
@@ -167,67 +227,129 @@ impl Vault {
     /// vault is opened anew, and then all of it or nothing. Once the database has failed, which
     /// [`poisoned`](Self::poisoned) tells, commits go on as long as the journal has room: what is under way can end.
     pub async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
-        let handle = &*self.0;
-        let place = Arc::clone(&handle.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
-        let (done, answer) = oneshot::channel();
-        handle.send(Request::Commit(Commit { changes, done, _place: place }))?;
-        answer.await.map_err(|_| handle.shared.gone())?
+        match &self.0 {
+            Kept::Local(local) => local.commit(changes).await,
+            Kept::Shared(store) => Box::pin(store.commit(changes)).await,
+        }
+    }
+
+    /// The right to change a grant that exists: a claim among all who share the vault, shared by those of this process who ask for it;
+    /// at once, and for ever, where nobody else has the vault. While another process has it, it is waited for as long as `patience`
+    /// says, and then it is [`VaultError::Held`]. Whoever holds a grant reads it afresh before it decides.
+    pub async fn hold(&self, grant: GrantId, patience: Duration) -> Result<Hold, VaultError> {
+        match &self.0 {
+            Kept::Local(_) => Ok(Hold(None)),
+            Kept::Shared(store) => Box::pin(store.hold(grant, patience)).await.map(|hold| Hold(Some(hold))),
+        }
+    }
+
+    /// As [`commit`](Self::commit), for grants that are held: [`VaultError::Fenced`] where another process has taken one of them over. What
+    /// belongs to a grant that exists can be written in no other way in a vault that is shared.
+    pub async fn commit_held(&self, holds: &[&Hold], changes: Vec<Change>) -> Result<u64, VaultError> {
+        match &self.0 {
+            Kept::Local(local) => local.commit(changes).await,
+            Kept::Shared(store) => {
+                let holds: Vec<_> = holds.iter().filter_map(|hold| hold.0.as_ref()).collect();
+                Box::pin(store.commit_held(&holds, changes)).await
+            }
+        }
+    }
+
+    /// What other processes write; `None` where there are none.
+    pub fn news(&self) -> Option<Feed> {
+        self.store().map(Store::news)
+    }
+
+    /// How often the news are to be asked for.
+    pub fn news_interval(&self) -> Option<Duration> {
+        self.store().map(Store::poll_interval)
+    }
+
+    /// How long a claim lasts when its holder does nothing; `None` where there are none.
+    pub fn lease(&self) -> Option<Duration> {
+        self.store().map(Store::lease)
+    }
+
+    /// The grant, or what is remembered of one that is gone, that has or had the secret of this fingerprint, in a vault that is shared.
+    /// `None` where nobody else writes: whoever asks remembers it himself.
+    pub async fn holder(&self, fingerprint: Fingerprint) -> Result<Option<Stored<Grant>>, VaultError> {
+        match &self.0 {
+            Kept::Local(_) => Ok(None),
+            Kept::Shared(store) => Box::pin(store.holder(fingerprint)).await,
+        }
     }
 
     /// The secret's keyed hash: HMAC-SHA256, cut to 128 bits. It is the same for the vault's whole life, backups included.
     pub fn fingerprint(&self, secret: &Secret) -> Fingerprint {
-        let tag = hmac::sign(&self.0.shared.fingerprints, secret.expose().as_bytes());
-        Fingerprint(tag.as_ref().first_chunk().copied().unwrap_or_default())
+        match &self.0 {
+            Kept::Local(local) => local.shared.derived.fingerprint(secret),
+            Kept::Shared(store) => store.fingerprint(secret),
+        }
     }
 
     /// Another keyed hash of the secret, for an entity tag: 16 characters of URL-safe base64, without quotes.
     pub fn entity_tag(&self, secret: &Secret) -> String {
-        let tag = hmac::sign(&self.0.shared.entity_tags, secret.expose().as_bytes());
-        BASE64_URL_SAFE_NO_PAD.encode(&tag.as_ref()[..ENTITY_TAG_BYTES])
+        match &self.0 {
+            Kept::Local(local) => local.shared.derived.entity_tag(secret),
+            Kept::Shared(store) => store.entity_tag(secret),
+        }
     }
 
     /// The key of consent links. It is the same for the vault's whole life, backups included, so that a link that was sent
     /// holds across restarts, new data keys and a restore.
     pub fn link_key(&self) -> Zeroizing<[u8; 32]> {
-        self.0.shared.link_key.clone()
+        match &self.0 {
+            Kept::Local(local) => local.shared.derived.link_key(),
+            Kept::Shared(store) => store.link_key(),
+        }
     }
 
     /// The id of the happening that `parts` tell apart from every other: a keyed hash of them, HMAC-SHA256 cut to 128 bits. It
     /// is the same for the vault's whole life, backups included.
     pub fn event_id(&self, parts: &[&[u8]]) -> EventId {
-        let mut context = hmac::Context::with_key(&self.0.shared.events);
-        for part in parts {
-            // The length first, so that no two lists of parts read the same.
-            context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
-            context.update(part);
+        match &self.0 {
+            Kept::Local(local) => local.shared.derived.event_id(parts),
+            Kept::Shared(store) => store.event_id(parts),
         }
-        EventId::from_bytes(context.sign().as_ref().first_chunk().copied().unwrap_or_default())
     }
 
     /// How often the vault's contents went back to an earlier state, plus one.
     pub fn epoch(&self) -> u32 {
-        self.0.shared.meta.epoch
+        match &self.0 {
+            Kept::Local(local) => local.shared.meta.epoch,
+            Kept::Shared(store) => store.epoch(),
+        }
     }
 
     /// How they went back last: what one-time grants of an earlier epoch are in doubt for.
     pub fn epoch_reason(&self) -> DoubtReason {
-        self.0.shared.meta.reason
+        match &self.0 {
+            Kept::Local(local) => local.shared.meta.reason,
+            Kept::Shared(store) => store.epoch_reason(),
+        }
     }
 
     /// When the last backup was completed, by this process or as the folder of scheduled ones tells; `None`: never.
     pub fn last_backup_at(&self) -> Option<Timestamp> {
-        let at = self.0.shared.last_backup.load(Ordering::Relaxed);
+        let Kept::Local(local) = &self.0 else { return self.store().and_then(Store::last_backup_at) };
+        let at = local.shared.last_backup.load(Ordering::Relaxed);
         (at != 0).then_some(Timestamp::from_millis(at))
     }
 
     /// A backup was completed; an earlier one than is known changes nothing.
     pub fn backed_up(&self, at: Timestamp) {
-        self.0.shared.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
+        match &self.0 {
+            Kept::Local(local) => _ = local.shared.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed),
+            Kept::Shared(store) => store.backed_up(at),
+        }
     }
 
     /// The vault's figures, without a scan.
     pub fn stats(&self) -> VaultStats {
-        let shared = &*self.0.shared;
+        let shared = match &self.0 {
+            Kept::Local(local) => &*local.shared,
+            Kept::Shared(store) => return store.stats(),
+        };
         VaultStats {
             records: shared.records.load(Ordering::Relaxed),
             bytes: shared.journal_bytes + shared.opened.load().as_ref().map_or(0, |opened| opened.engine.bytes()),
@@ -242,7 +364,10 @@ impl Vault {
     ///
     /// If the system has no randomness, which it had when the vault was opened.
     pub fn random_grant_id(&self) -> GrantId {
-        GrantId::from_bytes((self.0.shared.random_id)())
+        match &self.0 {
+            Kept::Local(local) => GrantId::from_bytes((local.shared.random_id)()),
+            Kept::Shared(store) => store.random_grant_id(),
+        }
     }
 
     /// Waits until it is known whether the vault holds what it should: at once, but for one that was opened after a crash
@@ -251,7 +376,9 @@ impl Vault {
     ///
     /// The error is what an opening would have been refused with. Nothing was committed then.
     pub async fn judged(&self) -> Result<(), VaultError> {
-        let mut judgement = self.0.shared.judgement.subscribe();
+        // A database is whole or says so.
+        let Kept::Local(local) = &self.0 else { return Ok(()) };
+        let mut judgement = local.shared.judgement.subscribe();
         let known = judgement.wait_for(|judgement| !matches!(judgement, Judgement::Pending)).await;
         match known.as_deref() {
             Ok(Judgement::Damaged(error)) => Err(error.clone()),
@@ -262,18 +389,26 @@ impl Vault {
 
     /// Whether [`judged`](Self::judged) would answer at once.
     pub fn is_judged(&self) -> bool {
-        !matches!(*self.0.shared.judgement.borrow(), Judgement::Pending)
+        match &self.0 {
+            Kept::Local(local) => !matches!(*local.shared.judgement.borrow(), Judgement::Pending),
+            Kept::Shared(_) => true,
+        }
     }
 
     /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
-        self.0.shared.poison.get().cloned()
+        match &self.0 {
+            Kept::Local(local) => local.shared.poison.get().cloned(),
+            Kept::Shared(store) => store.over(),
+        }
     }
 
     /// Whether only opening the vault anew can help, and would: it takes no more writes, and its disk does again. Blocks,
     /// and writes a little, where the vault takes no more writes; else it asks nothing.
     pub fn wants_reopening(&self) -> bool {
-        let opened = self.0.shared.opened.load_full();
+        // A database that is away comes back, and one that went back in time is an operator's to look at.
+        let Kept::Local(local) = &self.0 else { return false };
+        let opened = local.shared.opened.load_full();
         let lock = opened.as_ref().and_then(|opened| opened.lock.as_ref());
         self.poisoned().is_some() && lock.is_some_and(|lock| lock.folder.takes_writes())
     }
@@ -286,16 +421,26 @@ impl Vault {
     /// Ends the vault: commits that were given are finished, the engine is brought to the disk, the journal is marked as
     /// closed cleanly, and the lock is released. Other clones then answer [`VaultError::Closed`]. Blocks.
     pub fn close(self) -> Result<(), VaultError> {
+        let local = match &self.0 {
+            Kept::Local(local) => local,
+            Kept::Shared(store) => {
+                // What is not given up runs out by itself, should there be no runtime to do it.
+                if let Ok(here) = Runtime::try_current() {
+                    here.block_on(store.close());
+                }
+                return Ok(());
+            }
+        };
         let (done, answer) = std::sync::mpsc::sync_channel(1);
-        self.0.send(Request::Close(done))?;
+        local.send(Request::Close(done))?;
         let closed = match answer.recv_timeout(JUDGING_PATIENCE) {
             Err(RecvTimeoutError::Timeout) => {
-                self.0.shared.ending.store(true, Ordering::Relaxed);
+                local.shared.ending.store(true, Ordering::Relaxed);
                 answer.recv().ok()
             }
             closed => closed.ok(),
         };
-        closed.ok_or_else(|| self.0.shared.gone())?
+        closed.ok_or_else(|| local.shared.gone())?
     }
 
     /// Lets the writer do something between two commits, and waits for it. Blocks.
@@ -307,14 +452,15 @@ impl Vault {
         let run = move |writer: &mut Writer| {
             let _ = done.send(what(writer));
         };
-        self.0.send(Request::Run(Box::new(run)))?;
-        answer.recv().map_err(|_| self.0.shared.gone())?
+        let local = self.local()?;
+        local.send(Request::Run(Box::new(run)))?;
+        answer.recv().map_err(|_| local.shared.gone())?
     }
 
     /// As after a sync that failed.
     #[cfg(test)]
     pub(crate) fn poison_for_test(&self) {
-        self.0.shared.poison(&VaultError::Closed);
+        self.local().unwrap().shared.poison(&VaultError::Closed);
         let broken = self.ask(|writer| {
             writer.journal.break_for_test();
             Ok(())
@@ -330,20 +476,20 @@ impl Vault {
             Some(Ok(())) => Judgement::Whole,
             Some(Err(error)) => Judgement::Damaged(error),
         };
-        self.0.shared.judgement.send_replace(judgement);
+        self.local().unwrap().shared.judgement.send_replace(judgement);
     }
 
     /// As after a bad block: the organization's record does not open any more.
     #[cfg(test)]
     pub(crate) fn damage_for_test(&self, id: &OrganizationId) {
-        let shared = &self.0.shared;
+        let shared = &self.local().unwrap().shared;
         let name = shared.namer.name(Kind::Organization, id.as_str().as_bytes());
         shared.backlog.plant(name, vec![0; 64]);
     }
 
-    /// What readers and the writer have in common.
-    pub(super) fn shared(&self) -> &Shared {
-        &self.0.shared
+    /// What readers and the writer of a vault on this machine have in common.
+    pub(super) fn shared(&self) -> Result<&Shared, VaultError> {
+        self.local().map(|local| &*local.shared)
     }
 }
 
@@ -353,7 +499,32 @@ impl fmt::Debug for Vault {
     }
 }
 
+/// A vault that is in a database.
+impl From<Store> for Vault {
+    fn from(store: Store) -> Self {
+        Self(Kept::Shared(store))
+    }
+}
+
+/// The right to change a grant: a claim of its own, as [`Vault::hold`] gives it. Given up in the background when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Hold(Option<postgres::Hold>);
+
+impl Hold {
+    /// Until when, on the boot-time clock, no other process works on the grant; `None`: for ever.
+    pub fn good_until(&self) -> Option<Duration> {
+        self.0.as_ref().map(postgres::Hold::good_until)
+    }
+}
+
 impl Handle {
+    async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
+        let (done, answer) = oneshot::channel();
+        self.send(Request::Commit(Commit { changes, done, _place: place }))?;
+        answer.await.map_err(|_| self.shared.gone())?
+    }
+
     fn send(&self, request: Request) -> Result<(), VaultError> {
         let requests = self.requests.as_ref().ok_or(VaultError::Closed)?;
         requests.send(request).map_err(|_| self.shared.gone())

@@ -91,6 +91,11 @@ impl Identity {
         self.too_open
     }
 
+    /// The file that it was read from.
+    pub(super) fn file(&self) -> &Path {
+        &self.path
+    }
+
     /// The public keys of all identities.
     pub(super) fn recipients(&self) -> impl Iterator<Item = age::x25519::Recipient> {
         self.keys.iter().map(age::x25519::Identity::to_public)

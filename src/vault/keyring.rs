@@ -15,6 +15,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
+    path::Path,
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -91,12 +92,18 @@ impl Keyring {
         identity: &Identity,
         recipients: &[String],
     ) -> Result<(), VaultError> {
+        self.set_recipients(identity, recipients)?;
+        folder::write_new(&folder.keyring(), &self.encrypt()?)?;
+        folder::write_new(&folder.recipients(), self.recipients_text().as_bytes())
+    }
+
+    /// Of a new vault: `identity` and `recipients` open it.
+    pub(super) fn set_recipients(&mut self, identity: &Identity, recipients: &[String]) -> Result<(), VaultError> {
         self.recipients.clear();
         for recipient in identity.recipients().map(|own| own.to_string()).chain(recipients.iter().cloned()) {
             self.add_recipient(&recipient)?;
         }
-        folder::write_new(&folder.keyring(), &self.encrypt()?)?;
-        folder::write_new(&folder.recipients(), self.recipients_text().as_bytes())
+        Ok(())
     }
 
     /// Puts this keyring in the place of the one in the folder, as [`folder::replace`] does.
@@ -115,7 +122,8 @@ impl Keyring {
         }
     }
 
-    fn recipients_text(&self) -> String {
+    /// Its recipients, for people.
+    pub(super) fn recipients_text(&self) -> String {
         self.recipients.join("\n") + "\n"
     }
 
@@ -173,15 +181,26 @@ impl Keyring {
             io::ErrorKind::NotFound => damaged("it is missing"),
             _ => VaultError::io(&path, &error),
         })?;
-        let decryptor = age::Decryptor::new_buffered(&sealed[..]).map_err(|_| damaged("it is not an age file"))?;
+        Self::open(&sealed, identity, &recipients(folder), folder.path())
+    }
+
+    /// Opens a keyring that is in `place`, where it is said to be encrypted to `listed`, with one of the identities.
+    pub(super) fn open(
+        sealed: &[u8],
+        identity: &Identity,
+        listed: &[String],
+        place: &Path,
+    ) -> Result<Self, VaultError> {
+        let damaged = |detail: &str| VaultError::Damaged { what: "its keyring", detail: detail.to_owned() };
+        let decryptor = age::Decryptor::new_buffered(sealed).map_err(|_| damaged("it is not an age file"))?;
         let mut reader = decryptor.decrypt(identity.keys()).map_err(|error| match error {
-            age::DecryptError::NoMatchingKeys if recipients(folder).contains(&identity.recipient()) => damaged(
+            age::DecryptError::NoMatchingKeys if listed.contains(&identity.recipient()) => damaged(
                 "it is not encrypted to the identity, although recipients.txt lists it: one of the two was replaced",
             ),
             age::DecryptError::NoMatchingKeys => VaultError::WrongIdentity {
-                path: folder.path().to_owned(),
+                path: place.to_owned(),
                 identity: identity.recipient(),
-                recipients: recipients(folder),
+                recipients: listed.to_vec(),
             },
             other => damaged(&other.to_string()),
         })?;
@@ -247,7 +266,8 @@ impl Keyring {
         Ok(plaintext)
     }
 
-    fn encrypt(&self) -> Result<Vec<u8>, VaultError> {
+    /// The keyring, encrypted to its recipients.
+    pub(super) fn encrypt(&self) -> Result<Vec<u8>, VaultError> {
         let failed = |why: String| VaultError::Engine { detail: format!("age could not encrypt the keyring: {why}") };
         let plaintext = self.encode()?;
         let recipients = self.recipients.iter().map(|text| parse_recipient(text)).collect::<Result<Vec<_>, _>>()?;
@@ -268,7 +288,11 @@ impl Keyring {
 /// Who can open the vault, as its folder says in clear; empty if it does not.
 pub(super) fn recipients(folder: &Folder) -> Vec<String> {
     let text = folder::read_small(&folder.recipients()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let text = text.unwrap_or_default();
+    parse_listed(&text.unwrap_or_default())
+}
+
+/// Reads [`Keyring::recipients_text`].
+pub(super) fn parse_listed(text: &str) -> Vec<String> {
     text.lines().filter(|line| line.starts_with("age1")).take(MAX_RECIPIENTS).map(str::to_owned).collect()
 }
 

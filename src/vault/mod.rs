@@ -21,6 +21,9 @@
 //! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
 //! copy was put back; both begin a new epoch, which the vault keeps and of which it draws no conclusions.
 //!
+//! Where several processes share a vault, its records are in PostgreSQL instead (`postgres`), sealed in the same way and under a
+//! keyring of the same form; of the folder there is then nothing.
+//!
 //! What is deliberately absent: nothing here decides about a grant, reads a clock, retries after a failed sync, or
 //! repairs a file whose contents do not add up.
 
@@ -29,6 +32,8 @@ mod backup;
 mod cipher;
 mod codec;
 mod compact;
+mod derived;
+mod duty;
 mod engine;
 mod error;
 mod folder;
@@ -55,11 +60,13 @@ mod writer;
 mod tests;
 
 pub use backup::{BackedUp, ScheduledBackups};
+pub use duty::{Duty, OnDuty, Singular};
 pub use error::VaultError;
-pub use handle::{Vault, VaultStats};
+pub use handle::{Hold, Vault, VaultStats};
 pub use identity::Identity;
 pub use name::Part;
 pub use open::Inspection;
+pub use postgres::{Feed, Gone, Item};
 pub use recipients::{Recipient, RecipientsDiffer, recipients_differ};
 pub use rekey::Rekeying;
 pub use restore::{Accepted, Gap, Restored};
@@ -67,7 +74,8 @@ pub use restore::{Accepted, Gap, Restored};
 pub(crate) use simulated::{Disk, DiskFault, Fate, Snapshot};
 
 use crate::model::{
-    Awaiting, EventId, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, RevokedLinks, Secret, Timestamp,
+    Awaiting, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow, RevokedLinks,
+    Secret, Timestamp,
 };
 
 /// The longest plaintext of one record, in bytes. The engine keeps larger values in files of their own, which is slow;
@@ -103,6 +111,18 @@ pub enum Change {
     PutRevokedLinks(RevokedLinks),
     /// Those links have ended by themselves.
     DeleteRevokedLinks(OrganizationId),
+    /// Changes nothing, and has to hold: else nothing is committed, and it is [`VaultError::Conflict`].
+    Expect(Expectation),
+}
+
+/// What whoever commits has seen, where another process may have changed it since. A vault that one process holds has no such process:
+/// there it holds by the locks of whoever commits, and is not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expectation {
+    /// The organization's record is of that commit ([`Stored::sequence`]); `None`: there is none.
+    Organization(OrganizationId, Option<u64>),
+    /// No grant but those that are written remembers this long-lived secret.
+    NewSecret(Fingerprint),
 }
 
 /// An answer that must not be lost and must not be served (rule 7 of the design).

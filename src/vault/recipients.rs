@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tokio::runtime::Handle as Runtime;
+
 use super::{
     Vault, VaultError,
     keyring::{Keyring, parse_recipient},
@@ -71,7 +73,10 @@ pub(super) fn of(keyring: &Keyring, own: &[String]) -> Vec<Recipient> {
 impl Vault {
     /// Who can open it.
     pub fn recipients(&self) -> Result<Vec<Recipient>, VaultError> {
-        let shared = self.shared();
+        if let Some(store) = self.store() {
+            return Ok(store.recipients());
+        }
+        let shared = self.shared()?;
         if shared.opened.load().is_none() {
             return Err(VaultError::Closed);
         }
@@ -81,6 +86,9 @@ impl Vault {
     /// Lets the owner of this public key open the vault, durably; gives all who then can, and whether that changed
     /// anything. Blocks.
     pub fn add_recipient(&self, recipient: String) -> Result<(Vec<Recipient>, bool), VaultError> {
+        if let Some(store) = self.store() {
+            return Runtime::current().block_on(store.add_recipient(&recipient));
+        }
         self.ask(move |writer| {
             let mut keyring = writer.shared.keyring().clone();
             let is_new = keyring.add_recipient(&recipient)?;
@@ -95,6 +103,9 @@ impl Vault {
     /// What he copied before, he can open for ever: only a new data key ([`rotate_data_key`](Self::rotate_data_key)) keeps
     /// him from records written later, should he get at them. Blocks.
     pub fn remove_recipient(&self, recipient: String) -> Result<Vec<Recipient>, VaultError> {
+        if let Some(store) = self.store() {
+            return Runtime::current().block_on(store.remove_recipient(&recipient));
+        }
         self.ask(move |writer| {
             let mut keyring = writer.shared.keyring().clone();
             keyring.remove_recipient(&recipient, &writer.shared.own)?;

@@ -56,7 +56,7 @@ impl Vault {
 
     /// How far the sealing under a new data key has come; `None` when the keyring holds one data key only.
     pub fn rekeying(&self) -> Option<Rekeying> {
-        self.shared().rekeying.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared().ok()?.rekeying.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -4,19 +4,15 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwapOption;
-use ring::{
-    hkdf::{HKDF_SHA256, Salt},
-    hmac,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use super::{
     Stored, VaultError,
     backlog::Backlog,
     cipher::{self, Cipher},
     codec::{Meta, Record},
+    derived::Derived,
     engine::{Engine, Mark},
     folder::Lock,
     keyring::Keyring,
@@ -54,10 +50,7 @@ pub(super) struct Shared {
     /// In milliseconds since the Unix epoch; 0: never.
     pub(super) last_backup: AtomicI64,
     pub(super) journal_bytes: u64,
-    pub(super) fingerprints: hmac::Key,
-    pub(super) entity_tags: hmac::Key,
-    pub(super) link_key: Zeroizing<[u8; 32]>,
-    pub(super) events: hmac::Key,
+    pub(super) derived: Derived,
 }
 
 /// The engine, and the lock that must not be released before it.
@@ -86,19 +79,9 @@ impl Shared {
         journal_bytes: u64,
         metrics: Metrics,
     ) -> Self {
-        let key = Salt::new(HKDF_SHA256, b"").extract(keyring.fingerprint_key.as_slice());
-        let derive =
-            |label: &[u8]| hmac::Key::from(key.expand(&[label], hmac::HMAC_SHA256).expect("one hash is not too long"));
-        let mut link_key = Zeroizing::new([0; 32]);
-        let derived =
-            key.expand(&[b"consentry/v1/links"], HKDF_SHA256).and_then(|okm| okm.fill(link_key.as_mut_slice()));
-        derived.expect("one hash is not too long");
         let shared = Self {
             opened: ArcSwapOption::from_pointee(opened),
-            fingerprints: derive(b"consentry/v1/fingerprint"),
-            entity_tags: derive(b"consentry/v1/entity-tag"),
-            link_key,
-            events: derive(b"consentry/v1/event"),
+            derived: Derived::of(&keyring.fingerprint_key),
             namer: Namer::new(&keyring.name_key),
             cipher: Cipher::new(keyring.vault, keyring.data_keys.clone(), keyring.current),
             metrics,
@@ -176,7 +159,7 @@ impl Shared {
     pub(super) fn for_each<R: Record>(
         &self,
         part: Part,
-        f: &mut dyn FnMut(Stored<R>) -> Result<(), VaultError>,
+        f: &mut (dyn FnMut(Stored<R>) -> Result<(), VaultError> + Send),
     ) -> Result<(), VaultError> {
         let opened = self.opened.load_full().ok_or(VaultError::Closed)?;
         let mut newer = self.backlog.names(R::KIND);
@@ -222,7 +205,7 @@ impl Shared {
 /// # Panics
 ///
 /// If the system has no randomness, which it had when the vault was opened.
-fn random_id() -> [u8; 16] {
+pub(super) fn random_id() -> [u8; 16] {
     let mut id = [0; 16];
     SystemRandom::new().fill(&mut id).expect("the system had randomness when the vault was opened");
     id

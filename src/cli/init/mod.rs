@@ -16,8 +16,11 @@ use super::{
     print::{Out, Tone},
 };
 use crate::{
-    config::{self, Config, VaultConfig},
-    vault::{Identity, Vault, VaultError},
+    config::{self, Config, PostgresConfig, VaultConfig},
+    vault::{
+        Identity, Vault, VaultError,
+        postgres::{Settings, Store},
+    },
 };
 
 /// A configuration holds no secrets, and `consentry token` of other users reads it.
@@ -89,8 +92,10 @@ fn make(file: &Path, places: impl FnOnce() -> Result<Places, Failure>, report: &
 /// Makes the identity and the vault that it opens.
 fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
     let file = &vault.identity_file;
-    let there = Vault::exists(&vault.path);
-    let failed = |error: VaultError| Failure::of_vault(&error, &vault.path);
+    let place = vault.place();
+    // What is in a database is only known with the identity.
+    let there = vault.postgres.is_none() && Vault::exists(&vault.path);
+    let failed = |error: VaultError| Failure::of_vault(&error, &place);
     let identity = if file.try_exists().unwrap_or(true) {
         let identity = Identity::read(file).map_err(failed)?;
         report.kept("identity", file);
@@ -112,7 +117,13 @@ fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
         identity
     };
     report.recipient = identity.recipient();
-    if there {
+    if let Some(postgres) = &vault.postgres {
+        if make_in_database(vault, postgres, &identity).map_err(failed)? {
+            report.kept("vault", &place);
+        } else {
+            report.made("vault", &place);
+        }
+    } else if there {
         report.kept("vault", &vault.path);
     } else {
         if let Some(folder) = missing_folder_of(&vault.path) {
@@ -122,6 +133,14 @@ fn make_keys(vault: &VaultConfig, report: &mut Report) -> Result<(), Failure> {
         report.made("vault", &vault.path);
     }
     Ok(())
+}
+
+/// Makes a vault in a database, unless one is there that the identity opens; gives whether one is.
+fn make_in_database(vault: &VaultConfig, postgres: &PostgresConfig, identity: &Identity) -> Result<bool, VaultError> {
+    let settings = Settings::of(postgres)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| VaultError::Engine { detail: error.to_string() })?;
+    runtime.block_on(Store::create(&settings, identity, &vault.recipients))
 }
 
 /// The folder that `path` is in, where it still has to be made.

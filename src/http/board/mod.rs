@@ -176,7 +176,8 @@ async fn board(State(board): State<Board>, RawQuery(query): RawQuery, headers: H
     let found = keeper.search(query.search(now)).await.map_err(|_| starting(Place::Top))?;
     let counted = Arc::clone(&keeper);
     // Counting over every organization takes too long for a thread that serves connections.
-    let counts = tokio::task::spawn_blocking(move || (counted.status(None), counted.census())).await;
+    let here = tokio::runtime::Handle::current();
+    let counts = tokio::task::spawn_blocking(move || (here.block_on(counted.status(None)), counted.census())).await;
     let (status, census) = counts.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let (status, census) = (&status, &*census);
     let links = keeper.makes_links();

@@ -1,7 +1,7 @@
 //! One-time tokens: doubts and their resolution, strays, spent tokens, and what lost takes.
 
 use super::*;
-use crate::{clock::Clock, config::InDoubtPolicy, wire::Resolution};
+use crate::{clock::Clock, config::InDoubtPolicy, model::Grant, wire::Resolution};
 
 const IDLE: KeepWarm = KeepWarm::FetchedWithin(Duration::from_secs(1));
 
@@ -53,7 +53,7 @@ impl World {
 
     async fn store_state(&self, organization: &str, state: crate::model::State) {
         let slot = Arc::clone(&self.keeper.shared.find(&org(organization)).await.expect("there").slot);
-        let mut grant = self.vault.grant(slot.id).expect("read").expect("there").value;
+        let mut grant = self.vault.grant(slot.id).at_once().expect("read").expect("there").value;
         grant.state = state;
         let commit = self.vault.commit(vec![crate::vault::Change::PutGrant(Box::new(grant))]).await;
         commit.expect("stored");
@@ -62,7 +62,7 @@ impl World {
     /// What the vault holds of the organization's grant.
     async fn stored(&self, organization: &str) -> Grant {
         let slot = Arc::clone(&self.keeper.shared.find(&org(organization)).await.expect("there").slot);
-        self.vault.grant(slot.id).expect("read").expect("there").value
+        self.vault.grant(slot.id).at_once().expect("read").expect("there").value
     }
 }
 
@@ -73,7 +73,7 @@ async fn a_doubt_that_is_retried_at_an_operators_risk_is_over_when_the_issuer_an
     assert_eq!((shown.state.as_ref(), world.times_sent("one-1-one-a")), ("active", 2));
     assert_eq!(world.fetch("a").await.expect("served").token.degraded, None);
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    assert_eq!(world.vault.intent(slot.id).expect("read"), None);
+    assert_eq!(world.vault.intent(slot.id).at_once().expect("read"), None);
 }
 
 #[tokio::test]
@@ -273,9 +273,9 @@ async fn an_answer_to_a_credential_that_was_replaced_meanwhile_is_kept_and_named
     assert_eq!(world.stored("a").await.credential.secret().expose(), "one-other");
     let world = world.restarted().await;
     assert_eq!(world.vault.stats().strays, 1, "counted at start");
-    let status = world.keeper.status(None);
+    let status = world.keeper.status(None).at_once();
     assert_eq!((status.vault.strays, status.strays[0].organization.clone()), (1, Some(org("a"))));
-    let scoped = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() == "b"));
+    let scoped = world.keeper.status(Some(&|id: &OrganizationId| id.as_str() == "b")).at_once();
     assert!(scoped.strays.is_empty(), "for those who may see the organization");
 }
 

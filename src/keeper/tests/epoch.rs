@@ -91,7 +91,7 @@ async fn every_one_time_grant_of_an_earlier_epoch_is_in_doubt_in_a_few_commits_a
             assert!(keeper.token(&org(&format!("o{number}")), Duration::ZERO).await.is_ok(), "its access token lives");
         }
         let id = GrantId::from_bytes([0; 16]);
-        let stored = vault.grant(id).expect("readable").expect("there");
+        let stored = vault.grant(id).at_once().expect("readable").expect("there");
         assert_eq!((stored.value.epoch, stored.value.state), (2, State::InDoubt(DoubtReason::Restored)));
         assert_eq!(issuer.count(), 0);
         keeper.drain().await;
@@ -126,7 +126,7 @@ async fn an_organization_that_its_grant_does_not_list_is_listed_again_and_keeps_
     while !keeper.is_ready() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let lists = || vault.grant(grant).expect("readable").map(|stored| stored.value.organizations);
+    let lists = || vault.grant(grant).at_once().expect("readable").map(|stored| stored.value.organizations);
     assert_eq!(lists(), Some(vec![org("o0"), org("forgotten")]));
     keeper.remove(&org("o0"), false).await.expect("removed");
     assert_eq!(lists(), Some(vec![org("forgotten")]), "the grant goes with its last organization");

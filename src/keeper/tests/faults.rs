@@ -84,7 +84,11 @@ async fn a_doubtful_consent_that_is_replaced_leaves_no_intent_behind() {
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::InDoubt);
     world.keeper.enrol(org("a"), unverified("key-a")).await.expect("replaced");
     assert_eq!(world.kept(), 4);
-    assert_eq!(world.vault.for_each_intent(&mut |_| Err(VaultError::Closed)).err().map(|_| ()), None, "no intent");
+    assert_eq!(
+        world.vault.for_each_intent(&mut |_| Err(VaultError::Closed)).at_once().err().map(|_| ()),
+        None,
+        "no intent"
+    );
 }
 
 #[tokio::test]
@@ -350,7 +354,7 @@ async fn an_organization_that_is_removed_while_its_labels_change_does_not_come_b
     let (removed, _) =
         tokio::join!(world.keeper.remove(&organization, false), world.keeper.enrol(org("a"), relabelled));
     removed.expect("removed");
-    let stored = world.vault.organization(&org("a")).expect("read").is_some();
+    let stored = world.vault.organization(&org("a")).at_once().expect("read").is_some();
     assert_eq!(stored, world.keeper.show(&org("a")).await.is_ok(), "what is stored is what is served");
 }
 
@@ -385,12 +389,12 @@ async fn what_is_about_to_be_sent_is_in_the_vault_before_it_is_sent_and_on_a_con
     let fetching = tokio::spawn(async move { keeper.token(&org("a"), Duration::ZERO).await });
     world.until(|world| world.issuer.count() == 3).await;
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    let intent = world.vault.intent(slot.id).expect("read").expect("written");
+    let intent = world.vault.intent(slot.id).at_once().expect("read").expect("written");
     assert_eq!(intent.fingerprint, world.vault.fingerprint(&Secret::new("one-1-one-a")));
     assert!(world.issuer.fresh.load(Ordering::SeqCst));
     gate.add_permits(1);
     fetching.await.expect("whole").expect("served");
-    assert_eq!(world.vault.intent(slot.id).expect("read"), None);
+    assert_eq!(world.vault.intent(slot.id).at_once().expect("read"), None);
 }
 
 #[tokio::test]

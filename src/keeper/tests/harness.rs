@@ -18,6 +18,7 @@ use crate::{
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, VaultConfig},
     model::{Answer, ClientCredentials, ExchangeOutcome, NoAnswer, OrganizationId, Secret, Timestamp, Usage},
     provider::{BoxFuture, Exchange, ProviderError, Redemption},
+    tests::AtOnce as _,
     vault::Identity,
     wire::{self, Code, Enrolment},
 };
@@ -278,10 +279,10 @@ impl World {
             count += 1;
             Ok(())
         };
-        let read = self.vault.for_each_grant(&mut |_| one());
-        let read = read.and_then(|()| self.vault.for_each_organization(&mut |_| one()));
-        let read = read.and_then(|()| self.vault.for_each_intent(&mut |_| one()));
-        read.and_then(|()| self.vault.for_each_stray(&mut |_| one())).expect("readable");
+        let read = self.vault.for_each_grant(&mut |_| one()).at_once();
+        let read = read.and_then(|()| self.vault.for_each_organization(&mut |_| one()).at_once());
+        let read = read.and_then(|()| self.vault.for_each_intent(&mut |_| one()).at_once());
+        read.and_then(|()| self.vault.for_each_stray(&mut |_| one()).at_once()).expect("readable");
         count
     }
 
@@ -322,6 +323,7 @@ pub(super) fn vault_config(folder: &tempfile::TempDir) -> VaultConfig {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     }
 }
 
@@ -336,7 +338,7 @@ pub(super) fn keeper(
     let parts = Parts {
         vault: vault.clone(),
         links: Some(links(vault)),
-        outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])),
+        outbox: Outbox::open(vault, clock.clone(), Metrics::new(&[])).at_once(),
         providers: providers.iter().map(endpoint).collect(),
         revoke_old: providers.iter().any(|provider| provider.scopes.contains(&"revoke".to_owned())),
         refresh: RefreshConfig {

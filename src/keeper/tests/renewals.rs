@@ -49,17 +49,20 @@ impl World {
 
     fn grants(&self) -> Vec<Grant> {
         let mut grants = Vec::new();
-        let read = self.vault.for_each_grant(&mut |stored| {
-            grants.push(stored.value);
-            Ok(())
-        });
+        let read = self
+            .vault
+            .for_each_grant(&mut |stored| {
+                grants.push(stored.value);
+                Ok(())
+            })
+            .at_once();
         read.expect("readable");
         grants.retain(|grant| !crate::lifecycle::is_grave(grant));
         grants
     }
 
     fn awaiting(&self) -> Vec<Awaiting> {
-        self.keeper.status(None).awaiting
+        self.keeper.status(None).at_once().awaiting
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -212,7 +215,7 @@ async fn where_nobody_lists_organizations_another_person_waits_for_an_operator()
     let world = world.restarted().await;
     let waiting = world.awaiting();
     assert_eq!((waiting[0].subject.as_deref(), &*waiting[0].reason), (Some("anders"), "another_person"));
-    let scoped = world.keeper.status(Some(&|organization| *organization != org("a")));
+    let scoped = world.keeper.status(Some(&|organization| *organization != org("a"))).at_once();
     assert!(scoped.awaiting.is_empty(), "who may not see the organization is not told");
     let shown = world.keeper.confirm(&org("a")).await.expect("confirmed");
     assert_eq!((shown.subject.as_deref(), &*shown.state), (Some("anders"), "active"));
@@ -368,7 +371,7 @@ async fn revoked_links_stay_revoked_and_new_ones_are_good() {
     let world = world.restarted().await;
     world.advance(crate::config::MAX_LINK_LIFETIME + HOUR);
     world.keeper.sweep();
-    let revoked = |world: &World| world.vault.revoked_links(&org("a")).expect("readable").is_some();
+    let revoked = |world: &World| world.vault.revoked_links(&org("a")).at_once().expect("readable").is_some();
     world.until(|world| !revoked(world)).await;
 }
 
@@ -494,8 +497,8 @@ async fn an_old_consent_is_revoked_only_where_asked_for_and_only_of_another_pers
 #[tokio::test]
 async fn a_lost_consent_says_where_it_is_renewed() {
     let world = World::new().await;
-    assert_eq!(world.keeper.renewal_url(&org("unknown")), None, "nobody knows its provider");
+    assert_eq!(world.keeper.renewal_url(&org("unknown")).at_once(), None, "nobody knows its provider");
     world.enrol("a", "reuse-old").await.expect("enrolled");
-    let url = world.keeper.renewal_url(&org("a")).expect("a link");
+    let url = world.keeper.renewal_url(&org("a")).at_once().expect("a link");
     assert_eq!(world.opened(&url).expect("good").organization, org("a"));
 }

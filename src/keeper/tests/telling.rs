@@ -22,7 +22,8 @@ impl World {
     }
 
     async fn warned(&self) {
-        self.keeper.shared.warn().await;
+        let on_duty = self.keeper.shared.sweeping.begin().await.expect("it is alone");
+        self.keeper.shared.warn(&on_duty).await;
     }
 }
 

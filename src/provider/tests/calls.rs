@@ -7,7 +7,7 @@ use wiremock::{
 
 use super::*;
 use crate::{
-    clock::Clock,
+    clock::{Clock, Now},
     model::ClientCredentials,
     provider::{ProviderError, Redemption, Severity},
 };
@@ -408,4 +408,47 @@ async fn an_online_check_names_what_is_wrong() {
     let severities: Vec<_> = findings.iter().map(|finding| finding.severity).collect();
     assert_eq!(severities, [Severity::Warn, Severity::Error], "{findings:?}");
     assert!(findings.iter().all(|finding| !finding.hint.is_empty()), "{findings:?}");
+}
+
+/// A clock that goes on by a second with every look.
+#[derive(Debug)]
+struct Stepping(std::sync::atomic::AtomicU64);
+
+impl Clock for Stepping {
+    fn now(&self) -> Now {
+        let looked = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Now { wall: NOW, boot: Duration::from_secs(looked) }
+    }
+
+    fn boot_id(&self) -> u128 {
+        1
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_over_when_its_connection_stands_does_not_leave() {
+    let (seen, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    let url = bare_server(move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let mut first = [0; 1];
+            let _ = seen.send(stream.read(&mut first).await.unwrap_or(0));
+        }
+    })
+    .await;
+    let credential = Credential::RefreshToken(Secret::new("rt-sent"));
+    let mut refused = 0;
+    // However many looks there are before it: at some moment the one on the open connection is the first that is too late.
+    for last in 1..20 {
+        let clock = Arc::new(Stepping(std::sync::atomic::AtomicU64::new(0)));
+        let provider = Provider::new(at(&url), IMPATIENT, clock).expect("a provider");
+        let not_after = Some(Duration::from_secs(last));
+        let exchange = Exchange { credential: &credential, client: None, fresh_connection: true, not_after };
+        let ExchangeOutcome::NotSent { detail } = provider.exchange(exchange).await else { break };
+        if detail.contains("too long until the request could leave") {
+            refused += 1;
+            assert_eq!(requests.recv().await, Some(0), "a connection stood, and nothing was written");
+        }
+    }
+    assert_eq!(refused, 1, "nothing but the look on the connection comes after the others");
 }

@@ -97,7 +97,7 @@ impl Vault {
 
     fn copy_records(&self, tee: &Tee, output: &mut Output<impl Write>) -> Result<(), VaultError> {
         // Held no longer than the scan takes: closing waits for it.
-        let opened = self.shared().opened.load_full().ok_or(VaultError::Closed)?;
+        let opened = self.shared()?.opened.load_full().ok_or(VaultError::Closed)?;
         for kind in Kind::ALL {
             opened.engine.scan(kind, &mut |name, sealed| {
                 tee.seen(name, &sealed)?;

@@ -2,7 +2,8 @@
 //!
 //! A claim ends by the server's clock. Its holder counts for itself, on its own boot-time clock, *from before it asked*, and less
 //! a tenth, so that the claim ends sooner for the holder than for the server. A claim says who tries; that nobody else sends a one-time
-//! token is seen to by the commit of its intent, which needs the claim and the record's version.
+//! token is seen to by the commit of its intent, which needs the claim. So a claim itself waits for no standby: one that is lost with
+//! its primary is a commit that is refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use crate::vault::name::Name;
 
 /// How many grants are claimed at once, at most.
 const MOST_CLAIMS: i32 = 1000;
-/// How many statements about claims are under way at once: each may have to wait for standbys, on a connection of its own.
+/// How many statements about claims are under way at once: each may have to wait for a commit, on a connection of its own.
 pub(super) const CLAIMING: usize = 2;
 /// The longest lease. A process that dies leaves its claims behind for so long.
 pub const LONGEST_LEASE: Duration = Duration::from_mins(2);
@@ -32,6 +33,26 @@ pub struct Claim {
     pub name: Name,
     /// Its number, higher for every later claim of the grant.
     pub number: u64,
+}
+
+/// On which timeline a process has seen the server, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The timeline ([`super::Cursor`]).
+    pub timeline: i32,
+    /// How long ago it was seen there first.
+    pub time: Duration,
+}
+
+/// What came of asking for one grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// It is this process's.
+    Won(Claim),
+    /// Another process has it.
+    Held,
+    /// There is no such grant.
+    Unknown,
 }
 
 /// What becomes of a claim.
@@ -47,29 +68,33 @@ impl Lease {
     /// For the server, in milliseconds; 0 ends it.
     pub(super) fn millis(self) -> i64 {
         match self {
-            Self::For(time) => i64::try_from(time.min(LONGEST_LEASE).as_millis()).unwrap_or(i64::MAX).max(1),
+            Self::For(time) => millis(time.min(LONGEST_LEASE)).max(1),
             Self::Ends => 0,
         }
     }
 }
 
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 impl Postgres {
     /// Claims at most `most` of the grants that are due in that lane and that nobody has claimed; the longest due first.
     ///
-    /// `earlier`: also those whose claim was made before the present primary was promoted, where its time is over by this server's
-    /// clock. That clock may be ahead of the earlier one's: only to be asked for by a process that has seen the present timeline
-    /// ([`super::News::timeline`]) for as long as a lease may be.
+    /// `seen`: since when this process knows on which timeline the server is. A claim that was made before the present primary was promoted
+    /// is over when that is as long ago as the claim was to last: this server's clock may be ahead of the earlier one's.
     ///
-    /// A claim whose answer is lost runs out by itself. There is no time limit, as for commits, and only a few claims are under way at
-    /// once: whoever does not want to wait may drop the future.
+    /// A claim whose answer is lost runs out by itself. There is no time limit, and only a few claims are under way at once: whoever
+    /// does not want to wait may drop the future.
     pub async fn claim(
         &self,
         lane: [u8; 16],
         most: u16,
         lease: Duration,
-        earlier: bool,
+        seen: Seen,
     ) -> Result<Vec<Claim>, PostgresError> {
-        let (most, lease) = (i32::from(most).min(MOST_CLAIMS), Lease::For(lease).millis());
+        let timeline = seen.timeline;
+        let (most, lease, seen) = (i32::from(most).min(MOST_CLAIMS), Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
         waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
@@ -77,7 +102,8 @@ impl Postgres {
                 (&&lane[..], Type::BYTEA),
                 (&most, Type::INT4),
                 (&lease, Type::INT8),
-                (&earlier, Type::BOOL),
+                (&timeline, Type::INT4),
+                (&seen, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];
             claims(&shared.claim(&shared.sql.claim, parameters).await?)
@@ -85,21 +111,34 @@ impl Postgres {
         .await
     }
 
-    /// Claims one grant, due or not; `None` while another has it.
-    pub async fn claim_one(&self, name: Name, lease: Duration, earlier: bool) -> Result<Option<Claim>, PostgresError> {
-        let lease = Lease::For(lease).millis();
+    /// Claims one grant, due or not. `mine`: the number of a claim of this process, which is prolonged if it is still the grant's;
+    /// 0: there is none. What this process holds under another number is taken anew, so that the other number is worth nothing.
+    pub async fn claim_one(
+        &self,
+        name: Name,
+        mine: u64,
+        lease: Duration,
+        seen: Seen,
+    ) -> Result<Claimed, PostgresError> {
+        let timeline = seen.timeline;
+        let (mine, lease, seen) = (i64::try_from(mine).unwrap_or(0), Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
-        let claimed = waited_for(tokio::spawn(async move {
+        waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&&name.as_bytes()[..], Type::BYTEA),
+                (&mine, Type::INT8),
                 (&lease, Type::INT8),
-                (&earlier, Type::BOOL),
+                (&timeline, Type::INT4),
+                (&seen, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];
-            claims(&shared.claim(&shared.sql.claim_one, parameters).await?)
-        }));
-        Ok(claimed.await?.pop())
+            let rows = shared.claim(&shared.sql.claim_one, parameters).await?;
+            let Some(row) = rows.first() else { return Ok(Claimed::Unknown) };
+            let number = cell::<Option<i64>>(row, 1)?.map(version).transpose()?;
+            Ok(number.map_or(Claimed::Held, |number| Claimed::Won(Claim { name, number })))
+        }))
+        .await
     }
 
     /// Gives claims up; those that are another's by now stay as they are.
@@ -121,8 +160,8 @@ impl Postgres {
 }
 
 impl Shared {
-    /// Runs a statement about claims, which commits: to its end, since a wait that is cut short leaves the server waiting.
-    async fn claim(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
+    /// Runs a statement about claims, leases or lanes to its end.
+    pub(super) async fn claim(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, PostgresError> {
         let _permit = self.claiming.acquire().await.map_err(|_| PostgresError::Forgotten)?;
         let connection = take(&self.pool).await?;
         match ask(&connection, sql, parameters).await {
@@ -134,7 +173,7 @@ impl Shared {
 }
 
 /// The outcome of a task that nobody cancels.
-async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) -> Result<T, PostgresError> {
+pub(super) async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) -> Result<T, PostgresError> {
     task.await.unwrap_or_else(|error| Err(PostgresError::Failed(format!("a claim died: {error}"))))
 }
 

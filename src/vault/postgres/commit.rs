@@ -18,10 +18,15 @@ use super::{
     connection::{Connection, take},
     error::{PostgresError, proves_not_done, words},
 };
-use crate::{model::Timestamp, vault::name::Name};
+use crate::{
+    model::{Fingerprint, Timestamp},
+    vault::name::Name,
+};
 
 /// How many records one commit may write.
 pub const MAX_WRITES: usize = 1024;
+/// How many sealed bytes one commit may write.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// How often the fate of a commit is asked for while the database is away: at first, and after a while.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -36,8 +41,14 @@ pub struct Batch {
     pub writes: Vec<Write>,
     /// What is to be done about grants.
     pub work: Vec<Work>,
-    /// A claim that must be held; what becomes of it is written with the rest.
-    pub fence: Option<Fence>,
+    /// Claims that must be held; what becomes of them is written with the rest.
+    pub fences: Vec<Fence>,
+    /// The long-lived secrets that the grants of `work` remember, all of them.
+    pub fingerprints: Vec<(Fingerprint, Name)>,
+    /// Which of them no other grant may remember: [`PostgresError::Conflict`] if one does.
+    pub new: Vec<Fingerprint>,
+    /// The version of the keys that it was sealed under, which must still be the newest; 0: that does not matter.
+    pub keyring: u64,
 }
 
 /// A record that is written.
@@ -45,12 +56,48 @@ pub struct Batch {
 pub struct Write {
     /// Its name.
     pub name: Name,
-    /// The version that it was read with; 0: nothing of that name was ever there.
-    pub expected: u64,
-    /// What its version is from then on: [`next_version`] of the expected one. It is bound into the seal.
+    /// What has to be there.
+    pub expected: Expected,
+    /// What its version is from then on: [`next_version`] of the expected one, or a later one. It is bound into the seal.
     pub version: u64,
     /// Its sealed bytes; `None` deletes it.
     pub sealed: Option<Vec<u8>>,
+    /// Of one that is deleted: what tells those who follow which it was, sealed.
+    pub tombstone: Option<Vec<u8>>,
+}
+
+/// What a write finds; anything else is a [`PostgresError::Conflict`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing of that name was ever there.
+    Never,
+    /// Nothing of that name is there.
+    Nothing,
+    /// It has that version.
+    Version(u64),
+    /// Whatever is there, or nothing: for who holds the claim that it belongs to, or where the last who writes is right. If its
+    /// version is not below the one that is written, that is [`PostgresError::Behind`]. Deleting what is not there is nothing.
+    Anything,
+}
+
+impl Expected {
+    /// For the server.
+    fn number(self) -> Result<i64, PostgresError> {
+        match self {
+            Self::Never => Ok(0),
+            Self::Version(version) => signed(version),
+            Self::Nothing => Ok(-1),
+            Self::Anything => Ok(-2),
+        }
+    }
+
+    /// The version, if there is one.
+    pub(super) const fn version(self) -> u64 {
+        match self {
+            Self::Version(version) => version,
+            _ => 0,
+        }
+    }
 }
 
 /// What the database knows in clear about a grant, to find what is due.
@@ -155,19 +202,24 @@ impl Shared {
             (&place.number, Type::INT2),
             (&number, Type::INT8),
             (&self.allow_asynchronous, Type::BOOL),
-            (&batch.fence_name, Type::BYTEA),
-            (&batch.fence, Type::INT8),
-            (&batch.lease_ms, Type::INT8),
+            (&batch.keyring, Type::INT8),
+            (&batch.claims, Type::BYTEA_ARRAY),
+            (&batch.fences, Type::INT8_ARRAY),
+            (&batch.leases, Type::INT8_ARRAY),
             (&batch.names, Type::BYTEA_ARRAY),
             (&batch.expected, Type::INT8_ARRAY),
             (&batch.versions, Type::INT8_ARRAY),
             (&batch.sealed, Type::BYTEA_ARRAY),
+            (&batch.tombstones, Type::BYTEA_ARRAY),
             (&batch.work, Type::BYTEA_ARRAY),
             (&batch.lanes, Type::BYTEA_ARRAY),
             (&batch.states, Type::INT2_ARRAY),
             (&batch.dues, Type::INT8_ARRAY),
             (&batch.ends, Type::INT8_ARRAY),
             (&batch.persons, Type::BYTEA_ARRAY),
+            (&batch.fingerprints, Type::BYTEA_ARRAY),
+            (&batch.fingerprints_of, Type::BYTEA_ARRAY),
+            (&batch.new, Type::BYTEA_ARRAY),
         ];
         let (fate, _) = ask(&connection, &self.sql.commit, parameters).await;
         // Settling takes a connection of its own.
@@ -241,45 +293,59 @@ pub(super) async fn ask(connection: &Connection, sql: &str, parameters: Paramete
 /// A batch as the parameters of its statement, column by column.
 #[derive(Debug, Default)]
 struct Arguments {
-    fence_name: Option<Vec<u8>>,
-    fence: i64,
-    lease_ms: i64,
+    keyring: i64,
+    claims: Vec<Vec<u8>>,
+    fences: Vec<i64>,
+    leases: Vec<i64>,
     names: Vec<Vec<u8>>,
     expected: Vec<i64>,
     versions: Vec<i64>,
     sealed: Vec<Option<Vec<u8>>>,
+    tombstones: Vec<Option<Vec<u8>>>,
     work: Vec<Vec<u8>>,
     lanes: Vec<Option<Vec<u8>>>,
     states: Vec<i16>,
     dues: Vec<Option<i64>>,
     ends: Vec<Option<i64>>,
     persons: Vec<Option<Vec<u8>>>,
+    fingerprints: Vec<Vec<u8>>,
+    fingerprints_of: Vec<Vec<u8>>,
+    new: Vec<Vec<u8>>,
 }
 
 impl Arguments {
     fn of(batch: Batch) -> Result<Self, PostgresError> {
-        if batch.writes.len() > MAX_WRITES || batch.work.len() > MAX_WRITES {
+        if batch.writes.len().max(batch.work.len()).max(batch.fences.len()) > MAX_WRITES {
             return Err(PostgresError::Batch("it has more records than one commit takes"));
+        }
+        if batch.writes.iter().filter_map(|write| write.sealed.as_ref()).map(Vec::len).sum::<usize>() > MAX_BYTES {
+            return Err(PostgresError::Batch("it has more bytes than one commit takes"));
         }
         let names: HashSet<Name> = batch.writes.iter().map(|write| write.name).collect();
         if names.len() != batch.writes.len() {
             return Err(PostgresError::Batch("it writes one record twice"));
         }
-        let mut arguments = Self::default();
-        if let Some(Fence { name, number, then }) = batch.fence {
-            arguments.fence_name = Some(name.as_bytes().to_vec());
-            arguments.fence = signed(number)?;
-            arguments.lease_ms = then.millis();
+        let mut arguments = Self { keyring: signed(batch.keyring)?, ..Self::default() };
+        for Fence { name, number, then } in batch.fences {
+            arguments.claims.push(name.as_bytes().to_vec());
+            arguments.fences.push(signed(number)?);
+            arguments.leases.push(then.millis());
         }
         for write in batch.writes {
-            if write.version <= write.expected {
+            if write.version <= write.expected.version() {
                 return Err(PostgresError::Batch("a record's version must go up"));
             }
             arguments.names.push(write.name.as_bytes().to_vec());
-            arguments.expected.push(signed(write.expected)?);
+            arguments.expected.push(write.expected.number()?);
             arguments.versions.push(signed(write.version)?);
             arguments.sealed.push(write.sealed);
+            arguments.tombstones.push(write.tombstone);
         }
+        for (fingerprint, of) in batch.fingerprints {
+            arguments.fingerprints.push(fingerprint.0.to_vec());
+            arguments.fingerprints_of.push(of.as_bytes().to_vec());
+        }
+        arguments.new = batch.new.iter().map(|fingerprint| fingerprint.0.to_vec()).collect();
         for work in &batch.work {
             arguments.add(work);
         }
@@ -310,7 +376,8 @@ mod tests {
     use crate::vault::name::{Kind, Namer};
 
     fn write(id: u8, expected: u64, version: u64) -> Write {
-        Write { name: Namer::new(&[0; 32]).name(Kind::Grant, &[id]), expected, version, sealed: None }
+        let name = Namer::new(&[0; 32]).name(Kind::Grant, &[id]);
+        Write { name, expected: Expected::Version(expected), version, sealed: None, tombstone: None }
     }
 
     fn refused(writes: Vec<Write>) -> bool {
@@ -323,6 +390,7 @@ mod tests {
         assert!(refused(vec![write(1, 5, 5)]), "a version that stays");
         assert!(refused(vec![write(1, 1, u64::MAX)]));
         assert!(refused((0..=MAX_WRITES).map(|_| write(1, 1, 2)).collect()));
+        assert!(refused(vec![Write { sealed: Some(vec![0; MAX_BYTES + 1]), ..write(1, 1, 2) }]));
         assert!(!refused(vec![write(1, 1, 2), write(2, 0, 9)]));
     }
 

@@ -1,11 +1,13 @@
 //! Connections: how they are made, kept in a pool, and listened to for warnings.
 
 use std::{
+    fs::File,
     future::poll_fn,
+    io::Read as _,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,13 +22,17 @@ use rustls::{
 use tokio_postgres::{
     AsyncMessage, Client, Config,
     config::{Host, SslMode, TargetSessionAttrs},
-    error::Severity,
+    error::{Severity, SqlState},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{PostgresError, words};
-use crate::model::Secret;
+use zeroize::Zeroizing;
 
+use super::error::{PostgresError, words};
+use crate::{config::PostgresConfig, model::Secret};
+
+/// The largest file that holds a URL, in bytes.
+const MAX_URL_FILE: u64 = 16 * 1024;
 /// How long connecting to one server may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a server may leave sent bytes unacknowledged. Together with the keep-alives this is what ends a connection to a machine
@@ -42,6 +48,8 @@ pub struct Settings {
     /// Where the database is: `postgresql://user:password@host,host/database`. Every server may be named: the one that
     /// takes writes is looked for.
     pub url: Secret,
+    /// The file that the URL is from, which is read again when the server refuses the password.
+    pub url_file: Option<PathBuf>,
     /// Certificate authorities that sign servers' certificates, in PEM, in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// How many commits are under way at once, each on a connection of its own. There are three connections more, for claims and for
@@ -53,6 +61,42 @@ pub struct Settings {
     pub schema: String,
     /// Whether a database is taken that may lose what it confirmed.
     pub allow_asynchronous: bool,
+    /// How long a claim lasts, at most [`LONGEST_LEASE`](super::LONGEST_LEASE): when its process dies, others wait for so long.
+    pub lease: Duration,
+    /// How often it is to be asked what other processes have written.
+    pub poll: Duration,
+}
+
+impl Settings {
+    /// Those that are configured; reads the file that says where the database is.
+    pub fn of(config: &PostgresConfig) -> Result<Self, PostgresError> {
+        let url = match (&config.url, &config.url_file) {
+            (Some(url), _) => Secret::new(url.as_str()),
+            (None, Some(file)) => read_url(file)?,
+            (None, None) => return Err(PostgresError::Settings("neither url nor url_file is given".to_owned())),
+        };
+        Ok(Self {
+            url,
+            url_file: config.url_file.clone(),
+            ca_file: config.ca_file.clone(),
+            pool_size: config.pool_size,
+            statement_timeout: config.statement_timeout,
+            schema: config.schema.clone(),
+            allow_asynchronous: config.allow_asynchronous,
+            lease: config.lease,
+            poll: config.poll,
+        })
+    }
+}
+
+/// The first line of a file that is not blank.
+fn read_url(file: &Path) -> Result<Secret, PostgresError> {
+    let wrong = |why: &str| PostgresError::Settings(format!("url_file {}: {why}", file.display()));
+    let mut text = Zeroizing::new(String::new());
+    let opened = File::open(file).map_err(|error| wrong(&error.to_string()))?;
+    opened.take(MAX_URL_FILE).read_to_string(&mut text).map_err(|error| wrong(&error.to_string()))?;
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    line.map(Secret::new).ok_or_else(|| wrong("it is empty; write postgresql://USER:PASSWORD@HOST/DATABASE into it"))
 }
 
 /// Connections that nobody uses at the moment.
@@ -62,7 +106,9 @@ pub(super) type Pooled = Object<Maker>;
 
 /// Makes connections.
 pub(super) struct Maker {
-    config: Config,
+    config: Mutex<Config>,
+    /// Where the URL is read anew.
+    file: Option<PathBuf>,
     tls: MakeRustlsConnect,
 }
 
@@ -82,7 +128,20 @@ impl Connection {
 
 impl Maker {
     pub(super) fn new(settings: &Settings) -> Result<Self, PostgresError> {
-        Ok(Self { config: config(&settings.url)?, tls: MakeRustlsConnect::new(tls(settings.ca_file.as_deref())?) })
+        let (config, file) = (Mutex::new(config(&settings.url)?), settings.url_file.clone());
+        Ok(Self { config, file, tls: MakeRustlsConnect::new(tls(settings.ca_file.as_deref())?) })
+    }
+
+    fn config(&self) -> Config {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the URL anew, where it is in a file that can be used.
+    fn read_again(&self) -> Option<Config> {
+        let read = read_url(self.file.as_deref()?).and_then(|url| config(&url));
+        let read = read.inspect_err(|error| tracing::warn!(%error, "the database refuses the password")).ok()?;
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = read.clone();
+        Some(read)
     }
 }
 
@@ -91,7 +150,12 @@ impl managed::Manager for Maker {
     type Error = PostgresError;
 
     async fn create(&self) -> Result<Connection, PostgresError> {
-        let connected = self.config.connect(self.tls.clone()).await;
+        let mut connected = self.config().connect(self.tls.clone()).await;
+        if connected.as_ref().is_err_and(refuses_the_role)
+            && let Some(config) = self.read_again()
+        {
+            connected = config.connect(self.tls.clone()).await;
+        }
         let (client, mut connection) = connected.map_err(|error| PostgresError::Away(words(&error)))?;
         let warnings = Arc::new(AtomicU64::new(0));
         let heard = Arc::clone(&warnings);
@@ -114,6 +178,11 @@ impl managed::Manager for Maker {
     }
 }
 
+/// Whether the server does not let the role in, which a new password may change.
+fn refuses_the_role(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
+}
+
 /// What may be a warning, where the server does not say what it is.
 fn is_warning(severity: Option<Severity>) -> bool {
     !matches!(severity, Some(Severity::Notice | Severity::Debug | Severity::Info | Severity::Log))
@@ -121,7 +190,8 @@ fn is_warning(severity: Option<Severity>) -> bool {
 
 /// Takes a connection from the pool, or makes one.
 pub(super) async fn take(pool: &Pool) -> Result<Pooled, PostgresError> {
-    pool.get().await.map_err(|error| match error {
+    // Connecting is large, and rare: not to be a part of every future that asks for something.
+    Box::pin(pool.get()).await.map_err(|error| match error {
         PoolError::Backend(error) => error,
         PoolError::Timeout(_) => PostgresError::Slow,
         other => PostgresError::Away(other.to_string()),
@@ -227,6 +297,35 @@ mod tests {
             let error = config(&Secret::new(url)).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_url_is_read_from_its_file_and_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("url");
+        assert!(read_url(&file).is_err());
+        std::fs::write(&file, "\n").unwrap();
+        assert!(read_url(&file).unwrap_err().to_string().contains("empty"));
+        std::fs::write(&file, "\npostgresql://a:first@localhost/v\n").unwrap();
+        let url = read_url(&file).unwrap();
+        let settings = Settings {
+            url,
+            url_file: Some(file.clone()),
+            ca_file: None,
+            pool_size: 1,
+            statement_timeout: Duration::from_secs(1),
+            schema: "s".to_owned(),
+            allow_asynchronous: false,
+            lease: Duration::from_secs(30),
+            poll: Duration::from_secs(1),
+        };
+        let maker = Maker::new(&settings).unwrap();
+        std::fs::write(&file, "postgresql://a:second@localhost/v").unwrap();
+        assert_eq!(maker.read_again().unwrap().get_password(), Some(&b"second"[..]));
+        assert_eq!(maker.config().get_password(), Some(&b"second"[..]));
+        std::fs::write(&file, "nonsense").unwrap();
+        assert!(maker.read_again().is_none());
+        assert_eq!(maker.config().get_password(), Some(&b"second"[..]), "what was good stays");
     }
 
     #[test]

@@ -23,6 +23,12 @@ pub enum PostgresError {
     /// A record was not of the version that it was expected to be: it is to be read again.
     #[error("a record was changed by another replica")]
     Conflict,
+    /// A record has a later version than the one that was to be written: it is to be written under a later one.
+    #[error("a record was written under a later number by another replica")]
+    Behind,
+    /// The vault's keys were changed: they are to be read again.
+    #[error("the vault's keys were changed by another replica")]
+    KeysChanged,
     /// The claim is another's by now.
     #[error("the claim was taken over by another replica")]
     Fenced,
@@ -85,9 +91,11 @@ impl PostgresError {
             "CV001" => Self::Asynchronous,
             "CV002" => Self::Forgotten,
             "CV003" => Self::Fenced,
-            // A unique violation: of the tables written here, only that of records has a key that two may insert.
+            // A unique violation: two made the same record, or anything else, at once.
             "CV004" | "23505" => Self::Conflict,
             "CV005" => Self::WentBack,
+            "CV006" => Self::Behind,
+            "CV007" => Self::KeysChanged,
             // Writing in a read-only transaction; asking a standby for its own position.
             "25006" | "55000" => Self::NotPrimary,
             "40001" | "40P01" | "55P03" => Self::Busy(said.message().to_owned()),

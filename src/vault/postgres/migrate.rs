@@ -6,7 +6,7 @@ use super::{Shared, cell, connection::take, error::PostgresError};
 
 /// What brings the schema from one version to the next, in order; the first makes version 1. None is ever changed once it was
 /// released: a migration only adds, so that older workers go on beside newer ones.
-const MIGRATIONS: [&str; 1] = [include_str!("schema_1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 /// How often it is tried when others do the same at the same time.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -29,13 +29,11 @@ pub(super) async fn migrate(shared: &Shared, schema: &str) -> Result<(), Postgre
 async fn migrate_once(shared: &Shared, schema: &str) -> Result<(), PostgresError> {
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     // Asked first, so that a worker that finds all done needs no right to make anything.
-    let there = format!("SELECT to_regclass('{schema}.migrations') IS NOT NULL");
-    let rows = shared.query(&there, &[]).await?;
-    let is_there: bool = rows.first().map_or(Ok(false), |row| cell(row, 0))?;
-    if is_there && version(shared, schema).await? >= known {
+    let there = found(shared, schema).await?;
+    if there.is_some_and(|version| version >= known) {
         return Ok(());
     }
-    if !is_there {
+    if there.is_none() {
         let make = format!(
             "CREATE SCHEMA IF NOT EXISTS {schema}; \
              CREATE TABLE IF NOT EXISTS {schema}.migrations (one boolean PRIMARY KEY CHECK (one), version int NOT NULL); \
@@ -52,6 +50,13 @@ async fn migrate_once(shared: &Shared, schema: &str) -> Result<(), PostgresError
         return Err(PostgresError::Failed(format!("its schema is of version {found} still, and {known} was made")));
     }
     Ok(())
+}
+
+/// The version of the schema; `None` where there is none.
+pub(super) async fn found(shared: &Shared, schema: &str) -> Result<Option<i32>, PostgresError> {
+    let rows = shared.query(&format!("SELECT to_regclass('{schema}.migrations') IS NOT NULL"), &[]).await?;
+    let is_there: bool = rows.first().map_or(Ok(false), |row| cell(row, 0))?;
+    if is_there { version(shared, schema).await.map(Some) } else { Ok(None) }
 }
 
 /// One migration as a transaction: whoever comes second waits for the row, and finds that nothing is left to do. DDL cannot be left out

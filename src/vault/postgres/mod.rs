@@ -1,12 +1,14 @@
 //! The vault's records in PostgreSQL, for workers that share them. `docs/replicas-design.md` says why everything here is as it
-//! is; nothing uses it yet but its tests.
+//! is.
 //!
 //! A record is what sled keeps: a keyed name and sealed bytes, opened by nobody here. It has a version that goes up with
 //! every write, and a commit ([`Postgres::commit`]) says on which versions it is based: what another has changed meanwhile makes it a
 //! [`Conflict`](PostgresError::Conflict). A commit is done when the server says so *and* its standbys have it; where nobody can tell
 //! whether it was done, that is settled before anything else is committed in its place.
 //!
-//! [`Postgres::claim`] says who may work on a grant for a while; [`Postgres::news`] what others have written.
+//! [`Postgres::claim`] says who may work on a grant for a while, [`Postgres::lease`] who does what one does for all;
+//! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written. [`Store`] is the vault on top
+//! of it: it seals, opens, and holds claims.
 //!
 //! What is deliberately absent: a session's state (locks, prepared statements, settings), so that PgBouncer may stand in between;
 //! a clock, since leases are the server's and their holders count for themselves; and a decision about a grant.
@@ -15,8 +17,11 @@ mod claims;
 mod commit;
 mod connection;
 mod error;
+mod lanes;
+mod leases;
 mod migrate;
 mod news;
+mod store;
 
 use std::{
     fmt,
@@ -34,11 +39,13 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
+pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store, Told};
 pub use self::{
-    claims::{Claim, LONGEST_LEASE, Lease},
-    commit::{Batch, Fence, MAX_WRITES, Work, Write, next_version},
+    claims::{Claim, Claimed, LONGEST_LEASE, Lease, Seen},
+    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
     connection::Settings,
     error::PostgresError,
+    lanes::{BudgetId, LaneId, LaneState, Pace, RESERVED_AHEAD, Reserved},
     news::{Cursor, Fresh, News},
 };
 use self::{
@@ -48,6 +55,9 @@ use self::{
 
 /// How many records are asked for at once, at most.
 pub const MAX_READS: usize = 1024;
+
+/// The oldest server that has what is asked of it, as `server_version_num`.
+const OLDEST_SERVER: i32 = 130_000;
 
 /// How many connections are there for reading alone.
 const READING: usize = 1;
@@ -67,6 +77,8 @@ pub struct Found {
     pub version: u64,
     /// Its sealed bytes; `None` if it was deleted.
     pub sealed: Option<Vec<u8>>,
+    /// Of one that was deleted: its sealed id.
+    pub tombstone: Option<Vec<u8>>,
 }
 
 /// The database, as one process sees it. Cheap to clone.
@@ -76,6 +88,8 @@ pub struct Postgres(Arc<Shared>);
 struct Shared {
     pool: Pool,
     replica: ReplicaId,
+    /// How many places it has for commits.
+    size: u16,
     statement_timeout: Duration,
     allow_asynchronous: bool,
     sql: Sql,
@@ -98,6 +112,26 @@ impl Postgres {
     /// Connects, brings the schema up to date, and takes places for this process's commits. Refused where the database would not
     /// keep what it confirms.
     pub async fn open(settings: &Settings) -> Result<Self, PostgresError> {
+        let postgres = Self::connect(settings).await?;
+        postgres.enlist().await?;
+        Ok(postgres)
+    }
+
+    /// As [`open`](Self::open), but that nothing can be committed before [`enlist`](Self::enlist).
+    pub(super) async fn connect(settings: &Settings) -> Result<Self, PostgresError> {
+        let postgres = Self::reach(settings)?;
+        postgres.trust().await?;
+        migrate::migrate(&postgres.0, &quoted(&settings.schema)?).await?;
+        Ok(postgres)
+    }
+
+    /// The version of the schema of that quoted name; `None` where there is none.
+    pub(super) async fn schema_version(&self, schema: &str) -> Result<Option<i32>, PostgresError> {
+        migrate::found(&self.0, schema).await
+    }
+
+    /// As it is configured: nothing is asked yet.
+    pub(super) fn reach(settings: &Settings) -> Result<Self, PostgresError> {
         let schema = quoted(&settings.schema)?;
         let size = settings.pool_size;
         if size == 0 {
@@ -114,9 +148,10 @@ impl Postgres {
         let mut replica = ReplicaId::default();
         let random = SystemRandom::new().fill(&mut replica);
         random.map_err(|_| PostgresError::Failed("the system has no randomness".to_owned()))?;
-        let postgres = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             pool,
             replica,
+            size,
             statement_timeout: settings.statement_timeout,
             allow_asynchronous: settings.allow_asynchronous,
             sql: Sql::of(&schema),
@@ -124,11 +159,15 @@ impl Postgres {
             free: Semaphore::new(usize::from(size)),
             claiming: Semaphore::new(claims::CLAIMING),
             over: OnceLock::new(),
-        }));
-        postgres.trust().await?;
-        migrate::migrate(&postgres.0, &schema).await?;
-        postgres.0.enlist(size).await?;
-        Ok(postgres)
+        })))
+    }
+
+    /// Takes places for this process's commits. That is a commit itself, so that standbys have whatever was read before it.
+    pub(super) async fn enlist(&self) -> Result<(), PostgresError> {
+        let places = i32::from(self.0.size);
+        let parameters: Parameters<'_> =
+            &[(&self.0.replica_bytes(), Type::BYTEA), (&places, Type::INT4), (&self.0.allow_asynchronous, Type::BOOL)];
+        self.0.query(&self.0.sql.enlist, parameters).await.map(drop)
     }
 
     /// Whether the database keeps what it confirms, as its settings say: an error says what is wrong. Each commit looks again at
@@ -136,9 +175,14 @@ impl Postgres {
     pub async fn trust(&self) -> Result<(), PostgresError> {
         const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_standby_names"];
         let select = "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
-            current_setting('synchronous_standby_names')";
+            current_setting('synchronous_standby_names'), current_setting('server_version_num')::int";
         let rows = self.0.query(select, &[]).await?;
         let row = rows.first().ok_or_else(|| PostgresError::Failed("it told no settings".to_owned()))?;
+        let version: i32 = cell(row, SETTINGS.len())?;
+        if version < OLDEST_SERVER {
+            let why = format!("the server has version {}, and needs 13 or later", version / 10_000);
+            return Err(PostgresError::Settings(why));
+        }
         let said: Vec<String> = (0..SETTINGS.len()).map(|column| cell(row, column)).collect::<Result<_, _>>()?;
         if self.0.allow_asynchronous {
             return Ok(());
@@ -162,9 +206,15 @@ impl Postgres {
         }
         let names: Vec<&[u8]> = names.iter().map(|name| &name.as_bytes()[..]).collect();
         let rows = self.0.query(&self.0.sql.read, &[(&names, Type::BYTEA_ARRAY)]).await?;
-        rows.iter()
-            .map(|row| Ok(Found { name: name(row, 0)?, version: version(cell(row, 1)?)?, sealed: cell(row, 2)? }))
-            .collect()
+        rows.iter().map(found).collect()
+    }
+
+    /// The records whose names come after the first and before the second of these, in order: at most `most`.
+    pub async fn scan(&self, after: &[u8], before: &[u8], most: usize) -> Result<Vec<Found>, PostgresError> {
+        let most = i64::try_from(most.min(MAX_READS)).unwrap_or(i64::MAX);
+        let parameters: Parameters<'_> = &[(&after, Type::BYTEA), (&before, Type::BYTEA), (&most, Type::INT8)];
+        let rows = self.0.query(&self.0.sql.scan, parameters).await?;
+        rows.iter().map(found).collect()
     }
 }
 
@@ -181,14 +231,6 @@ impl Shared {
         rows.map_err(|error| PostgresError::of(&error))
     }
 
-    /// Makes this process's places.
-    async fn enlist(&self, size: u16) -> Result<(), PostgresError> {
-        let places = i32::from(size);
-        let parameters: Parameters<'_> =
-            &[(&self.replica_bytes(), Type::BYTEA), (&places, Type::INT4), (&self.allow_asynchronous, Type::BOOL)];
-        self.query(&self.sql.enlist, parameters).await.map(drop)
-    }
-
     fn replica_bytes(&self) -> &[u8] {
         &self.replica
     }
@@ -197,27 +239,60 @@ impl Shared {
 /// Every statement, with the schema's name in it.
 struct Sql {
     read: String,
+    scan: String,
+    keys: String,
+    found: String,
+    put_keys: String,
+    count: String,
+    forget: String,
     enlist: String,
     commit: String,
     settle: String,
     claim: String,
     claim_one: String,
     give_up: String,
+    holder: String,
+    lease: String,
+    prolong: String,
+    reserve: String,
+    lanes: String,
+    put_lane: String,
     news: String,
 }
 
 impl Sql {
     fn of(schema: &str) -> Self {
         Self {
-            read: format!("SELECT name, version, sealed FROM {schema}.records WHERE name = ANY ($1)"),
+            read: format!("SELECT name, version, sealed, tombstone FROM {schema}.records WHERE name = ANY ($1)"),
+            scan: format!(
+                "SELECT name, version, sealed, tombstone FROM {schema}.records \
+                 WHERE name > $1 AND name < $2 AND sealed IS NOT NULL ORDER BY name LIMIT $3"
+            ),
+            keys: format!("SELECT version, keyring, recipients, unusable FROM {schema}.vault"),
+            found: format!("SELECT {schema}.found_1($1, $2, $3, $4, $5, $6)"),
+            put_keys: format!("SELECT {schema}.put_keyring_1($1, $2, $3, $4)"),
+            count: format!(
+                "SELECT (SELECT count(*) FROM {schema}.records) \
+                    - (SELECT count(*) FROM {schema}.records WHERE gone IS NOT NULL), \
+                 (SELECT count(*) FROM {schema}.records WHERE name >= $1 AND name < $2), \
+                 pg_total_relation_size('{schema}.records') + pg_total_relation_size('{schema}.work')"
+            ),
+            forget: format!("SELECT {schema}.forget_1($1, $2)"),
             enlist: format!("SELECT {schema}.enlist_1($1, $2, $3)"),
             commit: format!(
-                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+                 $18, $19, $20, $21, $22)"
             ),
             settle: format!("SELECT {schema}.settle_1($1, $2, $3, $4)"),
-            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6)"),
-            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5)"),
+            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6, $7)"),
+            claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6, $7)"),
+            holder: format!("SELECT name FROM {schema}.fingerprints WHERE fingerprint = $1"),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
+            lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),
+            prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
+            reserve: format!("SELECT turns, first_us FROM {schema}.reserve_1($1, $2, $3, $4, $5)"),
+            lanes: format!("SELECT lane, version, sealed FROM {schema}.lanes"),
+            put_lane: format!("SELECT {schema}.put_lane_1($1, $2, $3, $4)"),
             news: news::sql(schema),
         }
     }
@@ -234,6 +309,12 @@ fn quoted(schema: &str) -> Result<String, PostgresError> {
         )));
     }
     Ok(format!("\"{schema}\""))
+}
+
+/// A record in a row.
+fn found(row: &Row) -> Result<Found, PostgresError> {
+    let (name, version) = (name(row, 0)?, version(cell(row, 1)?)?);
+    Ok(Found { name, version, sealed: cell(row, 2)?, tombstone: cell(row, 3)? })
 }
 
 /// A value of a row.

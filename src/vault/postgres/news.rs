@@ -73,6 +73,11 @@ impl Postgres {
         Ok(News { postgres: self.clone(), cursor, page: None })
     }
 
+    /// Follows what is written from there on.
+    pub(super) fn news_after(&self, cursor: Cursor) -> News {
+        News { postgres: self.clone(), cursor, page: None }
+    }
+
     async fn page(&self, after: Cursor, name_after: &[u8], most: i64) -> Result<Page, PostgresError> {
         let transaction = after.transaction.to_string();
         let parameters: Parameters<'_> = &[

@@ -50,7 +50,7 @@ async fn a_copy_of_the_whole_folder_is_accepted_in_a_new_epoch_with_all_that_its
     assert_eq!((accepted.gap, accepted.records, accepted.grants), (Gap::Unknown, 2, 2));
     let (vault, epoch, reason) = opened(&copy);
     assert_eq!((grants(&vault), epoch, reason), (vec![1, 2], 2, DoubtReason::Restored));
-    assert_eq!(vault.intent(id(1)).unwrap(), None);
+    assert_eq!(vault.intent(id(1)).at_once().unwrap(), None);
     let next = vault.commit(vec![put(4)]).await.unwrap();
     assert!(next > last + (1 << 40), "{next}");
     vault.close().unwrap();
@@ -100,7 +100,7 @@ async fn a_database_older_than_its_journal_is_accepted_with_what_the_journal_has
     let (vault, epoch, reason) = opened(&behind);
     assert_eq!((epoch, reason), (2, DoubtReason::RolledBack));
     assert_eq!(grants(&vault), [1, 2, 4], "what was committed in the gap is gone, and what came after it is there");
-    assert_eq!(vault.grant(id(1)).unwrap().unwrap().value.failures, 9);
+    assert_eq!(vault.grant(id(1)).at_once().unwrap().unwrap().value.failures, 9);
     assert!(vault.commit(vec![put(5)]).await.unwrap() > last + (1 << 40));
     vault.close().unwrap();
     Vault::inspect(&behind.config, &behind.identity).unwrap();
@@ -119,7 +119,7 @@ async fn a_journal_older_than_its_database_is_accepted_without_what_it_has() {
     assert_eq!(behind.accept().unwrap().gap, Gap::After(last));
     let (vault, epoch, reason) = opened(&behind);
     assert_eq!((epoch, reason), (2, DoubtReason::RolledBack));
-    assert_eq!(vault.grant(id(1)).unwrap().unwrap().value.failures, 9, "nothing older is written over it");
+    assert_eq!(vault.grant(id(1)).at_once().unwrap().unwrap().value.failures, 9, "nothing older is written over it");
     assert!(vault.commit(vec![put(5)]).await.unwrap() > last + (1 << 40));
 }
 

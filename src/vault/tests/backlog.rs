@@ -25,8 +25,8 @@ async fn a_commit_is_read_before_the_engine_has_it_and_after() {
     let sequence = vault.commit(vec![put(2)]).await.unwrap();
     let check = |vault: &Vault| {
         assert_eq!(grants(vault), [2, 3], "each is handed over once");
-        assert_eq!(vault.grant(id(2)).unwrap().unwrap().sequence, sequence);
-        assert!(vault.grant(id(1)).unwrap().is_none() && vault.intent(id(3)).unwrap().is_some());
+        assert_eq!(vault.grant(id(2)).at_once().unwrap().unwrap().sequence, sequence);
+        assert!(vault.grant(id(1)).at_once().unwrap().is_none() && vault.intent(id(3)).at_once().unwrap().is_some());
         assert_eq!(vault.stats().records, 3);
     };
     check(&vault);
@@ -93,7 +93,7 @@ async fn whatever_is_committed_the_engine_is_after_some_commit_and_readers_are_a
             assert_eq!(adds_up(&engine), sequence);
         }
         for number in 0..12 {
-            let read = vault.grant(id(number)).unwrap().map(|stored| stored.sequence);
+            let read = vault.grant(id(number)).at_once().unwrap().map(|stored| stored.sequence);
             assert_eq!(read.as_ref(), model.get(&number));
         }
         assert_eq!(grants(&vault), model.keys().copied().collect::<Vec<_>>());
@@ -111,7 +111,7 @@ async fn a_crash_with_an_engine_that_lags_behind_loses_nothing() {
     vault.commit(vec![Change::DeleteGrant(id(1)), Change::DeleteIntent(id(3))]).await.unwrap();
     let reopened = fixture.crashed().open();
     assert_eq!(grants(&reopened), [2, 3]);
-    assert!(reopened.intent(id(3)).unwrap().is_none());
+    assert!(reopened.intent(id(3)).at_once().unwrap().is_none());
     vault.close().unwrap();
     assert_eq!(grants(&fixture.open()), [2, 3], "and a clean close leaves nothing behind in it");
 }

@@ -304,10 +304,10 @@ async fn a_restored_vault_holds_everything_in_a_new_epoch_under_new_numbers() {
     let vault = new.open();
     assert_eq!((vault.epoch(), vault.epoch_reason()), (2, DoubtReason::Restored));
     assert_eq!(grants(&vault), (0..200).collect::<Vec<_>>());
-    let grant = vault.grant(id(7)).unwrap().unwrap().value;
+    let grant = vault.grant(id(7)).at_once().unwrap().unwrap().value;
     assert_eq!((grant.credential.secret().expose(), grant.epoch), ("MARKER-refresh-7", 1));
-    assert_eq!(vault.organization(&"o9".parse().unwrap()).unwrap().unwrap().value.grant, id(9));
-    assert_eq!(vault.intent(id(3)).unwrap(), Some(intent(3)));
+    assert_eq!(vault.organization(&"o9".parse().unwrap()).at_once().unwrap().unwrap().value.grant, id(9));
+    assert_eq!(vault.intent(id(3)).at_once().unwrap(), Some(intent(3)));
     assert_eq!(vault.stats().strays, 1);
     assert_eq!(vault.fingerprint(&Secret::new("x")), fingerprint);
     assert_eq!(vault.entity_tag(&Secret::new("x")), entity_tag);

@@ -105,7 +105,7 @@ async fn a_backup_whose_parts_are_not_as_they_were_written_is_refused_at_every_p
         let restored = new.open();
         assert_eq!(grants(&restored), [2, 3]);
         for number in [2, 3] {
-            let sequence = |vault: &Vault| vault.grant(id(number)).unwrap().unwrap().sequence;
+            let sequence = |vault: &Vault| vault.grant(id(number)).at_once().unwrap().unwrap().sequence;
             assert_eq!(sequence(&restored), sequence(&vault));
         }
         drop(restored);

@@ -4,7 +4,7 @@ use super::{
     rekey::{GRANTS, filled},
     *,
 };
-use crate::vault::compact;
+use crate::{tests::AtOnce as _, vault::compact};
 
 /// What is asked of the writer in these tests: how large the records are is no matter to it.
 const LIVE: u64 = 1;
@@ -17,6 +17,7 @@ fn failures(vault: &Vault) -> BTreeMap<u8, u32> {
             all.insert(stored.value.id.as_bytes()[0], stored.value.failures);
             Ok(())
         })
+        .at_once()
         .unwrap();
     all
 }

@@ -18,17 +18,19 @@ async fn a_record_moved_under_another_name_is_damaged_and_the_others_are_read() 
     let (one, two) = (namer.name(Kind::Grant, id(1).as_bytes()), namer.name(Kind::Grant, id(2).as_bytes()));
     bring_up(&vault).unwrap();
     {
-        let opened = vault.shared().opened.load_full().unwrap();
+        let opened = vault.shared().unwrap().opened.load_full().unwrap();
         let (moved, mark) = (opened.engine.get(&one).unwrap().unwrap(), opened.engine.mark().unwrap().unwrap());
         opened.engine.write(&[(two, Some(&moved[..]))].into(), &mark).unwrap();
     }
-    let error = vault.grant(id(2)).unwrap_err();
+    let error = vault.grant(id(2)).at_once().unwrap_err();
     assert!(error.is_damaged() && error.to_string().contains("a grant's record"), "{error}");
     let mut seen = 0;
-    let scanned = vault.for_each_grant(&mut |_| {
-        seen += 1;
-        Ok(())
-    });
+    let scanned = vault
+        .for_each_grant(&mut |_| {
+            seen += 1;
+            Ok(())
+        })
+        .at_once();
     assert!(scanned.unwrap_err().is_damaged());
     assert_eq!((seen, vault.poisoned()), (2, None), "one bad record concerns nothing but itself");
 }
@@ -150,7 +152,7 @@ async fn whatever_is_flipped_in_the_database_no_record_is_lost_or_older_or_chang
             }
             Ok(vault) => {
                 for number in 0..RECORDS {
-                    match vault.grant(id(number)) {
+                    match vault.grant(id(number)).at_once() {
                         Ok(Some(read)) => assert_eq!(read.value.failures, 3, "grant {number}, flipped at {at}"),
                         Ok(None) => panic!("grant {number} vanished silently, flipped at {at}"),
                         Err(error) => assert!(error.is_damaged(), "at {at}: {error}"),
@@ -172,7 +174,7 @@ async fn the_first_failed_sync_ends_all_writing_and_reads_go_on() {
     assert!(matches!(second, VaultError::Poisoned { .. }), "{second}");
     assert_eq!(vault.poisoned(), Some(first.to_string()));
     assert!(vault.checkpoint().is_err());
-    assert!(vault.grant(id(1)).unwrap().is_none());
+    assert!(vault.grant(id(1)).at_once().unwrap().is_none());
     assert!(vault.close().is_err());
 }
 
@@ -185,7 +187,7 @@ async fn what_is_durable_is_read_even_if_the_engine_fails_to_take_it() {
     engine.broken.store(true, Ordering::Relaxed);
     vault.commit(vec![put(4), Change::DeleteGrant(id(1))]).await.unwrap();
     assert!(bring_up(&vault).is_err() && vault.poisoned().is_some());
-    assert!(vault.grant(id(4)).unwrap().is_some() && vault.grant(id(1)).unwrap().is_none());
+    assert!(vault.grant(id(4)).at_once().unwrap().is_some() && vault.grant(id(1)).at_once().unwrap().is_none());
     assert_eq!(grants(&vault), [2, 3, 4]);
     assert_eq!(vault.commit(vec![put(5)]).await.unwrap(), 4, "what is under way can end");
     assert_eq!(grants(&vault), [2, 3, 4, 5]);

@@ -83,7 +83,7 @@ async fn a_vault_that_was_closed_while_it_was_wrong_and_not_yet_judged_is_not_ta
     let planted = fixture.crashed().with_a_planted_record();
     // Whether it is judged before it ends hangs on the machine; neither way may mark it clean.
     let vault = planted.open();
-    vault.shared().ending.store(true, Ordering::Relaxed);
+    vault.shared().unwrap().ending.store(true, Ordering::Relaxed);
     drop(vault.close());
     let again = planted.try_open();
     match again {
@@ -122,7 +122,7 @@ async fn whatever_is_flipped_after_a_kill_is_noticed_before_or_found_by_counting
         }
         for number in 0..=u8::MAX {
             let failures = if number < 9 { 0 } else { 2 };
-            match vault.grant(id(number)) {
+            match vault.grant(id(number)).at_once() {
                 Ok(Some(read)) => assert_eq!(read.value.failures, failures, "grant {number}, flipped at {at}"),
                 Ok(None) => panic!("grant {number} vanished silently, flipped at {at}"),
                 Err(error) => assert!(error.is_damaged(), "at {at}: {error}"),

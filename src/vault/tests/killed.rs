@@ -47,7 +47,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         let vault = fixture.open();
         for (task, last) in (0..).zip(&acknowledged) {
             for count in last.saturating_sub(CHILD_GRANTS - 1).max(1)..=*last {
-                let read = vault.grant(child_id(task, count % CHILD_GRANTS)).unwrap().unwrap();
+                let read = vault.grant(child_id(task, count % CHILD_GRANTS)).at_once().unwrap().unwrap();
                 assert!(read.value.failures >= count, "task {task} lost commit {count}");
             }
         }
@@ -69,6 +69,7 @@ fn commits_until_it_is_killed() {
         cache_bytes: 8 << 20,
         backup_dir: None,
         backup_keep: 14,
+        postgres: None,
     };
     let vault = Vault::open(&config, &identity, Metrics::new(&[])).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
@@ -82,7 +83,7 @@ fn commits_until_it_is_killed() {
 
 #[expect(clippy::print_stdout, reason = "the parent reads what was acknowledged")]
 async fn commit_forever(vault: Vault, task: u32) {
-    let so_far = (0..CHILD_GRANTS).filter_map(|number| vault.grant(child_id(task, number)).unwrap());
+    let so_far = (0..CHILD_GRANTS).filter_map(|number| vault.grant(child_id(task, number)).at_once().unwrap());
     let first = so_far.map(|stored| stored.value.failures).max().unwrap_or(0) + 1;
     for count in first.. {
         let id = child_id(task, count % CHILD_GRANTS);

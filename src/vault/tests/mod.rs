@@ -35,6 +35,7 @@ use crate::{
     config::VaultConfig,
     metrics::Metrics,
     model::{AccessToken, ClientCredentials, Credential, Fingerprint, State},
+    tests::AtOnce as _,
 };
 
 const SMALL_JOURNAL: u64 = 128 * 1024;
@@ -56,6 +57,7 @@ impl Fixture {
             cache_bytes: 8 << 20,
             backup_dir: None,
             backup_keep: 14,
+            postgres: None,
         };
         open::create(&config, &identity, SMALL_JOURNAL).unwrap();
         Self { temporary, config, identity }
@@ -179,6 +181,7 @@ fn grants(vault: &Vault) -> Vec<u8> {
             seen.push(stored.value.id.as_bytes()[0]);
             Ok(())
         })
+        .at_once()
         .unwrap();
     seen.sort_unstable();
     seen
@@ -201,12 +204,12 @@ async fn what_is_committed_is_read_back_before_and_after_reopening() {
     assert_ne!(fingerprint, vault.fingerprint(&Secret::new("y")));
 
     let check = |vault: &Vault| {
-        let read = vault.grant(id(1)).unwrap().unwrap();
+        let read = vault.grant(id(1)).at_once().unwrap().unwrap();
         assert_eq!(read.sequence, sequence);
         assert_eq!(read.value.credential.secret().expose(), "MARKER-refresh-1");
-        assert_eq!(vault.organization(&organization.id).unwrap().unwrap().value, organization);
-        assert_eq!(vault.intent(id(1)).unwrap(), Some(intent(1)));
-        assert!(vault.grant(id(3)).unwrap().is_none());
+        assert_eq!(vault.organization(&organization.id).at_once().unwrap().unwrap().value, organization);
+        assert_eq!(vault.intent(id(1)).at_once().unwrap(), Some(intent(1)));
+        assert!(vault.grant(id(3)).at_once().unwrap().is_none());
         assert_eq!(grants(vault), [1, 2]);
         let stats = vault.stats();
         assert_eq!((stats.records, stats.strays, stats.data_key), (5, 1, 1));
@@ -265,7 +268,7 @@ async fn dropping_the_vault_replays_and_closing_it_does_not() {
     assert_eq!(grants(&vault), [1]);
     let other = vault.clone();
     vault.close().unwrap();
-    assert!(matches!(other.grant(id(1)), Err(VaultError::Closed)));
+    assert!(matches!(other.grant(id(1)).at_once(), Err(VaultError::Closed)));
     assert!(matches!(other.commit(vec![put(2)]).await, Err(VaultError::Closed)));
     let journal = Journal::open(&fixture.path("journal"), keyring.vault, false).unwrap();
     assert!(journal.batches().unwrap().is_empty());

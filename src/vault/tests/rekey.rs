@@ -78,15 +78,17 @@ fn contents(vault: &Vault) -> BTreeMap<u8, (u64, Vec<u8>)> {
             all.insert(stored.value.id.as_bytes()[0], (stored.sequence, bytes(&stored.value)));
             Ok(())
         })
+        .at_once()
         .unwrap();
-    assert_eq!(vault.organization(&"42".parse().unwrap()).unwrap().unwrap().value, organization("42", 1));
-    assert_eq!(vault.intent(id(1)).unwrap(), Some(intent(1)));
+    assert_eq!(vault.organization(&"42".parse().unwrap()).at_once().unwrap().unwrap().value, organization("42", 1));
+    assert_eq!(vault.intent(id(1)).at_once().unwrap(), Some(intent(1)));
     let mut strays = 0;
     vault
         .for_each_stray(&mut |_| {
             strays += 1;
             Ok(())
         })
+        .at_once()
         .unwrap();
     assert_eq!(strays, 2);
     all
@@ -193,7 +195,7 @@ async fn reads_and_commits_go_on_while_records_are_sealed_anew_and_do_not_hold_i
             thread::spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     for number in 1..=GRANTS {
-                        let read = vault.grant(id(number)).unwrap().unwrap();
+                        let read = vault.grant(id(number)).at_once().unwrap().unwrap();
                         assert!(number <= WRITERS || (read.sequence, bytes(&read.value)) == before[&number]);
                     }
                     assert_eq!(contents(&vault).len(), usize::from(GRANTS));
@@ -213,7 +215,7 @@ async fn reads_and_commits_go_on_while_records_are_sealed_anew_and_do_not_hold_i
                     let failures = count.load(Ordering::Relaxed) + 1;
                     let changes = vec![Change::PutGrant(Box::new(Grant { failures, ..grant(number) }))];
                     let sequence = vault.commit(changes).await.unwrap();
-                    assert!(vault.grant(id(number)).unwrap().unwrap().sequence >= sequence);
+                    assert!(vault.grant(id(number)).at_once().unwrap().unwrap().sequence >= sequence);
                     count.store(failures, Ordering::Relaxed);
                 }
             })
@@ -298,7 +300,7 @@ async fn commits_that_never_end_do_not_keep_records_from_being_sealed_anew() {
 async fn a_record_whose_key_is_destroyed_between_being_read_and_being_opened_is_read_once_more() {
     let fixture = Fixture::new();
     let vault = filled(&fixture).await;
-    let shared = vault.shared();
+    let shared = vault.shared().unwrap();
     let opened = shared.opened.load_full().unwrap();
     let read = |number| {
         let name = shared.namer.name(Kind::Grant, id(number).as_bytes());
@@ -349,7 +351,7 @@ async fn a_record_that_does_not_open_keeps_its_key_alive_and_stops_no_other() {
     let rekeying = vault.rekeying().unwrap();
     assert_eq!((rekeying.done + 1, rekeying.total), (rekeying.total, vault.stats().records + 1));
     assert_eq!((used(&vault), kept(&fixture)), ([1, 2].into(), vec![1, 2]));
-    assert_eq!(bytes(&vault.grant(id(8)).unwrap().unwrap().value), bytes(&grant(8)));
+    assert_eq!(bytes(&vault.grant(id(8)).at_once().unwrap().unwrap().value), bytes(&grant(8)));
     vault.commit(vec![put(7)]).await.unwrap();
 
     // A newer key is not refused for it.

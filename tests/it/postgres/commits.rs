@@ -6,11 +6,11 @@ use consentry::vault::postgres::{Batch, Fence, Lease, Postgres, PostgresError, W
 use tokio::runtime::Runtime;
 
 use super::{
-    BRIEF, LONG, Worker,
+    BRIEF, LONG, UNSEEN, Worker,
     bouncer::Bouncer,
-    bytea,
+    bytea, claim,
     cluster::{Cluster, is_installed},
-    due, grant, settings, waiting,
+    commands, deletion, due, found, grant, settings, waiting,
     wire::{Loss, Wire},
     write,
 };
@@ -39,7 +39,7 @@ fn what_was_committed_is_read_back_directly_and_through_a_pooler() {
         assert_eq!(worker.read(one), Some((version + 1, b"second".to_vec())));
 
         // A deleted record is gone, and its version is not.
-        let gone = Write { name: one, expected: version + 1, version: version + 2, sealed: None };
+        let gone = deletion(one, version + 1);
         assert_eq!(worker.commit(Batch { writes: vec![gone], ..Batch::default() }), Ok(()));
         assert_eq!(worker.read(one), None);
         assert_eq!(worker.write(one, 0, b"anew"), Err(PostgresError::Conflict), "{schema}: it was there");
@@ -61,7 +61,8 @@ fn of_many_who_write_one_version_one_succeeds() {
         let results: Vec<_> = thread::scope(|scope| {
             let rivals = workers.iter().enumerate().map(|(rival, worker)| {
                 let sealed = Some(vec![u8::try_from(rival).expect("few rivals")]);
-                let writes = vec![Write { name: grant(1), expected, version, sealed }];
+                let expected = found(expected);
+                let writes = vec![Write { name: grant(1), expected, version, sealed, tombstone: None }];
                 scope.spawn(move || worker.commit(Batch { writes, ..Batch::default() }))
             });
             let rivals: Vec<_> = rivals.collect();
@@ -137,26 +138,24 @@ fn a_commit_needs_the_claim_that_it_names() {
     one.put_due(&[name], lane);
     let fenced = |number, then, expected| Batch {
         writes: vec![write(name, expected, b"x")],
-        fence: Some(Fence { name, number, then }),
+        fences: vec![Fence { name, number, then }],
         ..Batch::default()
     };
-    let claim = one.runtime.block_on(one.postgres.claim_one(name, BRIEF, false)).unwrap().expect("nobody has it");
-    assert_eq!(one.commit(fenced(claim.number, Lease::For(LONG), 0)), Ok(()), "over, but nobody else's");
+    let first = claim(&one, name, BRIEF, UNSEEN).expect("nobody has it");
+    assert_eq!(one.commit(fenced(first.number, Lease::For(LONG), 0)), Ok(()), "over, but nobody else's");
     let (version, _) = one.read(name).expect("it is stored");
-    assert_eq!(other.runtime.block_on(other.postgres.claim_one(name, LONG, false)), Ok(None), "it was prolonged");
+    assert_eq!(claim(&other, name, LONG, UNSEEN), None, "it was prolonged");
 
     // It runs out, and another takes over.
-    assert_eq!(one.commit(fenced(claim.number, Lease::For(BRIEF), version)), Ok(()));
-    let taken = eventually("the claim runs out", || {
-        other.runtime.block_on(other.postgres.claim_one(name, LONG, false)).unwrap()
-    });
-    assert!(taken.number > claim.number);
-    assert_eq!(one.commit(fenced(claim.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
-    assert_eq!(other.commit(fenced(claim.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
+    assert_eq!(one.commit(fenced(first.number, Lease::For(BRIEF), version)), Ok(()));
+    let taken = eventually("the claim runs out", || claim(&other, name, LONG, UNSEEN));
+    assert!(taken.number > first.number);
+    assert_eq!(one.commit(fenced(first.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
+    assert_eq!(other.commit(fenced(first.number, Lease::For(LONG), version + 1)), Err(PostgresError::Fenced));
     // Without the claim the version alone decides: a late answer is kept.
     assert_eq!(one.write(name, version + 1, b"late"), Ok(version + 2));
     assert_eq!(other.commit(fenced(taken.number, Lease::Ends, version + 2)), Ok(()));
-    assert!(one.runtime.block_on(one.postgres.claim_one(name, LONG, false)).unwrap().is_some(), "it was given up");
+    assert!(claim(&one, name, LONG, UNSEEN).is_some(), "it was given up");
 }
 
 #[test]
@@ -200,12 +199,13 @@ fn a_commit_waits_for_a_standby_and_nothing_takes_it_for_done_before() {
     let runtime = Runtime::new().expect("a runtime");
     let alone = settings(&cluster.url(), "waits");
     assert_eq!(runtime.block_on(Postgres::open(&alone)).err(), Some(PostgresError::Asynchronous));
+    commands::a_database_that_confirms_alone_is_refused_and_allowed_only_in_words(&cluster);
     let allowed = consentry::vault::postgres::Settings { allow_asynchronous: true, ..alone };
     let allowed = runtime.block_on(Postgres::open(&allowed)).expect("it was allowed");
     let batch = Batch {
         writes: vec![write(grant(1), version + 2, b"fourth")],
         work: vec![due(grant(1), [0; 16])],
-        fence: None,
+        ..Batch::default()
     };
     assert_eq!(runtime.block_on(allowed.commit(batch)), Ok(()));
 }

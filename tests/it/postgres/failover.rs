@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use consentry::vault::postgres::{Batch, Name, Postgres, PostgresError};
+use consentry::vault::postgres::{Batch, Name, Postgres, PostgresError, Seen};
 use fastrand::Rng;
 
 use super::{
-    BRIEF, Worker,
+    BRIEF, LONG, UNSEEN, Worker,
     bouncer::Bouncer,
+    claim,
     cluster::{Cluster, is_installed},
     grant, waiting, write,
 };
@@ -158,10 +159,9 @@ fn what_no_standby_had_is_settled_as_not_made_and_neither_claims_nor_news_are_ta
     let (worker, other) = (Worker::open(&cluster.url(), "alone"), Worker::open(&cluster.url(), "alone"));
     let version = worker.write(grant(1), 0, b"first").expect("it is stored");
     worker.put_due(&[grant(1)], [1; 16]);
-    let claim = |worker: &Worker, earlier| {
-        worker.runtime.block_on(worker.postgres.claim_one(grant(1), BRIEF, earlier)).expect("an answer")
-    };
-    assert!(claim(&worker, false).is_some());
+    assert!(claim(&worker, grant(1), BRIEF, UNSEEN).is_some());
+    // A claim waits for no standby; what is committed after it does.
+    worker.write(grant(2), 0, b"after").expect("it is stored");
     let mut news = other.runtime.block_on(other.postgres.news()).expect("where it is");
 
     // Nothing reaches the standbys any more: neither a commit nor which transactions have begun.
@@ -199,9 +199,10 @@ fn what_no_standby_had_is_settled_as_not_made_and_neither_claims_nor_news_are_ta
     });
     assert!(!heard.is_empty() && news.timeline() == 2);
     // The claim has run out by any clock, but its primary is gone: only who has waited may take it.
-    assert_eq!(claim(&other, false), None);
-    assert!(claim(&other, true).is_some());
-    eventually("it runs out on this timeline", || claim(&other, false));
+    let long_ago = Seen { timeline: 1, time: LONG };
+    assert_eq!(claim(&other, grant(1), BRIEF, long_ago), None, "it has not seen that there is another primary");
+    assert!(claim(&other, grant(1), BRIEF, Seen { timeline: 2, time: BRIEF }).is_some());
+    eventually("it runs out on this timeline", || claim(&worker, grant(1), BRIEF, UNSEEN));
 }
 
 /// Reads a record as soon as the database can be reached again.

@@ -5,16 +5,22 @@
 
 mod bouncer;
 mod cluster;
+mod commands;
 mod commits;
 mod failover;
+mod keepers;
+mod leases;
 mod sharing;
+mod store;
 mod wire;
 
 use std::{fmt::Write as _, time::Duration};
 
 use consentry::{
     model::Secret,
-    vault::postgres::{Batch, Kind, Name, Postgres, PostgresError, Settings, Work, Write, next_version},
+    vault::postgres::{
+        Batch, Claim, Claimed, Expected, Kind, Name, Postgres, PostgresError, Seen, Settings, Work, Write, next_version,
+    },
 };
 use tokio::runtime::Runtime;
 
@@ -29,11 +35,14 @@ const BRIEF: Duration = Duration::from_millis(1);
 fn settings(url: &str, schema: &str) -> Settings {
     Settings {
         url: Secret::new(url),
+        url_file: None,
         ca_file: None,
         pool_size: 4,
         statement_timeout: Duration::from_secs(20),
         schema: schema.to_owned(),
         allow_asynchronous: false,
+        lease: LONG,
+        poll: Duration::from_millis(50),
     }
 }
 
@@ -75,7 +84,30 @@ impl Worker {
 }
 
 fn write(name: Name, expected: u64, sealed: &[u8]) -> Write {
-    Write { name, expected, version: next_version(expected), sealed: Some(sealed.to_vec()) }
+    let (version, sealed) = (next_version(expected), Some(sealed.to_vec()));
+    Write { name, expected: found(expected), version, sealed, tombstone: None }
+}
+
+/// A record of that version; 0: one that was never there.
+fn found(version: u64) -> Expected {
+    if version == 0 { Expected::Never } else { Expected::Version(version) }
+}
+
+/// A write that deletes.
+fn deletion(name: Name, version: u64) -> Write {
+    Write { name, expected: found(version), version: version + 1, sealed: None, tombstone: None }
+}
+
+/// Whoever has seen no primary yet.
+const UNSEEN: Seen = Seen { timeline: 0, time: Duration::ZERO };
+
+/// Claims a grant; none where another has it.
+fn claim(worker: &Worker, name: Name, lease: Duration, seen: Seen) -> Option<Claim> {
+    match worker.runtime.block_on(worker.postgres.claim_one(name, 0, lease, seen)).expect("an answer") {
+        Claimed::Won(claim) => Some(claim),
+        Claimed::Held => None,
+        Claimed::Unknown => panic!("there is no such grant"),
+    }
 }
 
 fn due(name: Name, lane: [u8; 16]) -> Work {

@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeSet, path::PathBuf, thread};
 
-use consentry::vault::postgres::{Batch, Name, News, Postgres, PostgresError, Settings, Write};
+use consentry::vault::postgres::{Batch, Name, News, Postgres, PostgresError, Settings};
 use tokio::runtime::Runtime;
 
 use super::{
-    BRIEF, LONG, Worker,
+    BRIEF, LONG, UNSEEN, Worker,
     bouncer::Bouncer,
     bytea,
     cluster::{Cluster, is_installed},
-    grant, settings, write,
+    deletion, grant, settings, write,
 };
 use crate::harness::eventually;
 
@@ -69,7 +69,7 @@ fn what_is_due_goes_to_one_worker_each() {
         let claim = |worker: &Worker| {
             let mut mine = Vec::new();
             loop {
-                let more = worker.runtime.block_on(worker.postgres.claim(lane, 7, LONG, false)).expect("an answer");
+                let more = worker.runtime.block_on(worker.postgres.claim(lane, 7, LONG, UNSEEN)).expect("an answer");
                 if more.is_empty() {
                     return mine;
                 }
@@ -84,7 +84,7 @@ fn what_is_due_goes_to_one_worker_each() {
     assert_eq!(all.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>(), "and every one once");
 
     // What is given up, and what has run out, can be had again.
-    let again = |lease| workers[1].runtime.block_on(workers[1].postgres.claim([4; 16], 9, lease, false)).unwrap();
+    let again = |lease| workers[1].runtime.block_on(workers[1].postgres.claim([4; 16], 9, lease, UNSEEN)).unwrap();
     let claim = again(LONG);
     assert_eq!((claim.len(), again(LONG).len()), (1, 0));
     workers[1].runtime.block_on(workers[1].postgres.give_up(&claim)).unwrap();
@@ -125,7 +125,7 @@ fn news_skip_nothing_that_commits_late() {
     assert!(news.cursor() > cursor);
 
     // A deletion is news, too; and more than a page comes whole.
-    let gone = Write { name: early.0, expected: early.1 + 1, version: early.1 + 2, sealed: None };
+    let gone = deletion(early.0, early.1 + 1);
     worker.commit(Batch { writes: vec![gone], ..Batch::default() }).unwrap();
     let (fresh, _) = worker.runtime.block_on(news.poll()).unwrap();
     assert!(fresh.iter().any(|fresh| fresh.name == early.0 && fresh.gone), "{fresh:?}");
