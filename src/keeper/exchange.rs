@@ -131,8 +131,16 @@ impl Shared {
         }
         // Whoever takes the claim over finds the intent open, and sends nothing.
         let not_after = not_after.into_iter().chain(held.hold.good_until()).min();
-        let hold = held.hold.clone();
-        Ok(Some(Prepared { grant, sequence, sent, one_time, intent, asked: self.now(), not_after, hold }))
+        Ok(Some(Prepared {
+            grant,
+            sequence,
+            sent,
+            one_time,
+            intent,
+            asked: self.now(),
+            not_after,
+            hold: held.hold.clone(),
+        }))
     }
 
     /// The intent of the next attempt: with the same token it goes on counting from the first one.

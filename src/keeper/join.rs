@@ -34,9 +34,9 @@ impl Shared {
             {
                 let record = self.record(slot).await?;
                 match self.vault.hold(slot.id, Duration::ZERO).await {
-                    Ok(hold) => {
+                    Ok(claim) => {
                         self.metrics.claimed("won");
-                        let held = Held::new(hold, record);
+                        let held = Held::new(claim, record);
                         // Learns what others have made of it until now.
                         let stored = self.read(slot).await?;
                         return Ok(if self.is_done(slot, in_flight) { None } else { Some((held, stored)) });
@@ -90,12 +90,12 @@ impl Shared {
         if under_way(slot).is_some() || slot.lock().is_removed() {
             return Ok(true);
         }
-        let hold = match self.vault.hold(slot.id, Duration::ZERO).await {
-            Ok(hold) => hold,
+        let claim = match self.vault.hold(slot.id, Duration::ZERO).await {
+            Ok(claim) => claim,
             Err(VaultError::Held) => return Ok(false),
             Err(error) => return Err(self.vault_failed(&error)),
         };
-        let held = Held::new(hold, record);
+        let held = Held::new(claim, record);
         let mut grant = self.read(slot).await?.value;
         let intent = self.vault.intent(slot.id).await.map_err(|error| self.vault_failed(&error))?;
         if let Some(intent) = &intent {

@@ -30,13 +30,12 @@ impl Shared {
             // What another process stored after this is known here already.
             return;
         }
-        match token {
-            Some(token) => self.cache.put(slot, token, |state| state.brief().sequence == sequence),
-            None => {
-                let mut state = slot.lock();
-                if state.brief().sequence == sequence {
-                    self.cache.forget(&mut state);
-                }
+        if let Some(token) = token {
+            self.cache.put(slot, token, |state| state.brief().sequence == sequence);
+        } else {
+            let mut state = slot.lock();
+            if state.brief().sequence == sequence {
+                self.cache.forget(&mut state);
             }
         }
         for old in before {

@@ -44,12 +44,16 @@ impl Shared {
     ) -> Result<(), KeeperError> {
         // Until it turns out that another process has taken the grant over.
         let mut hold = Some(prepared.hold.clone());
+        let mut is_lost = false;
         loop {
             let was_held = hold.is_some();
-            let error = match self.store_once(slot, prepared, outcome, &mut hold).await {
+            let error = match self.store_once(slot, prepared, outcome, &mut hold, is_lost).await {
                 Ok(result) => return result,
-                // Another process has the grant, or had it: what is there now is looked at at once.
-                Err(_) if was_held && hold.is_none() => continue,
+                Err(_) if was_held && hold.is_none() => {
+                    // Another process has the grant, or had it: what is there now is looked at at once, and however often it takes.
+                    is_lost = true;
+                    continue;
+                }
                 Err(error) => error,
             };
             let retry_at = self.serve_unstored(slot, prepared, outcome).unwrap_or_else(|| self.unstored_retry(outcome));
@@ -84,11 +88,11 @@ impl Shared {
         prepared: &Prepared,
         outcome: &ExchangeOutcome,
         hold: &mut Option<Hold>,
+        is_lost: bool,
     ) -> Result<Result<(), KeeperError>, KeeperError> {
         let record = slot.record().await;
         let lane = self.lane(slot);
         let now = self.now();
-        let is_lost = hold.is_none();
         let under = match hold {
             Some(hold) => hold,
             None => hold.insert(self.claim(slot.id).await?),
