@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::kubernetes::{REPLICATED, container, find, rendered};
+use crate::deploy::text as page;
 
 /// The database's cluster, and the port of its servers and of PgBouncer.
 const CLUSTER: &str = "consentry-db";
@@ -76,6 +77,10 @@ fn a_worker_is_told_where_the_database_is_by_files_and_trusts_its_authority_alon
                 assert_eq!(mounted["secret"]["items"], json!([{ "key": key, "path": key }]), "{overlay}: {file}");
             }
         }
+        let known = page("docs/configuration.md");
+        for key in ["url_file", "ca_file", "engine"] {
+            assert!(known.contains(&format!("| `{key}` |")), "{key} is no key");
+        }
         let application = container(pod, "application");
         assert!(!application.to_string().contains("database"), "{overlay}: the application sees nothing of it");
     }
@@ -91,7 +96,10 @@ fn workers_reach_the_database_and_who_is_none_does_not() {
         let servers = json!({ "cnpg.io/cluster": CLUSTER });
         let pooler = json!({ "cnpg.io/poolerName": POOLER });
         let led_to: Vec<_> = way["egress"][0]["to"].as_array().expect("peers").iter().collect();
-        assert_eq!(led_to.iter().map(|peer| &peer["podSelector"]["matchLabels"]).collect::<Vec<_>>(), [&servers, &pooler]);
+        assert_eq!(
+            led_to.iter().map(|peer| &peer["podSelector"]["matchLabels"]).collect::<Vec<_>>(),
+            [&servers, &pooler]
+        );
         for (policy, of) in [(CLUSTER, &servers), ("consentry-db-pooler", &pooler)] {
             if policy != CLUSTER && !has(&objects, "Pooler") {
                 continue;
@@ -100,7 +108,8 @@ fn workers_reach_the_database_and_who_is_none_does_not() {
             assert_eq!(spec["podSelector"]["matchLabels"], *of, "{overlay}");
             let open = spec["ingress"].as_array().expect("rules").iter().filter(|rule| {
                 let ports = rule["ports"].as_array().expect("ports");
-                ports.iter().any(|port| port["port"] == 5432) && rule["from"].to_string().contains("consentry.dev/worker")
+                ports.iter().any(|port| port["port"] == 5432)
+                    && rule["from"].to_string().contains("consentry.dev/worker")
             });
             assert_eq!(open.count(), 1, "{overlay}: {policy}");
             let rules = spec["ingress"].as_array().expect("rules");
