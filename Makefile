@@ -9,7 +9,7 @@ PEERS := tests/peers/oidc tests/peers/webhooks
 STATIC := $(shell uname -m)-unknown-linux-gnu
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz simulate kills damage failovers peers need image bench lint fmt clippy deny doc
+.PHONY: help demo test fuzz simulate kills damage failovers replicas peers need image bench lint fmt clippy deny doc
 
 help:
 	@echo 'make demo [FOR=30s]  watch a worker keep three organizations alive at a sandbox issuer'
@@ -19,6 +19,7 @@ help:
 	@echo 'make kills [N=1000]  kill the worker under load so many times; docs/reliability.md'
 	@echo 'make damage [N=1000] damage the files of a vault so many times; docs/reliability.md'
 	@echo 'make failovers [N=100] kill the primary of a PostgreSQL cluster under load so many times'
+	@echo 'make replicas [N=100] kill and stop workers that share a vault so many times each'
 	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
 	@echo 'make bench [NAME=fetch]  fetch, refresh, import, start, idle, memory, board, disk and storm against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
@@ -47,7 +48,10 @@ damage:
 	$(if $(N),CONSENTRY_DAMAGES=$(N)) $(CARGO) test --locked --test it -- --nocapture damage::
 
 failovers: peers
-	$(if $(N),CONSENTRY_FAILOVERS=$(N)) $(CARGO) test --locked --test it -- --nocapture failover::
+	$(if $(N),CONSENTRY_FAILOVERS=$(N)) $(CARGO) test --locked --test it -- --nocapture failover
+
+replicas: peers
+	$(if $(N),CONSENTRY_REPLICA_FAULTS=$(N)) $(CARGO) test --locked --test it -- --nocapture replicas::
 
 # The target is named so that build scripts and macros are not made static too.
 image:

@@ -23,6 +23,7 @@ mod shell;
 mod status;
 mod token;
 mod usage;
+mod vault;
 mod watch;
 mod worker;
 
@@ -120,6 +121,9 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Bring the vault back from a backup, or take it as it is after an older copy was put back
     Restore(restore::RestoreArgs),
+    /// Move the vault to another engine or place
+    #[command(subcommand)]
+    Vault(vault::VaultCommand),
     /// A stand-in for Visma Connect and Dinero's token endpoints, for development
     Sandbox(sandbox::SandboxArgs),
     /// Print a completion script for a shell
@@ -168,6 +172,7 @@ impl Cli {
             Command::Key(command) => one_thread(key::key(&global, command, &mut out)),
             Command::Backup(args) => one_thread(backup::backup(&global, args, &mut out)),
             Command::Restore(args) => restore::restore(&global, &args, &mut out),
+            Command::Vault(command) => one_thread(vault::vault(&global, command, &mut out)),
             Command::Sandbox(args) => many_threads(sandbox::sandbox(args, &global, &mut out)),
             Command::Completions(args) => shell::completions(&args, &mut out),
             Command::Man => shell::man(&mut out),

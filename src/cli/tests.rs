@@ -90,6 +90,7 @@ fn help_is_complete_and_promises_nothing_that_is_not_there() {
             "key",
             "backup",
             "restore",
+            "vault",
             "sandbox",
             "completions",
             "man"

@@ -50,6 +50,8 @@ const HEADER_BYTES: usize = 1 + 4 + 8 + SALT_BYTES;
 const TAG_BYTES: usize = 16;
 /// Where in the header the number of the data key is.
 const KEY_NUMBER: std::ops::Range<usize> = 1..5;
+/// Where in the header the sequence number is.
+const SEQUENCE: std::ops::Range<usize> = 5..13;
 /// By how much a sealed record is longer than its plaintext.
 pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 const LABEL: &[u8; 19] = b"consentry/v1/record";
@@ -134,7 +136,7 @@ impl Cipher {
             return Err(damaged(name, "its seal has an unknown format"));
         }
         let number = u32::from_le_bytes(header[KEY_NUMBER].try_into().expect("four bytes"));
-        let sequence = u64::from_le_bytes(header[5..13].try_into().expect("eight bytes"));
+        let sequence = u64::from_le_bytes(header[SEQUENCE].try_into().expect("eight bytes"));
         let salt: [u8; SALT_BYTES] = header[13..].try_into().expect("the rest of the header");
         let key = self.keys.load().derive(number, &salt);
         let key = key.ok_or_else(|| damaged(name, "it names a data key that is not there"))?;
@@ -193,6 +195,12 @@ impl DataKeys {
 /// the bytes are too short for one.
 pub(super) fn key_number(sealed: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(sealed.get(KEY_NUMBER)?.try_into().expect("four bytes")))
+}
+
+/// The sequence number that a sealed record names, which is not authenticated before it is opened; `None` where the bytes are
+/// too short for one.
+pub(super) fn sequence(sealed: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(sealed.get(SEQUENCE)?.try_into().expect("eight bytes")))
 }
 
 /// The one nonce of a key that seals once.

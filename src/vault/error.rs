@@ -234,6 +234,27 @@ pub enum VaultError {
         /// What is wrong with it, and what to do.
         detail: String,
     },
+    /// It is being moved elsewhere, or was, and must not be used beside the other.
+    #[error("{}", moved(place, to, *gone))]
+    Moved {
+        /// Where it is.
+        place: String,
+        /// Where it went.
+        to: String,
+        /// Whether the other is, or may be, in use.
+        gone: bool,
+    },
+    /// A vault is being moved there, and is not whole yet.
+    #[error("{}", arriving(path, *of_another))]
+    Arriving {
+        /// Where it is being made.
+        path: PathBuf,
+        /// Whether it is of another move than the one that was asked for.
+        of_another: bool,
+    },
+    /// A move was to be given up, and there is none.
+    #[error("the vault is not being moved")]
+    NotMoving,
     /// It has been closed.
     #[error("the vault is closed")]
     Closed,
@@ -292,6 +313,29 @@ impl VaultError {
     /// Whether records in the vault are lost or wrong, so that only a backup helps.
     pub const fn is_damaged(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Behind { .. })
+    }
+}
+
+pub(super) fn moved(place: &str, to: &str, gone: bool) -> String {
+    if gone {
+        format!(
+            "the vault in {place} was moved to {to} and is not used any more, since its tokens are spent by that one; should that \
+             one be lost, `consentry restore --in-place` takes this one as it is, with every one-time grant in doubt"
+        )
+    } else {
+        format!(
+            "the vault in {place} is being moved to {to}; run the same `consentry vault move` again to finish that, or with \
+             --give-up to stay here"
+        )
+    }
+}
+
+fn arriving(path: &Path, of_another: bool) -> String {
+    let path = path.display();
+    if of_another {
+        format!("{path} holds what another move has left unfinished; finish or give up that one, or remove the folder")
+    } else {
+        format!("a vault is being moved here and is not whole yet ({path}); run the same `consentry vault move` again")
     }
 }
 

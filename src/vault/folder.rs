@@ -11,10 +11,15 @@ use ring::digest;
 use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
 use serde::{Deserialize, Serialize};
 
-use super::error::VaultError;
+use super::{
+    error::VaultError,
+    moving::{self, Leaving},
+};
 
 /// The number of the layout that this version writes and knows.
 pub(super) const FORMAT: u64 = 1;
+/// The number of a vault that is being moved, or was: versions that know no moves must not open it.
+const LEAVING: u64 = 2;
 /// The largest of the small files that is read, in bytes.
 const MAX_SMALL_FILE_BYTES: u64 = 1024 * 1024;
 /// How the names of folders begin in which copies of the engine's files are tried out.
@@ -43,6 +48,26 @@ pub(super) struct Plate {
     pub(super) format: u64,
     /// The vault's id in hexadecimal digits; also in the keyring, which is authenticated.
     pub(super) vault: String,
+    /// Where it is being moved to, or was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) leaving: Option<Leaving>,
+    /// The id of the move that made it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) arrived: Option<String>,
+}
+
+impl Plate {
+    pub(super) fn new(vault: String, arrived: Option<String>) -> Self {
+        Self { format: FORMAT, vault, leaving: None, arrived }
+    }
+
+    /// Its text in the file.
+    pub(super) fn text(&self) -> Vec<u8> {
+        let format = if self.leaving.is_some() { LEAVING } else { FORMAT };
+        let mut text = serde_json::to_vec(&Self { format, ..self.clone() }).expect("plain fields");
+        text.push(b'\n');
+        text
+    }
 }
 
 /// The lock on a vault; it ends with this value, or with the process.
@@ -152,8 +177,26 @@ impl Folder {
         }
     }
 
-    /// Reads the `format` file: which layout this is, before anything else is looked at.
+    /// Reads the `format` file: which layout this is, before anything else is looked at. A vault that is being moved, or was, is an
+    /// error.
     pub(super) fn plate(&self) -> Result<Plate, VaultError> {
+        let plate = self.plate_as_it_is()?;
+        match plate.leaving {
+            None => Ok(plate),
+            Some(Leaving { to, gone, .. }) => {
+                Err(VaultError::Moved { place: self.path.display().to_string(), to, gone })
+            }
+        }
+    }
+
+    /// Puts this plate in the place of the one that is there, durably.
+    pub(super) fn put_plate(&self, plate: &Plate) -> Result<(), VaultError> {
+        replace(&self.format(), &plate.text())?;
+        sync_folder(&self.path).map_err(|error| VaultError::io(&self.path, &error))
+    }
+
+    /// As [`plate`](Self::plate), also of a vault that is being moved, or was.
+    pub(super) fn plate_as_it_is(&self) -> Result<Plate, VaultError> {
         /// What every layout, older or newer, has in common.
         #[derive(Deserialize)]
         struct Number {
@@ -164,14 +207,17 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(match self.remains() {
                     Some(found) => VaultError::Unfinished { path: self.path.clone(), found },
-                    None => VaultError::Missing { path: self.path.clone() },
+                    None => match moving::beside(&self.path) {
+                        Ok(path) if path.is_dir() => VaultError::Arriving { path, of_another: false },
+                        _ => VaultError::Missing { path: self.path.clone() },
+                    },
                 });
             }
             Err(error) => return Err(VaultError::io(&self.format(), &error)),
         };
         let damaged = |why: &str| VaultError::Damaged { what: "its format file", detail: why.to_owned() };
         let number: Number = serde_json::from_slice(&bytes).map_err(|_| damaged("it names no format"))?;
-        if number.format > FORMAT {
+        if number.format > LEAVING {
             return Err(VaultError::NewerFormat { path: self.path.clone(), found: number.format, known: FORMAT });
         }
         if number.format < FORMAT {

@@ -18,7 +18,7 @@
 //! | `db.trial-…/` | a copy of them that is tried out, or their successor being written (`compact`); what a process left is removed at the next start |
 //! | `LOCK` | locked while a process has the vault open; holds that process's id |
 //!
-//! `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
+//! `moving` takes all of it to another place or engine. `backup` takes a copy of all of it while it is used. `restore` brings one back, or accepts a vault of which an older
 //! copy was put back; both begin a new epoch, which the vault keeps and of which it draws no conclusions.
 //!
 //! Where several processes share a vault, its records are in PostgreSQL instead (`postgres`), sealed in the same way and under a
@@ -43,6 +43,7 @@ mod journal;
 mod keyring;
 #[cfg(test)]
 mod memory;
+mod moving;
 mod name;
 mod open;
 mod panics;
@@ -64,6 +65,7 @@ pub use duty::{Duty, OnDuty, Singular};
 pub use error::VaultError;
 pub use handle::{Hold, Vault, VaultStats};
 pub use identity::Identity;
+pub use moving::{End, Moved, Progress};
 pub use name::Part;
 pub use open::Inspection;
 pub use postgres::{Feed, Gone, Item};

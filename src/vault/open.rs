@@ -10,6 +10,7 @@ use super::{
     folder::{self, Folder, Plate},
     journal::{self, Batch, Entry, Journal},
     keyring::Keyring,
+    moving,
     name::{Kind, Name, Namer},
     recipients::{self, Recipient},
     shared::{Judgement, Opened, Shared},
@@ -172,6 +173,9 @@ pub(super) fn recover(
 pub(super) fn create(config: &VaultConfig, identity: &Identity, journal_bytes: u64) -> Result<(), VaultError> {
     let folder = Folder::at(&config.path);
     let vacant = || match folder.remains() {
+        _ if moving::beside(folder.path()).is_ok_and(|path| path.is_dir()) => {
+            Err(VaultError::Arriving { path: moving::beside(folder.path())?, of_another: false })
+        }
         _ if folder.format().exists() => Err(VaultError::AlreadyThere { path: folder.path().to_owned() }),
         Some(found) => Err(VaultError::Unfinished { path: folder.path().to_owned(), found }),
         None => Ok(()),
@@ -217,15 +221,24 @@ pub(super) fn complete(
     checkpoint: u64,
     journal_bytes: u64,
 ) -> Result<(), VaultError> {
+    complete_arrived(folder, keyring, checkpoint, journal_bytes, None)
+}
+
+/// As [`complete`], of a vault that a move has brought.
+pub(super) fn complete_arrived(
+    folder: &Folder,
+    keyring: &Keyring,
+    checkpoint: u64,
+    journal_bytes: u64,
+    arrived: Option<String>,
+) -> Result<(), VaultError> {
     let db = folder.db();
     let files = folder::sync_tree(&db).and_then(|()| folder::fingerprint(&db));
     let files = files.map_err(|error| VaultError::io(&db, &error))?;
     Journal::create(&folder.journal(), keyring.vault, checkpoint, files, journal_bytes)?;
 
-    let plate = Plate { format: folder::FORMAT, vault: hexadecimal(keyring.vault) };
-    let mut text = serde_json::to_vec(&plate).expect("two plain fields");
-    text.push(b'\n');
-    folder::write_new(&folder.format(), &text)
+    let plate = Plate::new(hexadecimal(keyring.vault), arrived);
+    folder::write_new(&folder.format(), &plate.text())
 }
 
 pub(super) fn read_keyring(folder: &Folder, plate: &Plate, identity: &Identity) -> Result<Keyring, VaultError> {
@@ -278,15 +291,15 @@ impl Ends {
 }
 
 /// A copy of the engine that was found to be whole.
-struct Trial {
-    engine: SledEngine,
-    found: Mark,
+pub(super) struct Trial {
+    pub(super) engine: SledEngine,
+    pub(super) found: Mark,
     /// Where it is, until this is dropped: after the engine.
     place: tempfile::TempDir,
 }
 
 /// Tries a copy of the engine in the vault's folder, or among the temporary files where there is no room for one.
-fn try_somewhere(folder: &Folder, ends: &Ends, batches: &[Batch]) -> Result<Trial, VaultError> {
+pub(super) fn try_somewhere(folder: &Folder, ends: &Ends, batches: &[Batch]) -> Result<Trial, VaultError> {
     let try_in = |place: tempfile::TempDir| -> Result<Trial, VaultError> {
         let (engine, found) = try_copy(&folder.db(), &place.path().join("db"), ends, batches)?;
         Ok(Trial { engine, found, place })

@@ -101,7 +101,7 @@ impl Vault {
     /// left as it is, and so is one that a worker has open. Blocks.
     pub fn accept(config: &VaultConfig, identity: &Identity) -> Result<Accepted, VaultError> {
         let folder = Folder::at(&config.path);
-        let plate = folder.plate()?;
+        let mut plate = folder.plate_as_it_is()?;
         let _lock = folder.lock()?;
         let keyring = open::read_keyring(&folder, &plate, identity)?;
         folder.remove_remnants()?;
@@ -131,6 +131,10 @@ impl Vault {
         engine.sync()?;
         drop(engine);
         // A death before this leaves a database that is ahead of its journal: refused, and accepted anew.
+        // One that was moved goes on here: what the other spent since is in doubt.
+        if plate.leaving.take().is_some() {
+            folder.put_plate(&plate)?;
+        }
         let files = folder::sync_tree(&db).and_then(|()| folder::fingerprint(&db));
         journal.start_over(mark.applied, Some(files.map_err(|error| VaultError::io(&db, &error))?))?;
         Ok(Accepted { gap, records: mark.records(), grants: mark.count(Kind::Grant) })
@@ -302,7 +306,7 @@ struct Staging {
 impl Staging {
     /// Makes it, or takes over what a try that died has left, and empties it.
     fn begin(target: &Folder) -> Result<Self, VaultError> {
-        let path = beside(target.path())?;
+        let path = beside(target.path(), ".restoring")?;
         let folder = Folder::at(&path);
         folder.make()?;
         let lock = folder.lock()?;
@@ -323,18 +327,7 @@ impl Staging {
 
     /// Gives it the vault's name. An empty folder of that name gives way.
     fn put_in_place(self, target: &Folder) -> Result<(), VaultError> {
-        let path = target.path();
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => VaultError::Io {
-                path: path.to_owned(),
-                why:
-                    "it is a mount point, and a vault is put in its place as a whole; name a folder in it as vault.path"
-                        .to_owned(),
-            },
-            _ => VaultError::io(path, &error),
-        };
-        fs::rename(self.folder.path(), path).map_err(failed)?;
-        folder::sync_folder(folder::parent(path)).map_err(|error| VaultError::io(path, &error))
+        rename_into_place(&self.folder, target)
     }
 }
 
@@ -345,17 +338,32 @@ impl Drop for Staging {
     }
 }
 
-/// The name of the folder in which the vault in `path` is made.
-fn beside(path: &Path) -> Result<PathBuf, VaultError> {
+/// Gives a vault that was made in another folder its name, durably.
+pub(super) fn rename_into_place(made: &Folder, target: &Folder) -> Result<(), VaultError> {
+    let path = target.path();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => VaultError::Io {
+            path: path.to_owned(),
+            why: "it is a mount point, and a vault is put in its place as a whole; name a folder in it as vault.path"
+                .to_owned(),
+        },
+        _ => VaultError::io(path, &error),
+    };
+    fs::rename(made.path(), path).map_err(failed)?;
+    folder::sync_folder(folder::parent(path)).map_err(|error| VaultError::io(path, &error))
+}
+
+/// The name of a folder beside that of the vault in `path`, in which one is made.
+pub(super) fn beside(path: &Path, ending: &str) -> Result<PathBuf, VaultError> {
     let why =
         || VaultError::Io { path: path.to_owned(), why: "a vault cannot be made there: it has no name".to_owned() };
     let mut name = path.file_name().ok_or_else(why)?.to_owned();
-    name.push(".restoring");
+    name.push(ending);
     Ok(path.with_file_name(name))
 }
 
 /// Whether a vault can be put there: at most an empty folder is.
-fn vacant(target: &Folder) -> Result<(), VaultError> {
+pub(super) fn vacant(target: &Folder) -> Result<(), VaultError> {
     let path = target.path();
     if target.format().exists() {
         return Err(VaultError::AlreadyThere { path: path.to_owned() });

@@ -24,6 +24,7 @@ mod limits;
 mod oidc;
 mod pages;
 mod postgres;
+mod replicas;
 mod resolve;
 mod roles;
 mod secrets;

@@ -20,6 +20,7 @@ mod error;
 mod lanes;
 mod leases;
 mod migrate;
+mod moving;
 mod news;
 mod store;
 
@@ -51,6 +52,10 @@ pub use self::{
 use self::{
     commit::Place,
     connection::{Maker, Pool, take},
+};
+pub(in crate::vault) use self::{
+    moving::Moving,
+    store::{read_keyring, work_of},
 };
 
 /// How many records are asked for at once, at most.
@@ -118,7 +123,7 @@ impl Postgres {
     }
 
     /// As [`open`](Self::open), but that nothing can be committed before [`enlist`](Self::enlist).
-    pub(super) async fn connect(settings: &Settings) -> Result<Self, PostgresError> {
+    pub(in crate::vault) async fn connect(settings: &Settings) -> Result<Self, PostgresError> {
         let postgres = Self::reach(settings)?;
         postgres.trust().await?;
         migrate::migrate(&postgres.0, &quoted(&settings.schema)?).await?;
@@ -259,6 +264,16 @@ struct Sql {
     lanes: String,
     put_lane: String,
     news: String,
+    moving: String,
+    vacant: String,
+    last_name: String,
+    leave: String,
+    remain: String,
+    arrive: String,
+    arrived: String,
+    vacate: String,
+    accept: String,
+    counts: String,
 }
 
 impl Sql {
@@ -295,6 +310,23 @@ impl Sql {
             lanes: format!("SELECT lane, version, sealed FROM {schema}.lanes"),
             put_lane: format!("SELECT {schema}.put_lane_1($1, $2, $3, $4)"),
             news: news::sql(schema),
+            moving: format!("SELECT id, leaving, place, ended FROM {schema}.moving"),
+            vacant: format!(
+                "SELECT NOT EXISTS (SELECT FROM {schema}.vault) AND NOT EXISTS (SELECT FROM {schema}.records)"
+            ),
+            last_name: format!("SELECT name FROM {schema}.records ORDER BY name DESC LIMIT 1"),
+            leave: format!("SELECT {schema}.leave_3($1, $2, $3, $4, $5)"),
+            remain: format!("SELECT {schema}.remain_3($1, $2)"),
+            arrive: format!("SELECT {schema}.arrive_3($1, $2, $3, $4, $5, $6)"),
+            arrived: format!("SELECT {schema}.arrived_3($1, $2)"),
+            accept: format!("SELECT {schema}.accept_3($1, $2, $3, $4)"),
+            counts: format!(
+                "SELECT count(*) FILTER (WHERE get_byte(name, 0) <> {meta}), count(*) FILTER (WHERE get_byte(name, 0) = {grant}) \
+                 FROM {schema}.records WHERE sealed IS NOT NULL",
+                meta = Kind::Meta.byte(),
+                grant = Kind::Grant.byte(),
+            ),
+            vacate: format!("SELECT {schema}.vacate_3($1, $2)"),
         }
     }
 }

@@ -10,6 +10,7 @@ mod damage;
 mod fuzz;
 mod judged;
 mod killed;
+mod moving;
 mod recipients;
 mod rekey;
 mod wiped;

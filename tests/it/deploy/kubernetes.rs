@@ -11,12 +11,18 @@ use super::{documents, installed, path, run, text, tools};
 /// Each with the kind that it puts the worker into.
 pub(super) const OVERLAYS: [(&str, &str); 4] =
     [("sidecar", "Deployment"), ("statefulset", "StatefulSet"), ("job", "Job"), ("pages", "Deployment")];
+/// Those whose workers share one vault, in PostgreSQL.
+pub(super) const REPLICATED: [(&str, &str); 2] = [("replicas", "Deployment"), ("every-pod", "Deployment")];
 /// The oldest Kubernetes in which a native sidecar is on by default, that the schemas are had for, and the newest.
 const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 
 /// What an overlay renders to; nothing where kubectl is missing.
 pub(super) fn rendered(overlay: &str) -> Option<Vec<Value>> {
     installed("kubectl").then(|| documents(&render(overlay)))
+}
+
+fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OVERLAYS.into_iter().chain(REPLICATED)
 }
 
 fn render(overlay: &str) -> String {
@@ -45,7 +51,7 @@ fn every_overlay_renders_and_fits_the_schemas_of_kubernetes() {
     }
     let Some(validator) = tools("python") else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for (overlay, _) in OVERLAYS {
+    for (overlay, _) in all() {
         let file = folder.path().join(format!("{overlay}.yaml"));
         fs::write(&file, render(overlay)).expect("the folder is ours");
         for version in VERSIONS {
@@ -94,7 +100,7 @@ fn what_prometheus_operator_takes_fits_its_schemas_and_has_no_key_that_it_does_n
 
 #[test]
 fn the_containers_of_a_pod_are_restricted_and_kept_apart() {
-    for (overlay, kind) in OVERLAYS {
+    for (overlay, kind) in all() {
         let Some(objects) = rendered(overlay) else { return };
         let workload = find(&objects, kind, "application");
         let pod = &workload["spec"]["template"]["spec"];
@@ -178,7 +184,7 @@ fn there_is_one_worker_for_one_vault_and_only_its_pod_may_open_it() {
 
 #[test]
 fn policies_and_monitors_find_the_pod_and_its_port() {
-    for (overlay, kind) in OVERLAYS {
+    for (overlay, kind) in all() {
         let Some(objects) = rendered(overlay) else { return };
         let template = &find(&objects, kind, "application")["spec"]["template"];
         let selector = json!({ "consentry.dev/worker": "true" });

@@ -7,6 +7,7 @@ mod dashboard;
 mod image;
 mod kubernetes;
 mod pod;
+mod replicated;
 mod rules;
 mod runbooks;
 mod systemd;

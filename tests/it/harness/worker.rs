@@ -38,6 +38,8 @@ pub(crate) struct Setup {
     log: String,
     for_all: bool,
     vault: Option<PathBuf>,
+    identity: Option<PathBuf>,
+    database: Option<String>,
     journal: Option<u64>,
     providers: Vec<(String, String, String)>,
     webhooks: Vec<(String, String, String)>,
@@ -73,6 +75,18 @@ impl Setup {
     /// Puts the vault in this folder, in place of one in the worker's own.
     pub(crate) fn vault_at(mut self, folder: PathBuf) -> Self {
         self.vault = Some(folder);
+        self
+    }
+
+    /// Keeps the vault in PostgreSQL: these are the lines of `[vault.postgres]`.
+    pub(crate) fn database(mut self, lines: &str) -> Self {
+        self.database = Some(lines.to_owned());
+        self
+    }
+
+    /// Takes another worker's identity: both open the same vault.
+    pub(crate) fn identity_of(mut self, other: &Worker) -> Self {
+        self.identity = Some(other.parsed().vault.identity_file);
         self
     }
 
@@ -174,17 +188,20 @@ impl Setup {
     }
 
     fn text(&self, worker: &Worker) -> String {
-        let folder = worker.folder.path().display();
         let mode = if self.for_all { "0666" } else { "0600" };
         let log = if self.log.is_empty() { "level = \"debug\"" } else { &self.log };
         // A test may write a section of its own.
         let schedule =
             if self.schedule.is_empty() { String::new() } else { format!("[schedule]\n{}\n", self.schedule) };
+        let own = worker.folder.path().join("identity.txt");
+        let identity = self.identity.as_ref().unwrap_or(&own).display();
+        let engine = self.database.as_ref().map(|lines| format!("engine = \"postgres\"\n[vault.postgres]\n{lines}\n"));
         let mut text = format!(
-            "[vault]\npath = \"{}\"\nidentity_file = \"{folder}/identity.txt\"\n\n\
+            "[vault]\npath = \"{}\"\nidentity_file = \"{identity}\"\n{}\n\
              [socket]\npath = \"{}\"\nmode = \"{mode}\"\n\n[http]\nlisten = \"{}\"\n\n[log]\n{log}\n\n\
              {}[refresh]\n{}\n{}\n",
             worker.vault.display(),
+            engine.unwrap_or_default(),
             worker.socket.display(),
             worker.http,
             schedule,

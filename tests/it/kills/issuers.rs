@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::harness::{sandbox::Stand, tap::Tap};
 
 /// How long an access token lives: short, so that there is always an exchange under way.
-pub(super) const TOKEN_SECONDS: u64 = 4;
+pub(crate) const TOKEN_SECONDS: u64 = 4;
 /// How long an exchange takes at the issuer; in its middle it is noted.
 const EXCHANGE: Duration = Duration::from_millis(80);
 /// Longer than any restart takes: a cut exchange can be tried again by itself within it.
@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// What becomes of a token that is in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// It waits for an operator.
     Hold,
     /// It is tried again once that can harm nobody.
@@ -31,10 +31,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Hold, Self::Harmless, Self::Grace];
+    pub(crate) const ALL: [Self; 3] = [Self::Hold, Self::Harmless, Self::Grace];
 
     /// The provider's name.
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Hold => "hold",
             Self::Harmless => "harmless",
@@ -49,8 +49,8 @@ impl Kind {
 
 /// One issuer and the wire to it.
 #[derive(Debug)]
-pub(super) struct Issuer {
-    pub(super) stand: Stand,
+pub(crate) struct Issuer {
+    pub(crate) stand: Stand,
     tap: Tap,
 }
 
@@ -68,13 +68,13 @@ impl Issuer {
     }
 
     /// A new consent of the organization's one user.
-    pub(super) fn consent(&self, organization: &str) -> String {
+    pub(crate) fn consent(&self, organization: &str) -> String {
         self.stand.consent(organization, Usage::OneTime, &[organization])
     }
 
     /// Whether this was the last access token that the user's authorizations were given, so that the one-time token that
     /// came with it has not been spent.
-    pub(super) fn is_newest(&self, organization: &str, token: &Token) -> bool {
+    pub(crate) fn is_newest(&self, organization: &str, token: &Token) -> bool {
         let granted = self.stand.issuer().record().into_iter().filter(|entry| entry.result == Outcome::Granted);
         let of_user = granted.enumerate().filter(|(_, entry)| entry.user.as_deref() == Some(organization));
         of_user.last().is_some_and(|(serial, _)| serial == token.serial)
@@ -82,7 +82,7 @@ impl Issuer {
 
     /// Goes wrong in one of the ways in which an issuer can die: in the middle of whatever it is doing, after an exchange
     /// and before its answer, or in the middle of the answer.
-    pub(super) fn fail(&self, rng: &mut Rng) {
+    pub(crate) fn fail(&self, rng: &mut Rng) {
         match rng.u8(..3) {
             0 => self.tap.cut(),
             1 => self.stand.fault(Fault::once(FaultKind::DropAfter)),
@@ -93,19 +93,19 @@ impl Issuer {
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Issuers([Issuer; 3]);
+pub(crate) struct Issuers([Issuer; 3]);
 
 impl Issuers {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Kind::ALL.map(Issuer::start))
     }
 
-    pub(super) fn of(&self, kind: Kind) -> &Issuer {
+    pub(crate) fn of(&self, kind: Kind) -> &Issuer {
         &self.0[kind as usize]
     }
 
     /// Name, client secret and lines of each as a provider.
-    pub(super) fn providers(&self) -> impl Iterator<Item = (&'static str, &str, String)> {
+    pub(crate) fn providers(&self) -> impl Iterator<Item = (&'static str, &str, String)> {
         Kind::ALL.into_iter().map(|kind| {
             let stand = &self.of(kind).stand;
             let (url, (id, secret)) = (stand.url(), stand.client());
@@ -123,15 +123,15 @@ impl Issuers {
 
 /// What an access token of the sandbox says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Token {
+pub(crate) struct Token {
     /// The consent behind it.
-    pub(super) authorization: u64,
+    pub(crate) authorization: u64,
     /// How many access tokens its issuer had given before it: the number of the exchange it is from, of those that were granted.
-    pub(super) serial: usize,
+    pub(crate) serial: usize,
 }
 
 impl Token {
-    pub(super) fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let payload = text.split('.').nth(1).expect("a JWT has three parts");
         let payload = BASE64_URL_SAFE_NO_PAD.decode(payload).expect("a JWT is base64");
         let claims: Value = serde_json::from_slice(&payload).expect("a JWT is JSON");
@@ -143,6 +143,6 @@ impl Token {
 }
 
 /// The granted exchanges among the entries, by the serial of the access token that each gave.
-pub(super) fn granted(entries: &[Entry]) -> Vec<&Entry> {
+pub(crate) fn granted(entries: &[Entry]) -> Vec<&Entry> {
     entries.iter().filter(|entry| entry.result == Outcome::Granted).collect()
 }

@@ -289,7 +289,7 @@ impl Cluster {
              ssl = on\n\
              ssl_cert_file = '{folder}/server.pem'\n\
              ssl_key_file = '{folder}/server.key'\n\
-             max_connections = 60\n\
+             max_connections = 150\n\
              shared_buffers = 16MB\n\
              max_wal_senders = 8\n\
              wal_keep_size = 128MB\n\

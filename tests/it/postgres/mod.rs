@@ -3,13 +3,14 @@
 //! Nothing here looks at a clock: what has to happen first is waited for, and what must not have happened is looked at when
 //! something else shows that it could have.
 
-mod bouncer;
-mod cluster;
+pub(crate) mod bouncer;
+pub(crate) mod cluster;
 mod commands;
 mod commits;
 mod failover;
 mod keepers;
 mod leases;
+mod moving;
 mod sharing;
 mod store;
 mod wire;

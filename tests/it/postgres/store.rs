@@ -108,7 +108,7 @@ fn organization_id(id: &str) -> OrganizationId {
     id.parse().expect("an organization's id")
 }
 
-fn grant(id: u8) -> Grant {
+pub(super) fn grant(id: u8) -> Grant {
     let at = Timestamp::from_millis(1_800_000_000_000);
     Grant {
         id: grant_id(id),

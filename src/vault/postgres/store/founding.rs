@@ -52,13 +52,6 @@ pub(super) struct Row {
     unusable: Option<String>,
 }
 
-impl Row {
-    /// How often the keys were changed, plus one.
-    pub(super) const fn version(&self) -> u64 {
-        self.version
-    }
-}
-
 impl Store {
     /// Opens the vault that the settings lead to; makes one that `identity` and `recipients` open, if there is none. It has to be called
     /// within a Tokio runtime, which what the store does in the background then runs on.
@@ -198,6 +191,17 @@ pub(super) fn open_row(row: &Row, identity: &Identity, settings: &Settings) -> R
 /// Where the vault is, for errors that name a folder where there is one.
 fn place(settings: &Settings) -> PathBuf {
     place_of(&settings.schema)
+}
+
+/// The keys of the vault in that database, whether it may be used or not.
+pub(in crate::vault) async fn read_keyring(
+    postgres: &Postgres,
+    settings: &Settings,
+    identity: &Identity,
+) -> Result<Keyring, VaultError> {
+    let place = place(settings);
+    let row = read_row(postgres).await?.ok_or_else(|| VaultError::Missing { path: place.clone() })?;
+    Keyring::open(&row.keyring, identity, &row.recipients, &place)
 }
 
 /// What names and seals by a keyring.

@@ -39,6 +39,7 @@ pub use self::{
     inspect::{DatabaseInspection, InspectedVault},
     lanes::Told,
 };
+pub(in crate::vault) use self::{founding::read_keyring, write::work_of};
 use super::{Found, Postgres, PostgresError, ReplicaId};
 use crate::{
     clock::SharedClock,

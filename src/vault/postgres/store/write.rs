@@ -18,6 +18,7 @@ use crate::{
     vault::{
         Change, Expectation, VaultError,
         codec::{Encoder, Record},
+        derived::Derived,
         name::{Kind, Name},
         shared::random_id,
     },
@@ -155,23 +156,23 @@ impl Inner {
         };
         Ok((batch, number))
     }
+}
 
-    /// What the database is told in clear about a grant.
-    fn work(&self, name: Name, grant: &Grant) -> Work {
-        Work::Put {
-            name,
-            lane: self.derived.lane(&grant.provider),
-            state: match grant.state {
-                State::Active => 1,
-                State::Failing(_) => 2,
-                State::InDoubt(_) => 3,
-                State::Lost => 4,
-            },
-            // Every process has its own timers for now; a column that changes with each exchange would cost an index entry.
-            due: None,
-            ends: grant.consent.as_ref().and_then(|consent| consent.expires_at),
-            person: grant.subject.as_ref().map(|subject| self.derived.person(&grant.provider, subject)),
-        }
+/// What the database is told in clear about a grant.
+pub(in crate::vault) fn work_of(derived: &Derived, name: Name, grant: &Grant) -> Work {
+    Work::Put {
+        name,
+        lane: derived.lane(&grant.provider),
+        state: match grant.state {
+            State::Active => 1,
+            State::Failing(_) => 2,
+            State::InDoubt(_) => 3,
+            State::Lost => 4,
+        },
+        // Every process has its own timers for now; a column that changes with each exchange would cost an index entry.
+        due: None,
+        ends: grant.consent.as_ref().and_then(|consent| consent.expires_at),
+        person: grant.subject.as_ref().map(|subject| derived.person(&grant.provider, subject)),
     }
 }
 
@@ -235,7 +236,7 @@ impl Plan {
         for entry in &self.entries {
             match &entry.change {
                 Change::PutGrant(grant) => {
-                    self.work.push(inner.work(entry.name, grant));
+                    self.work.push(work_of(&inner.derived, entry.name, grant));
                     let all: HashSet<Fingerprint> = grant.spent.iter().copied().chain([grant.fingerprint]).collect();
                     self.fingerprints.extend(all.into_iter().map(|fingerprint| (fingerprint, entry.name)));
                 }

@@ -1,0 +1,84 @@
+//! The workers, and the issuer that judges them.
+
+use std::time::Duration;
+
+use consentry::model::Usage;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    sandbox::Stand,
+    worker::{Setup, Worker},
+};
+
+/// The provider's name.
+pub(super) const PROVIDER: &str = "one-time";
+/// How long a claim lasts: short, so that a worker can be stopped for longer.
+pub(super) const LEASE: Duration = Duration::from_secs(5);
+/// How long an access token lives.
+const TOKEN_SECONDS: u64 = 5;
+/// How long an exchange takes at the issuer, in the middle of which it is noted.
+const EXCHANGE: Duration = Duration::from_millis(60);
+
+/// Workers that share a vault.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    pub(super) workers: Vec<Worker>,
+    pub(super) organizations: Vec<String>,
+}
+
+impl Fleet {
+    /// A worker for each URL, all on one schema; and organizations, each with a user and a one-time token of its own, enrolled at one
+    /// worker after the other.
+    pub(super) fn start(stand: &Stand, urls: &[String], schema: &str, organizations: usize) -> Self {
+        let mut workers: Vec<Worker> = Vec::new();
+        for url in urls {
+            let setup = setup(stand, url, schema);
+            let setup = match workers.first() {
+                Some(first) => setup.identity_of(first),
+                None => setup,
+            };
+            workers.push(setup.start());
+        }
+        let organizations = (0..organizations).map(|number| format!("org-{number}")).collect();
+        let fleet = Self { workers, organizations };
+        for (number, organization) in fleet.organizations.iter().enumerate() {
+            let worker = &fleet.workers[number % fleet.workers.len()];
+            let answer = worker.enrol(organization, &consent(stand, organization));
+            assert_eq!(answer.status, 201, "{answer:?}");
+        }
+        fleet
+    }
+}
+
+/// An issuer whose tokens live for seconds, and whose refresh tokens can be used once, without a grace.
+pub(super) fn issuer() -> Stand {
+    Stand::start_with(TOKEN_SECONDS, |config| {
+        config.latency = EXCHANGE;
+        config.grace = Duration::ZERO;
+        config.usage = Usage::OneTime;
+    })
+}
+
+/// The body with which a new consent of the organization's one user is enrolled.
+pub(super) fn consent(stand: &Stand, organization: &str) -> Value {
+    let token = stand.consent(organization, Usage::OneTime, &[organization]);
+    json!({ "provider": PROVIDER, "refresh_token": token })
+}
+
+fn setup(stand: &Stand, url: &str, schema: &str) -> Setup {
+    let (issuer, (id, secret)) = (stand.url(), stand.client());
+    let provider = format!(
+        "kind = \"visma-connect\"\nissuer = \"{issuer}\"\nclient_id = \"{id}\"\n\
+         organizations_url = \"{issuer}/v1/organizations\"\nmax_per_minute = 6000\nusage = \"one-time\"\n\
+         in_doubt = \"hold\""
+    );
+    let database = format!(
+        "url = \"{url}\"\nschema = \"{schema}\"\npool_size = 2\nlease = \"{}s\"\npoll = \"100ms\"",
+        LEASE.as_secs()
+    );
+    Setup::default()
+        .log("level = \"info\"")
+        .refresh("timeout = \"2s\"")
+        .provider(PROVIDER, secret, &provider)
+        .database(&database)
+}

@@ -1,0 +1,132 @@
+//! Several workers as processes of their own, one vault on real PostgreSQL, and an issuer whose refresh tokens can be used once and
+//! whose access tokens live for seconds. It is the judge: a token that is sent twice is a replay, and there is none, whatever is
+//! killed, stopped or promoted.
+//!
+//! `CONSENTRY_REPLICA_FAULTS` says how many faults each test brings about (`make replicas N=…`), `CONSENTRY_SEED` repeats the choices
+//! of a run that failed. Which point of an exchange a fault meets is up to the machine.
+
+mod fleet;
+mod load;
+
+use std::{thread, time::Duration};
+
+use fastrand::Rng;
+use rustix::process::Signal;
+
+use self::{
+    fleet::{Fleet, LEASE, issuer},
+    load::Load,
+};
+use crate::{
+    harness::{
+        chance::{Seed, number, tell},
+        worker::Worker,
+    },
+    postgres::{
+        bouncer::Bouncer,
+        cluster::{Cluster, is_installed},
+    },
+};
+
+/// How many faults there are of each kind, unless `CONSENTRY_REPLICA_FAULTS` says otherwise.
+const FAULTS: usize = 3;
+/// How often the primary is killed under workers, unless `CONSENTRY_FAILOVERS` says otherwise.
+const FAILOVERS: usize = 2;
+/// How long the workers run undisturbed at most between two faults.
+const LONGEST_PEACE: Duration = Duration::from_millis(1200);
+/// How many workers there are.
+const WORKERS: usize = 3;
+/// How many organizations.
+const ORGANIZATIONS: usize = 12;
+
+#[test]
+fn three_workers_make_each_exchange_once_and_serve_what_any_of_them_made() {
+    if !is_installed() {
+        return;
+    }
+    let (cluster, stand) = (Cluster::shared(), issuer());
+    let fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "undisturbed", ORGANIZATIONS);
+    let load = Load::new(&stand, &fleet);
+    load.during(|| load.wait_for_exchanges(4 * ORGANIZATIONS));
+    let counts = load.judge(&fleet.workers);
+    assert_eq!((counts.in_doubt, counts.renewed), (0, 0), "nothing was ever in doubt: {counts:?}");
+    let made = |worker: &Worker| worker.metric("consentry_token_refresh_total", &["result=\"ok\""]);
+    assert!(fleet.workers.iter().all(|worker| made(worker) > 0.0), "each of them does its part");
+    tell(&format!("undisturbed: {counts:?}"));
+}
+
+#[test]
+fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_again() {
+    if !is_installed() {
+        return;
+    }
+    let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("killed replicas"));
+    let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
+    let mut fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "killed", ORGANIZATIONS);
+    let load = Load::new(&stand, &fleet);
+    load.during(|| {
+        for _ in 0..faults {
+            thread::sleep(LONGEST_PEACE.mul_f64(rng.f64()));
+            let worker = &mut fleet.workers[rng.usize(..WORKERS)];
+            worker.kill9();
+            // Sometimes its claims hold still when it is back.
+            thread::sleep(LEASE.mul_f64(1.5 * rng.f64()));
+            worker.launch();
+            assert_eq!(worker.ready(), None, "{}", worker.log());
+            load.mend(worker);
+        }
+    });
+    let counts = load.judge(&fleet.workers);
+    tell(&format!("{faults} replicas killed: {counts:?}"));
+}
+
+#[test]
+fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_sends() {
+    if !is_installed() {
+        return;
+    }
+    let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("stopped replicas"));
+    let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
+    let fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "stopped", ORGANIZATIONS);
+    let load = Load::new(&stand, &fleet);
+    load.during(|| {
+        for _ in 0..faults {
+            thread::sleep(LONGEST_PEACE.mul_f64(rng.f64()));
+            let worker = &fleet.workers[rng.usize(..WORKERS)];
+            worker.signal(Signal::STOP);
+            // Sometimes it is back before its lease is over, mostly later.
+            thread::sleep(LEASE.mul_f64(0.5 + 1.5 * rng.f64()));
+            worker.signal(Signal::CONT);
+            load.mend(worker);
+        }
+    });
+    let counts = load.judge(&fleet.workers);
+    tell(&format!("{faults} replicas stopped: {counts:?}"));
+}
+
+#[test]
+fn workers_go_on_by_themselves_when_the_primary_is_killed_directly_and_through_pgbouncer() {
+    if !is_installed() {
+        return;
+    }
+    let (mut cluster, stand, seed) = (Cluster::start(), issuer(), Seed::new("failovers under workers"));
+    let (failovers, mut rng) = (number("CONSENTRY_FAILOVERS", FAILOVERS), Rng::with_seed(seed.0));
+    let bouncer = Bouncer::start(&cluster);
+    let urls = [cluster.url(), bouncer.url(), bouncer.url()];
+    let fleet = Fleet::start(&stand, &urls, "failovers", ORGANIZATIONS);
+    let load = Load::new(&stand, &fleet);
+    load.during(|| {
+        for _ in 0..failovers {
+            load.wait_for_exchanges(ORGANIZATIONS);
+            thread::sleep(LONGEST_PEACE.mul_f64(rng.f64()));
+            cluster.kill_primary();
+            cluster.promote();
+            bouncer.follow(&cluster);
+            cluster.rejoin();
+            load.wait_for_exchanges(1);
+            load.mend(&fleet.workers[0]);
+        }
+    });
+    let counts = load.judge(&fleet.workers);
+    tell(&format!("{failovers} failovers under workers: {counts:?}"));
+}
