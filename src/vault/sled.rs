@@ -130,6 +130,7 @@ impl SledEngine {
 
 impl Files {
     fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
+        log::remove_unfinished_tables(path).map_err(|error| VaultError::io(path, &error))?;
         let mut tries = 0;
         let db = loop {
             let config = ::sled::Config::new()
@@ -367,6 +368,24 @@ mod tests {
             (vec![(grant, b"g".to_vec())], vec![(stray, b"s".to_vec())])
         );
         assert!(next(Some(&stray), 9).is_empty());
+    }
+
+    #[test]
+    fn a_table_of_pages_that_was_being_written_when_the_process_died_keeps_nothing_from_being_opened() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("db");
+        let name = Namer::new(&[0; 32]).name(Kind::Grant, b"1");
+        let mark = Mark { applied: 1, ..Mark::default() };
+        let engine = SledEngine::open(&path, 1 << 20).unwrap();
+        engine.write(&HashMap::from([(name, Some(&b"kept"[..]))]), &mark).unwrap();
+        engine.sync().unwrap();
+        drop(engine);
+        let half = path.join("snap.7FFFFFFFFFFFFFFF.generating");
+        std::fs::write(&half, [0; 20]).unwrap();
+        assert!(log::table_end(&path).is_ok());
+        let engine = SledEngine::open(&path, 1 << 20).unwrap();
+        assert_eq!(engine.get(&name).unwrap().as_deref(), Some(&b"kept"[..]));
+        assert!(!half.exists());
     }
 
     #[test]

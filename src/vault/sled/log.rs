@@ -17,6 +17,8 @@ const NUMBER_MASK: i64 = i64::MAX;
 
 /// The start of the names of sled's tables of pages; the log sequence number at which one ends follows.
 pub(super) const TABLE: &str = "snap.";
+/// How the name of a table ends that sled has not finished.
+const UNFINISHED_TABLE: &str = ".generating";
 
 /// What a message is, by the byte that says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,13 +91,32 @@ pub(super) fn table_end(folder: &Path) -> io::Result<i64> {
     let mut newest = None;
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name().into_string().unwrap_or_default();
-        if let Some(end) = name.strip_prefix(TABLE) {
+        if let Some(end) = name.strip_prefix(TABLE)
+            && !end.ends_with(UNFINISHED_TABLE)
+        {
             newest = newest.max(Some(end.to_owned()));
         }
     }
-    // One that was not finished has another name, and is refused by sled.
     let read = |end: String| i64::from_str_radix(&end, 16).map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
     newest.map_or(Ok(0), read)
+}
+
+/// Removes the tables that sled had not finished writing when its process died. On opening it would take one for its newest, and
+/// refuse the database; the finished one before is there still, since sled removes that last.
+pub(super) fn remove_unfinished_tables(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(TABLE) && name.ends_with(UNFINISHED_TABLE) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A segment's bytes; fewer at the end of the file.
