@@ -65,6 +65,14 @@ impl Budget {
         }
     }
 
+    /// Gives one back that was taken at that moment of the boot-time clock and came to nothing, since another process was first.
+    pub(super) fn give_back(&self, taken: Duration) {
+        match self {
+            Self::Own(_) => {}
+            Self::Shared(shared) => shared.give_back(taken),
+        }
+    }
+
     /// Takes one exchange from what callers may force.
     pub(super) async fn take_forced(&self) -> Result<(), Duration> {
         match self {

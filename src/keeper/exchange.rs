@@ -24,6 +24,15 @@ use crate::{
 /// What an exchange may take beyond its own time limit: for discovery and for reading client secrets.
 const EXCHANGE_SLACK: Duration = Duration::from_secs(15);
 
+/// Who made an exchange that was asked for here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exchanged {
+    /// This process, or nobody: what it costs of the budget is spent.
+    Here,
+    /// Another that shares the vault.
+    Elsewhere,
+}
+
 /// What was decided before the call, and must still hold when its answer is stored.
 pub(super) struct Prepared {
     pub(super) grant: Grant,
@@ -42,16 +51,18 @@ pub(super) struct Prepared {
 
 impl Shared {
     /// Exchanges a grant once and ends its flight. Runs as a task of its own, so that a caller who goes away does
-    /// not cancel it.
-    pub(super) async fn exchange(self: Arc<Self>, slot: Arc<Slot>, in_flight: InFlight) {
+    /// not cancel it. Gives who made it.
+    pub(super) async fn exchange(self: Arc<Self>, slot: Arc<Slot>, in_flight: InFlight) -> Exchanged {
         let result = self.exchange_once(&slot, &in_flight).await;
-        in_flight.end(result);
+        let by = result.as_ref().copied().unwrap_or(Exchanged::Here);
+        in_flight.end(result.map(drop));
+        by
     }
 
-    async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<(), KeeperError> {
+    async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Exchanged, KeeperError> {
         let prepared = match self.prepare(slot, in_flight).await {
             Ok(Some(prepared)) => prepared,
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(Exchanged::Elsewhere),
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
                     self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
@@ -79,12 +90,12 @@ impl Shared {
                 self.still_well(lane);
             }
             self.circuit_changed(slot.provider, change);
-            return self.store(slot, &prepared, &outcome, in_flight).await;
+            return self.store(slot, &prepared, &outcome, in_flight).await.map(|()| Exchanged::Here);
         }
         // Recovery looks at every grant, and the answer may hold the only token there is: it is stored first.
         let stored = self.store(slot, &prepared, &outcome, in_flight).await;
         self.circuit_changed(slot.provider, change);
-        stored
+        stored.map(|()| Exchanged::Here)
     }
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a

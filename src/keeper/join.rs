@@ -33,6 +33,10 @@ impl Shared {
             let heard = self.news.heard();
             {
                 let record = self.record(slot).await?;
+                if self.is_done(slot, in_flight) {
+                    // Heard while this waited in its queue.
+                    return Ok(None);
+                }
                 match self.vault.hold(slot.id, Duration::ZERO).await {
                     Ok(claim) => {
                         self.metrics.claimed("won");

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Shared,
     circuit::{CLIENT_REFUSED, REFUSED},
+    exchange::Exchanged,
     following::{self, FOLLOWED},
     lane::{InFlight, Lane, Queued},
     load, news,
@@ -187,6 +188,7 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
             tokio::time::sleep(wait.min(super::timers::LONGEST_SLEEP)).await;
             continue;
         }
+        let taken = shared.now().boot;
         let Ok(permit) = Arc::clone(&lane.permits).acquire_owned().await else { return };
         let on_trial = lane.circuit.is_on_trial();
         // The freeze may have come while this waited for its turn. On trial, what cannot be harmed goes first, and what was
@@ -197,11 +199,17 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         });
         let first = first.flatten();
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
-        let exchange = Arc::clone(&shared).exchange(slot, in_flight);
-        let exchanging = shared.tasks.spawn(async move {
-            exchange.await;
-            drop(permit);
-        });
+        let exchanging = {
+            let shared = Arc::clone(&shared);
+            async move {
+                if Arc::clone(&shared).exchange(slot, in_flight).await == Exchanged::Elsewhere {
+                    // Each replica takes a turn for what is due; one of them uses it.
+                    shared.lanes[number].budget.give_back(taken);
+                }
+                drop(permit);
+            }
+        };
+        let exchanging = shared.tasks.spawn(exchanging);
         if on_trial {
             // Should the outage go on, one token is in doubt and not as many as may be exchanged at once.
             // Bounded, since an answer that the vault does not take is kept for as long as that lasts.

@@ -69,6 +69,19 @@ impl Stock {
         self.next += self.interval;
         Given::Turn
     }
+
+    /// Takes a turn back that was not used, if it may still be: those that are given here go by the same moments as before.
+    fn take_back(&mut self, taken: Duration, boot: Duration) {
+        let until = taken + KEPT;
+        if boot >= until {
+            return;
+        }
+        if self.left == 0 || boot >= self.until {
+            *self = Self { left: 0, next: boot + self.interval, until, ..*self };
+        }
+        self.left += 1;
+        self.next = self.next.saturating_sub(self.interval);
+    }
 }
 
 impl Shared {
@@ -100,6 +113,10 @@ impl Shared {
         // It is theirs already, and no more than a quarter of a second away.
         tokio::time::sleep(first).await;
         Ok(())
+    }
+
+    pub(super) fn give_back(&self, taken: Duration) {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner).take_back(taken, self.clock.boot());
     }
 
     fn in_stock(&self) -> Given {
@@ -162,6 +179,21 @@ mod tests {
         assert_eq!(stock.take(ms(1000)), Given::Turn);
         assert_eq!(stock.take(ms(9000)), Given::Nothing, "a process that was stopped has saved nothing");
         assert_eq!(stock.take(ms(1001)), Given::Nothing);
+    }
+
+    #[test]
+    fn a_turn_that_was_not_used_goes_to_the_next_if_it_is_given_back_soon() {
+        let mut stock = Stock::of(1, Duration::ZERO, Duration::ZERO, ms(100), ms(1000));
+        assert_eq!((stock.take(ms(1000)), stock.take(ms(1000))), (Given::Turn, Given::Nothing));
+        stock.take_back(ms(1000), ms(1200));
+        assert_eq!((stock.take(ms(1200)), stock.take(ms(1200))), (Given::Turn, Given::Nothing));
+        stock.take_back(ms(1000), ms(1000) + KEPT);
+        assert_eq!(stock.take(ms(1000) + KEPT), Given::Nothing, "it is lost by now");
+
+        let mut stock = Stock::of(2, Duration::ZERO, Duration::ZERO, ms(100), ms(1000));
+        assert_eq!(stock.take(ms(1000)), Given::Turn);
+        stock.take_back(ms(1000), ms(1010));
+        assert_eq!((stock.take(ms(1010)), stock.take(ms(1010))), (Given::Turn, Given::After(ms(90))));
     }
 
     #[test]

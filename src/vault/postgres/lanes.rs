@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::{Parameters, Postgres, cell, claims::waited_for, error::PostgresError, version};
 
 /// No turn is reserved that is later than this from now. What is reserved and not used is lost, and so is not more than this of each
-/// replica's; and what a crash of the server forgets was not more.
+/// replica's.
 pub const RESERVED_AHEAD: Duration = Duration::from_millis(250);
 
 /// A provider's name as the database knows it: a keyed hash.
@@ -65,8 +65,8 @@ pub struct LaneState {
 }
 
 impl Postgres {
-    /// Reserves at most `most` turns of a budget, none later than [`RESERVED_AHEAD`]. It waits for no standby. After a crash of the
-    /// server, or another's promotion, a budget begins with the wait for all that may have been reserved before.
+    /// Reserves at most `most` turns of a budget, none later than [`RESERVED_AHEAD`]. It waits for no standby. A budget that was never
+    /// asked begins as after a quiet time; and so does each after a crash of the server or another's promotion.
     pub async fn reserve(&self, budget: BudgetId, most: u32, pace: Pace) -> Result<Reserved, PostgresError> {
         let most = i32::try_from(most).unwrap_or(i32::MAX).max(1);
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);

@@ -19,8 +19,8 @@ CREATE TABLE {schema}.lanes (
     sealed  bytea  NOT NULL
 ) WITH (fillfactor = 50);
 
--- When a budget has its next turn. Not logged: a crash and a promotion empty it, and a budget that is not there begins with a wait that
--- is as long as what may have been given out before.
+-- When a budget has its next turn. Not logged: a crash and a promotion empty it, and a budget that is not there begins as after a quiet
+-- time, which the seconds without a server mostly were.
 CREATE UNLOGGED TABLE {schema}.turns (
     budget bytea       PRIMARY KEY CHECK (length(budget) = 17),
     next   timestamptz NOT NULL
@@ -91,7 +91,7 @@ DECLARE
 BEGIN
     -- Whoever has a budget waits for nobody.
     PERFORM set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '2s', true);
-    INSERT INTO {schema}.turns VALUES (p_budget, clock_timestamp() + v_ahead + v_interval) ON CONFLICT DO NOTHING;
+    INSERT INTO {schema}.turns VALUES (p_budget, '-infinity') ON CONFLICT DO NOTHING;
     SELECT t.next INTO v_next FROM {schema}.turns AS t WHERE t.budget = p_budget FOR UPDATE;
     v_now := clock_timestamp();
     -- What was not asked for is lost but for a burst; and none was ever given that is later, unless the clock went back.

@@ -219,7 +219,7 @@ struct Fleet {
     keepers: Vec<Keeper>,
     metrics: Vec<Metrics>,
     issuer: Arc<Issuer>,
-    /// One for each.
+    /// One for each, so that one can die.
     runtimes: Vec<Runtime>,
     _folder: tempfile::TempDir,
 }
@@ -251,6 +251,12 @@ impl Fleet {
 
     fn fetch(&self, keeper: usize, name: &str) -> Result<Served, KeeperError> {
         self.runtimes[keeper].block_on(self.keepers[keeper].token(&organization(name), Duration::ZERO))
+    }
+
+    /// The organization's state, as that keeper knows it.
+    fn state(&self, keeper: usize, name: &str) -> String {
+        let shown = self.runtimes[keeper].block_on(self.keepers[keeper].show(&organization(name))).expect("shown");
+        format!("{}/{}", shown.state, shown.reason.unwrap_or("-".into()))
     }
 
     fn stop(self) {
@@ -386,6 +392,46 @@ fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either() {
     fleet.runtimes[1].block_on(fleet.keepers[1].set_paused(&organization("paused"), false)).expect("resumed");
     eventually("it is served again", || fleet.fetch(0, "paused").ok());
     fleet.issuer.judge();
+    fleet.stop();
+}
+
+#[test]
+fn the_first_refresh_that_a_caller_forces_goes_out_at_once() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let fleet = Fleet::start(&cluster.url(), "forcing_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    fleet.enrol(0, "org");
+    let before = fleet.issuer.count();
+    fleet.runtimes[0]
+        .block_on(fleet.keepers[0].refresh(&organization("org"), None))
+        .expect("nobody has forced any yet");
+    assert_eq!(fleet.issuer.count(), before + 1);
+    fleet.stop();
+}
+
+#[test]
+fn an_exchange_whose_keeper_died_is_taken_over_as_in_doubt_and_not_sent_again() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let mut fleet = Fleet::start(&cluster.url(), "dying_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    fleet.enrol(0, "org");
+    eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
+    let (before, _gate) = (fleet.issuer.count(), fleet.issuer.closes());
+    let keeper = fleet.keepers[0].clone();
+    let forced = fleet.runtimes[0].spawn(async move { keeper.refresh(&organization("org"), None).await });
+    eventually("the exchange is under way", || {
+        assert!(!forced.is_finished(), "it waits for its answer");
+        (fleet.issuer.count() == before + 1).then_some(())
+    });
+    fleet.runtimes.remove(0).shutdown_background();
+    fleet.keepers.remove(0);
+    eventually("the other takes it over", || (fleet.state(0, "org") == "in_doubt/crashed").then_some(()));
+    fleet.fetch(0, "org").expect("its access token lives");
+    assert_eq!(fleet.issuer.count(), before + 1, "its token is not sent again while that may be a replay");
     fleet.stop();
 }
 
