@@ -62,13 +62,14 @@ pub(crate) fn serve() -> Result<()> {
 async fn answer(seen: &Mutex<Seen>, request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, Infallible> {
     let lock = || seen.lock().unwrap_or_else(PoisonError::into_inner);
     let (status, body) = match request.uri().path() {
-        "/token" => match exchange(seen, request).await {
-            Ok(body) => (StatusCode::OK, body),
-            Err(_) => {
+        "/token" => {
+            if let Ok(body) = exchange(seen, request).await {
+                (StatusCode::OK, body)
+            } else {
                 lock().refused += 1;
                 (StatusCode::BAD_REQUEST, r#"{"error":"invalid_grant"}"#.to_owned())
             }
-        },
+        }
         "/anew" => {
             *lock() = Seen::default();
             (StatusCode::OK, "0 0".to_owned())

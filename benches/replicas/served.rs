@@ -22,7 +22,7 @@ const ORGANIZATIONS: u64 = 1000;
 const CONNECTIONS: [usize; 2] = [1, 16];
 const SHARING: usize = 3;
 const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_millis(1000);
+const ROUND: Duration = Duration::from_secs(1);
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// One worker with what was measured of it.
@@ -36,20 +36,20 @@ struct Side {
 
 /// Measures all of them in turns, and reports.
 pub(crate) fn measure(report: &mut Report, cluster: &Cluster, cores: Cores) -> Result<()> {
-    let mut sites = vec![Site::new(Options::default())?];
+    let mut places = vec![Site::new(Options::default())?];
     let database = Database { url: cluster.url(), schema: "served".to_owned() };
-    sites.push(Site::new(Options { database: Some(database), ..Options::default() })?);
-    for site in &sites {
+    places.push(Site::new(Options { database: Some(database), ..Options::default() })?);
+    for site in &places {
         site.fill(0, ORGANIZATIONS, Fleet::Warm)?;
     }
     for _ in 1..SHARING {
-        sites.push(sites[1].another()?);
+        places.push(places[1].another()?);
     }
     let requests: Vec<Vec<u8>> =
         (0..ORGANIZATIONS).map(|number| get(&format!("/v1/organizations/{}/token", organization(number)))).collect();
     let (mut rows, mut kept) = (Vec::new(), Vec::new());
     let mut workers = Vec::new();
-    for (number, site) in sites.iter().enumerate() {
+    for (number, site) in places.iter().enumerate() {
         let mut worker = Worker::start(site, cores.subject)?;
         worker.ready()?;
         fetch_each(&worker, &requests)?;
