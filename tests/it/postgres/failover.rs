@@ -56,14 +56,14 @@ fn nothing_that_was_confirmed_is_lost_and_nothing_else_appears_when_primaries_ar
             (0..RIVALS).map(|id| scope.spawn(move || write_shared(worker(id), grant(SHARED), counts))).collect();
         for _ in 0..failovers {
             let before = confirmed.load(Ordering::SeqCst);
-            took.to_go_on += timed(|| {
+            took.going_on += timed(|| {
                 eventually("commits are confirmed", || (confirmed.load(Ordering::SeqCst) > before + 20).then_some(()));
             });
             thread::sleep(LONGEST_LIFE.mul_f64(rng.f64()));
             cluster.kill_primary();
-            took.to_promote += timed(|| cluster.promote());
+            took.promotion += timed(|| cluster.promote());
             bouncer.follow(&cluster);
-            took.to_rejoin += timed(|| cluster.rejoin());
+            took.rejoining += timed(|| cluster.rejoin());
         }
         let before = confirmed.load(Ordering::SeqCst);
         eventually("commits are confirmed again", || (confirmed.load(Ordering::SeqCst) > before + 20).then_some(()));
@@ -102,9 +102,9 @@ fn a_standby_that_is_promoted_has_what_was_confirmed_and_begins_a_timeline() {
 /// How long all failovers together took, by what was waited for.
 #[derive(Default, Debug)]
 struct Took {
-    to_promote: Duration,
-    to_rejoin: Duration,
-    to_go_on: Duration,
+    promotion: Duration,
+    rejoining: Duration,
+    going_on: Duration,
 }
 
 fn timed(step: impl FnOnce()) -> Duration {
