@@ -21,7 +21,7 @@ help:
 	@echo 'make failovers [N=100] kill the primary of a PostgreSQL cluster under load so many times'
 	@echo 'make replicas [N=100] kill and stop workers that share a vault so many times each'
 	@echo 'make image           a static binary and the image that holds it; docs/deploy.md'
-	@echo 'make bench [NAME=fetch]  fetch, refresh, import, start, idle, memory, board, disk and storm against their baselines; docs/performance.md'
+	@echo 'make bench [NAME=fetch]  fetch, refresh, import, start, idle, memory, board, disk, storm and replicas against their baselines; docs/performance.md'
 	@echo 'make lint            format, clippy, documentation links, licences and sources of dependencies'
 
 demo:
@@ -61,7 +61,7 @@ image:
 
 # In release; each prints a table and writes target/bench/NAME.json. NAME=build times a clean build, and only when it is asked to.
 bench:
-	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench import --bench start --bench idle --bench memory --bench board --bench disk --bench storm)
+	$(CARGO) bench --locked $(if $(NAME),--bench $(NAME),--bench fetch --bench refresh --bench import --bench start --bench idle --bench memory --bench board --bench disk --bench storm --bench replicas)
 
 # A browser, Prometheus and others from Debian; a certified authorization server; and a receiver of webhooks, which verifies with the specification's
 # own library. What is there is not fetched again.

@@ -4,19 +4,23 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Result;
 use consentry::{
     clock::{Clock as _, SystemClock},
-    config::Config,
+    config::{Config, PostgresConfig},
     metrics::Metrics,
     model::{
         AccessToken, Consent, Credential, Grant, GrantId, Labels, Organization, OrganizationId, Secret, State,
         Timestamp, Usage,
     },
-    vault::{Change, Identity, Vault},
+    vault::{
+        Change, Identity, Vault,
+        postgres::{Settings, Store},
+    },
 };
 use tempfile::TempDir;
 
@@ -42,12 +46,21 @@ pub(crate) struct Options {
     pub(crate) token_cache: &'static str,
     /// Where the issuer listens; `None`: nobody is asked.
     pub(crate) issuer: Option<SocketAddr>,
+    /// Where the vault is that workers share; `None`: in files of its own.
+    pub(crate) database: Option<Database>,
+}
+
+/// A place in a database.
+#[derive(Clone, Debug)]
+pub(crate) struct Database {
+    pub(crate) url: String,
+    pub(crate) schema: String,
 }
 
 impl Default for Options {
     /// As the configuration's own defaults.
     fn default() -> Self {
-        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None }
+        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None, database: None }
     }
 }
 
@@ -110,8 +123,22 @@ impl Site {
     fn create(self) -> Result<Self> {
         let config = self.config()?;
         let identity = Identity::create(&config.vault.identity_file)?;
-        Vault::create(&config.vault, &identity)?;
+        match &config.vault.postgres {
+            Some(postgres) => {
+                let runtime = tokio::runtime::Runtime::new()?;
+                runtime.block_on(Store::create(&Settings::of(postgres)?, &identity, &[]))?;
+            }
+            None => Vault::create(&config.vault, &identity)?,
+        }
         Ok(self)
+    }
+
+    /// A place for another worker on the same vault in a database.
+    pub(crate) fn another(&self) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let site = Self::at(folder.path().to_owned(), Some(folder), self.options.clone())?;
+        fs::copy(self.config()?.vault.identity_file, site.config()?.vault.identity_file)?;
+        Ok(site)
     }
 
     /// The same place with other settings.
@@ -147,8 +174,13 @@ impl Site {
 
     /// Adds organizations up to `count`, through the vault's own commits.
     pub(crate) fn fill(&self, from: u64, count: u64, fleet: Fleet) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let vault = self.open()?;
+        let runtime = tokio::runtime::Runtime::new()?;
+        let _inside = runtime.enter();
+        let config = self.config()?;
+        let vault = match &config.vault.postgres {
+            Some(postgres) => runtime.block_on(open_in_database(&config, postgres))?,
+            None => open(&config)?,
+        };
         let now = SystemClock::new().now().wall;
         runtime.block_on(async {
             let mut under_way = tokio::task::JoinSet::new();
@@ -174,17 +206,20 @@ impl Site {
     }
 
     fn text(&self) -> String {
-        let Options { vault_cache, token_cache, issuer } = &self.options;
+        let Options { vault_cache, token_cache, issuer, database } = &self.options;
         let folder = self.folder.display();
         let socket = self.socket();
         let issuer = issuer.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9)));
+        let database = database.as_ref().map_or_else(String::new, |Database { url, schema }| {
+            format!("engine = \"postgres\"\n\n[vault.postgres]\nurl = \"{url}\"\nschema = \"{schema}\"\n")
+        });
         format!(
             r#"
 [vault]
 path = "{folder}/vault"
 identity_file = "{folder}/identity.txt"
 cache = "{vault_cache}"
-
+{database}
 [socket]
 path = "{}"
 
@@ -210,6 +245,14 @@ max_per_minute = 1000000
 pub(crate) fn open(config: &Config) -> Result<Vault> {
     let identity = Identity::read(&config.vault.identity_file)?;
     Ok(Vault::open(&config.vault, &identity, Metrics::new(&[]))?)
+}
+
+/// Opens the one of a configuration that is in a database.
+async fn open_in_database(config: &Config, postgres: &PostgresConfig) -> Result<Vault> {
+    let identity = Identity::read(&config.vault.identity_file)?;
+    let clock = Arc::new(SystemClock::new());
+    let store = Store::open(&Settings::of(postgres)?, &identity, &[], clock, Metrics::new(&[])).await?;
+    Ok(Vault::from(store))
 }
 
 /// The id of an organization.

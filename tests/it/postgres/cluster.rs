@@ -118,6 +118,8 @@ impl Cluster {
         let initialized = cluster
             .tool("initdb")
             .args(["--no-sync", "--data-checksums", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", SUPERUSER])
+            // In megabytes: whoever is promoted copies the segment that the old primary wrote last.
+            .arg("--wal-segsize=1")
             .arg("-D")
             .arg(cluster.data(0))
             .output();
@@ -262,8 +264,17 @@ impl Cluster {
             .output();
         succeeded("pg_basebackup", &copied.expect("pg_basebackup runs"));
         self.write(&self.data(index).join("standby.signal"), "");
-        self.configure(index, &any_one_of(&self.others(index)));
+        let synchronous = any_one_of(&self.others(index));
+        self.configure(index, &synchronous);
+        // A copy is synced file by file when it starts, which takes most of the time that it takes to join. That guards from
+        // nothing here: what is killed are processes.
+        let settings = self.data(index).join("postgresql.conf");
+        let text = fs::read_to_string(&settings).expect("its settings");
+        self.write(&settings, &format!("{text}fsync = off\n"));
         self.run(index);
+        self.configure(index, &synchronous);
+        self.signal(index, Signal::HUP);
+        eventually("it syncs what it commits", || (self.sql(index, "postgres", "SHOW fsync") == "on").then_some(()));
     }
 
     /// Starts a server and waits until it answers.

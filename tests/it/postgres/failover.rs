@@ -5,7 +5,7 @@
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use consentry::vault::postgres::{Batch, Name, Postgres, PostgresError, Seen};
@@ -24,12 +24,12 @@ use crate::harness::{
 };
 
 /// How often the primary is killed, unless `CONSENTRY_FAILOVERS` says otherwise.
-const FAILOVERS: usize = 5;
+const FAILOVERS: usize = 20;
 /// How long commits go on at most before it is killed.
-const LONGEST_LIFE: Duration = Duration::from_millis(400);
+const LONGEST_LIFE: Duration = Duration::from_millis(300);
 /// How many write a record of their own, and how many share one; half of each through PgBouncer.
-const OWNERS: u8 = 4;
-const RIVALS: u8 = 4;
+const OWNERS: u8 = 2;
+const RIVALS: u8 = 2;
 /// The record that they share.
 const SHARED: u8 = 100;
 
@@ -45,6 +45,7 @@ fn nothing_that_was_confirmed_is_lost_and_nothing_else_appears_when_primaries_ar
     let workers = [Worker::open(&cluster.url(), "failover"), Worker::open(&bouncer.url(), "failover")];
     let shared = workers[0].write(grant(SHARED), 0, b"").expect("it is stored");
     let (ended, confirmed, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let mut took = Took::default();
     let counts = Counts { ended: &ended, confirmed: &confirmed, refused: &refused };
 
     let written = thread::scope(|scope| {
@@ -55,12 +56,14 @@ fn nothing_that_was_confirmed_is_lost_and_nothing_else_appears_when_primaries_ar
             (0..RIVALS).map(|id| scope.spawn(move || write_shared(worker(id), grant(SHARED), counts))).collect();
         for _ in 0..failovers {
             let before = confirmed.load(Ordering::SeqCst);
-            eventually("commits are confirmed", || (confirmed.load(Ordering::SeqCst) > before + 20).then_some(()));
+            took.going_on += timed(|| {
+                eventually("commits are confirmed", || (confirmed.load(Ordering::SeqCst) > before + 20).then_some(()));
+            });
             thread::sleep(LONGEST_LIFE.mul_f64(rng.f64()));
             cluster.kill_primary();
-            cluster.promote();
+            took.promotion += timed(|| cluster.promote());
             bouncer.follow(&cluster);
-            cluster.rejoin();
+            took.rejoining += timed(|| cluster.rejoin());
         }
         let before = confirmed.load(Ordering::SeqCst);
         eventually("commits are confirmed again", || (confirmed.load(Ordering::SeqCst) > before + 20).then_some(()));
@@ -75,7 +78,9 @@ fn nothing_that_was_confirmed_is_lost_and_nothing_else_appears_when_primaries_ar
     let (version, _) = workers[0].read(grant(SHARED)).expect("the shared record");
     assert_eq!(version - shared, written, "as many versions as commits were confirmed");
     let (confirmed, refused) = (confirmed.into_inner(), refused.into_inner());
-    tell(&format!("{failovers} failovers: {confirmed} commits confirmed, {refused} found not to have been made"));
+    tell(&format!(
+        "{failovers} failovers: {confirmed} commits confirmed, {refused} found not to have been made; {took:?}"
+    ));
 }
 
 #[test]
@@ -92,6 +97,20 @@ fn a_standby_that_is_promoted_has_what_was_confirmed_and_begins_a_timeline() {
     cluster.on_primary("INSERT INTO kept VALUES (2)");
     assert_eq!(cluster.on_primary("SELECT string_agg(number::text, ',' ORDER BY number) FROM kept"), "1,2");
     assert_eq!(cluster.timeline(), before + 1);
+}
+
+/// How long all failovers together took, by what was waited for.
+#[derive(Default, Debug)]
+struct Took {
+    promotion: Duration,
+    rejoining: Duration,
+    going_on: Duration,
+}
+
+fn timed(step: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    step();
+    began.elapsed()
 }
 
 /// What all who write have in common.
