@@ -377,10 +377,10 @@ fn another_identity_is_told_which_ones_would_do() {
 #[test]
 fn a_newer_format_is_told_before_anything_else() {
     let fixture = Fixture::new();
-    fs::write(fixture.path("format"), r#"{"format":2,"vault":"?","new":true}"#).unwrap();
+    fs::write(fixture.path("format"), r#"{"format":3,"vault":"?","new":true}"#).unwrap();
     fs::remove_file(fixture.path("keyring.age")).unwrap();
     let error = fixture.refusal();
-    assert!(matches!(error, VaultError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, VaultError::NewerFormat { found: 3, known: 1, .. }), "{error}");
 }
 
 #[test]
