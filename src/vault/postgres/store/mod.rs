@@ -1,6 +1,6 @@
 //! The vault over PostgreSQL: what `vault/shared.rs` and its writer are for sled.
 //!
-//! It seals what is written and opens what is read, so that the database never sees a secret ([`write`] lists what it does see in
+//! It seals what is written and opens what is read, so that the database never sees a secret ([`mod@write`] lists what it does see in
 //! clear). A [`Hold`] is the claim of a grant: whoever changes a grant that exists holds it ([`Store::hold`]), reads it afresh, decides,
 //! and commits under it ([`Store::commit_held`]). The [`Feed`] tells what other processes have written.
 //!
