@@ -5,7 +5,7 @@ use std::{net::SocketAddr, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, 
 use tempfile::TempDir;
 
 use crate::{
-    cli::{Failure, print::toml_text, sandbox::providers},
+    cli::{Failure, again::again, print::toml_text, sandbox::providers},
     client::Client,
     clock::{SharedClock, SystemClock},
     config::{Config, Located},
@@ -129,7 +129,8 @@ impl Stage {
             labels: None,
             verify: None,
         };
-        Ok(self.client.put(&id, &enrolment).await?.organization)
+        // On a busy machine the worker may listen before it can enrol.
+        Ok(again(|| self.client.put(&id, &enrolment)).await?.organization)
     }
 
     pub(super) const fn client(&self) -> &Client {
