@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -27,12 +27,12 @@ pub(super) struct Activity {
     used: AtomicU64,
     /// Whether an answer on it has no end of its own.
     endless: AtomicBool,
-    /// How many answers are yet to be sent at once, since others were let go first for nothing.
-    at_once: AtomicU8,
+    /// How often all had been used when an answer of this one was last begun.
+    answered: AtomicU64,
 }
 
-/// After others were let go first and there were none, so many answers are sent at once.
-const AT_ONCE: u8 = 15;
+/// How often a connection is used between two answers, as a rule: an answer is taken, and a request comes.
+const OWN_USES: u64 = 2;
 
 impl Activity {
     /// That of a connection that was just made, of a listener whose connections were used so often.
@@ -43,7 +43,7 @@ impl Activity {
             uses,
             used: AtomicU64::new(0),
             endless: AtomicBool::new(false),
-            at_once: AtomicU8::new(0),
+            answered: AtomicU64::new(0),
         };
         activity.used();
         activity
@@ -62,17 +62,13 @@ impl Activity {
 
     /// Lets other connections go first, so that what they ask is read before an answer is sent, and many answers leave in a row:
     /// whoever has asked many things and is woken by the first then finds the others there, while one at a time would wake him
-    /// each time. Where nobody else was there, it is tried again only after some answers.
+    /// each time. Where no other connection was used since this one's last answer, nobody is waited for.
     pub(super) async fn others_first(&self) {
-        if let Some(left) = self.at_once.load(Ordering::Relaxed).checked_sub(1) {
-            self.at_once.store(left, Ordering::Relaxed);
-            return;
+        let uses = self.uses.load(Ordering::Relaxed);
+        if uses.wrapping_sub(self.answered.load(Ordering::Relaxed)) > OWN_USES {
+            behind_what_is_ready().await;
         }
-        let before = self.uses.load(Ordering::Relaxed);
-        behind_what_is_ready().await;
-        if self.uses.load(Ordering::Relaxed) == before {
-            self.at_once.store(AT_ONCE, Ordering::Relaxed);
-        }
+        self.answered.store(self.uses.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// The answer that begins has no end of its own. It is the connection's last: whoever wants to ask more uses another.
@@ -229,28 +225,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    /// Whether an answer may be sent at once; if not, `meanwhile` happens before it is.
-    fn is_sent_at_once(activity: &Activity, meanwhile: impl FnOnce()) -> bool {
+    /// Whether an answer may be sent before others had their turn.
+    fn is_sent_at_once(activity: &Activity) -> bool {
         let mut others = Box::pin(activity.others_first());
         let mut context = Context::from_waker(std::task::Waker::noop());
         if others.as_mut().poll(&mut context).is_ready() {
             return true;
         }
-        meanwhile();
         assert!(others.as_mut().poll(&mut context).is_ready(), "others go first once");
         false
     }
 
     #[test]
-    fn others_go_first_as_long_as_there_are_any() {
+    fn others_go_first_where_others_were_there_since_the_last_answer() {
         let uses = Arc::new(AtomicU64::new(1));
         let [one, other] = [(); 2].map(|()| Activity::new(Arc::clone(&uses)));
+        let asks = |activity: &Activity| {
+            activity.request_began();
+            let at_once = is_sent_at_once(activity);
+            activity.used();
+            at_once
+        };
+        asks(&one);
+        assert!((0..3).all(|_| asks(&one)), "it is alone");
         for _ in 0..3 {
-            assert!(!is_sent_at_once(&one, || other.request_began()));
+            assert!(!asks(&other) && !asks(&one));
         }
-        assert!(!is_sent_at_once(&one, || {}), "nobody knows yet that it is alone");
-        assert!((0..AT_ONCE).all(|_| is_sent_at_once(&one, || {})));
-        assert!(!is_sent_at_once(&one, || other.request_began()), "it is tried again");
-        assert!(!is_sent_at_once(&one, || {}));
+        assert!(asks(&one), "it is alone again");
     }
 }
