@@ -2,6 +2,8 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{KeeperError, Shared, hold::Held, lane::InFlight, resolve::under_way, slot::Slot};
 use crate::{
     model::Grant,
@@ -13,12 +15,38 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How often a claim is looked after while the issuer is waited for; it is prolonged when half of it is over.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
+/// A place among the exchanges that a provider is asked for at once. Whoever waits for another process leaves it to others meanwhile.
+pub(super) struct Seat {
+    permits: Arc<Semaphore>,
+    /// `None`: it is left, or none is needed.
+    taken: Option<OwnedSemaphorePermit>,
+    is_needed: bool,
+}
+
+impl Seat {
+    pub(super) fn new(permits: &Arc<Semaphore>, taken: Option<OwnedSemaphorePermit>) -> Self {
+        Self { permits: Arc::clone(permits), is_needed: taken.is_some(), taken }
+    }
+
+    fn leave(&mut self) {
+        self.taken = None;
+    }
+
+    async fn take(&mut self) {
+        if self.is_needed && self.taken.is_none() {
+            // An error: nothing is exchanged any more, and that is seen elsewhere.
+            self.taken = Arc::clone(&self.permits).acquire_owned().await.ok();
+        }
+    }
+}
+
 impl Shared {
     /// Takes the right to exchange a grant, and reads it. `None`: another process has exchanged it meanwhile, and what came of that is known here by now.
     pub(super) async fn hold_to_exchange(
         &self,
         slot: &Arc<Slot>,
         in_flight: &InFlight,
+        seat: &mut Seat,
     ) -> Result<Option<(Held, Stored<Grant>)>, KeeperError> {
         if !self.vault.is_shared() {
             let held = self.hold(slot).await?;
@@ -31,6 +59,7 @@ impl Shared {
         let mut joining = None;
         loop {
             let heard = self.news.heard();
+            seat.take().await;
             {
                 let record = self.record(slot).await?;
                 if self.is_done(slot, in_flight) {
@@ -49,6 +78,7 @@ impl Shared {
                     Err(error) => return Err(self.vault_failed(&error)),
                 }
             }
+            seat.leave();
             // Somebody waits: the news are asked for more often.
             joining.get_or_insert_with(|| self.news.join());
             let _ = tokio::time::timeout(ASK_AGAIN, heard.next()).await;
