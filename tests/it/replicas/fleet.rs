@@ -18,7 +18,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(5);
 /// How long an access token lives.
 const TOKEN_SECONDS: u64 = 5;
 /// How long the request of an exchange may take.
-const TIMEOUT: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// How many commits each worker makes at once.
 const POOL: usize = 4;
 /// How long an exchange takes at the issuer, in the middle of which it is noted.
