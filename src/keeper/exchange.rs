@@ -9,6 +9,7 @@ use super::{
     KeeperError, Shared,
     circuit::{Change, Observation},
     hold::Held,
+    join::Seat,
     lane::{InFlight, Lane},
     slot::{Brief, Slot, text_hash},
     store::{in_doubt, lost},
@@ -17,7 +18,7 @@ use crate::{
     clock::Now,
     lifecycle::{self, DoubtfulTry, FROZEN_RETRY, Situation},
     model::{Credential, EventKind, ExchangeOutcome, Fingerprint, Grant, Intent, NoAnswer, OrganizationId, State},
-    provider::Exchange,
+    provider::{Exchange, Limit},
     vault::{Change as VaultChange, Hold, Stored},
 };
 
@@ -52,15 +53,20 @@ pub(super) struct Prepared {
 impl Shared {
     /// Exchanges a grant once and ends its flight. Runs as a task of its own, so that a caller who goes away does
     /// not cancel it. Gives who made it.
-    pub(super) async fn exchange(self: Arc<Self>, slot: Arc<Slot>, in_flight: InFlight) -> Exchanged {
-        let result = self.exchange_once(&slot, &in_flight).await;
+    pub(super) async fn exchange(self: Arc<Self>, slot: Arc<Slot>, in_flight: InFlight, mut seat: Seat) -> Exchanged {
+        let result = self.exchange_once(&slot, &in_flight, &mut seat).await;
         let by = result.as_ref().copied().unwrap_or(Exchanged::Here);
         in_flight.end(result.map(drop));
         by
     }
 
-    async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Exchanged, KeeperError> {
-        let prepared = match self.prepare(slot, in_flight).await {
+    async fn exchange_once(
+        &self,
+        slot: &Arc<Slot>,
+        in_flight: &InFlight,
+        seat: &mut Seat,
+    ) -> Result<Exchanged, KeeperError> {
+        let prepared = match self.prepare(slot, in_flight, seat).await {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return Ok(Exchanged::Elsewhere),
             Err(error) => {
@@ -81,7 +87,7 @@ impl Shared {
         });
         let call = self.while_held(slot, &prepared.hold, call);
         // An endpoint keeps its own time limits; should one ever fail to, the flight must not last for ever.
-        let outcome = tokio::time::timeout(self.exchange_limit(), call).await.unwrap_or_else(|_| {
+        let outcome = Limit::new(self.exchange_limit()).wait_for(call).await.unwrap_or_else(|| {
             ExchangeOutcome::Unknown { why: NoAnswer::Timeout, detail: "the exchange did not end in time".to_owned() }
         });
         let change = self.observe(lane, slot, &prepared, &outcome, started);
@@ -100,8 +106,13 @@ impl Shared {
 
     /// Reads the grant, makes sure that it may be exchanged, and makes the intent durable before a byte of a
     /// one-time token leaves (rule 2 of the design). `None`: another process has exchanged it meanwhile.
-    async fn prepare(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Option<Prepared>, KeeperError> {
-        let Some((held, stored)) = self.hold_to_exchange(slot, in_flight).await? else { return Ok(None) };
+    async fn prepare(
+        &self,
+        slot: &Arc<Slot>,
+        in_flight: &InFlight,
+        seat: &mut Seat,
+    ) -> Result<Option<Prepared>, KeeperError> {
+        let Some((held, stored)) = self.hold_to_exchange(slot, in_flight, seat).await? else { return Ok(None) };
         let Stored { value: mut grant, mut sequence } = stored;
         let now = self.now();
         let one_time = grant.is_one_time();

@@ -304,8 +304,13 @@ impl Shared {
         if let Some(reason) = self.lane(slot).circuit.frozen_for(brief.own_client) {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
-        slot.lock().force(now.boot).map_err(|retry_after| KeeperError::TooManyRequests { retry_after })?;
-        self.lane(slot).budget.take_forced().await.map_err(|retry_after| KeeperError::TooManyRequests { retry_after })
+        let too_many = |retry_after| KeeperError::TooManyRequests { retry_after };
+        // First, so that a thousand callers of one grant ask the budget once.
+        let before = slot.lock().force(now.boot).map_err(too_many)?;
+        self.lane(slot).budget.take_forced().await.map_err(|retry_after| {
+            slot.lock().unforce(now.boot, before);
+            too_many(retry_after)
+        })
     }
 
     fn refusal(&self, slot: &Slot, verdict: ServeVerdict) -> KeeperError {

@@ -2,16 +2,43 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{KeeperError, Shared, hold::Held, lane::InFlight, resolve::under_way, slot::Slot};
 use crate::{
     model::Grant,
     vault::{Hold, Stored, VaultError},
 };
 
-/// How often whoever waits for another process asks for the claim again, should the news of its end not come.
+/// How often whoever waits for another process asks for the claim again, while the news tell nothing of its end.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How often a claim is looked after while the issuer is waited for; it is prolonged when half of it is over.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// A place among the exchanges that a provider is asked for at once. Whoever waits for another process leaves it to others meanwhile.
+pub(super) struct Seat {
+    permits: Arc<Semaphore>,
+    /// `None`: it is left, or none is needed.
+    taken: Option<OwnedSemaphorePermit>,
+    is_needed: bool,
+}
+
+impl Seat {
+    pub(super) fn new(permits: &Arc<Semaphore>, taken: Option<OwnedSemaphorePermit>) -> Self {
+        Self { permits: Arc::clone(permits), is_needed: taken.is_some(), taken }
+    }
+
+    fn leave(&mut self) {
+        self.taken = None;
+    }
+
+    async fn take(&mut self) {
+        if self.is_needed && self.taken.is_none() {
+            // An error: nothing is exchanged any more, and that is seen elsewhere.
+            self.taken = Arc::clone(&self.permits).acquire_owned().await.ok();
+        }
+    }
+}
 
 impl Shared {
     /// Takes the right to exchange a grant, and reads it. `None`: another process has exchanged it meanwhile, and what came of that is known here by now.
@@ -19,6 +46,7 @@ impl Shared {
         &self,
         slot: &Arc<Slot>,
         in_flight: &InFlight,
+        seat: &mut Seat,
     ) -> Result<Option<(Held, Stored<Grant>)>, KeeperError> {
         if !self.vault.is_shared() {
             let held = self.hold(slot).await?;
@@ -30,7 +58,7 @@ impl Shared {
         let until = self.now().boot + self.patience();
         let mut joining = None;
         loop {
-            let heard = self.news.heard();
+            seat.take().await;
             {
                 let record = self.record(slot).await?;
                 if self.is_done(slot, in_flight) {
@@ -49,9 +77,10 @@ impl Shared {
                     Err(error) => return Err(self.vault_failed(&error)),
                 }
             }
+            seat.leave();
             // Somebody waits: the news are asked for more often.
             joining.get_or_insert_with(|| self.news.join());
-            let _ = tokio::time::timeout(ASK_AGAIN, heard.next()).await;
+            let _ = tokio::time::timeout(ASK_AGAIN, self.hear_of_the_end(slot, in_flight)).await;
             if slot.lock().is_removed() {
                 return Err(KeeperError::UnknownOrganization);
             }
@@ -61,6 +90,18 @@ impl Shared {
             if self.now().boot >= until || self.stopping.is_cancelled() {
                 return Err(KeeperError::VaultUnavailable(VaultError::Held.to_string()));
             }
+        }
+    }
+
+    /// Waits until the news tell that the exchange is over. Only then, or after a while, the claim is asked for again: whoever asks costs the
+    /// database a statement.
+    async fn hear_of_the_end(&self, slot: &Slot, in_flight: &InFlight) {
+        loop {
+            let heard = self.news.heard();
+            if self.is_done(slot, in_flight) || slot.lock().is_removed() {
+                return;
+            }
+            heard.next().await;
         }
     }
 

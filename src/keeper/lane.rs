@@ -17,10 +17,19 @@ use super::{
     slot::{Brief, Flight, FlightEnd, Outcome, Place, Slot, Urgency},
     timers::boot_millis,
 };
-use crate::{config::ProviderConfig, lifecycle::Policy, model::ProviderName, provider::TokenEndpoint, vault::Duty};
+use crate::{
+    config::ProviderConfig,
+    lifecycle::Policy,
+    model::{GrantId, ProviderName},
+    provider::TokenEndpoint,
+    vault::Duty,
+};
 
 /// How many of those who wait are looked at to find one that fits.
 const LOOK_AT: usize = 1000;
+/// What lapses within so many milliseconds, a quarter of a minute, is taken in each process's own order where several share the vault: in
+/// one order all of them would reach for the same grants at once, and all but one in vain.
+const ABOUT_THE_SAME: u64 = 1 << 14;
 
 /// One provider in the keeper: its endpoint, its rules, and the queue of grants that want an exchange there.
 pub(super) struct Lane {
@@ -39,6 +48,8 @@ pub(super) struct Lane {
     pub(super) grants: AtomicUsize,
     /// It was told of as failing, and has not been told of as well since.
     pub(super) told_failing: AtomicBool,
+    /// What this process's order of grants is made of; `None` where it has the vault for itself.
+    order: Option<u64>,
     queue: Mutex<BTreeMap<Place, Queued>>,
     arrived: Notify,
 }
@@ -115,6 +126,7 @@ impl Lane {
         budget: Budget,
         probing: Duty,
         concurrency: usize,
+        order: Option<u64>,
     ) -> Self {
         Self {
             name: config.name.clone(),
@@ -128,6 +140,7 @@ impl Lane {
             permits: Arc::new(Semaphore::new(concurrency)),
             grants: AtomicUsize::new(0),
             told_failing: AtomicBool::new(false),
+            order,
             queue: Mutex::default(),
             arrived: Notify::new(),
         }
@@ -172,7 +185,7 @@ impl Lane {
         }
         let (end, flight) = Flight::new();
         let lapses = state.brief().access.map_or(0, |access| boot_millis(access.expires_boot));
-        let place = Place { urgency, lapses, grant: slot.id };
+        let place = place(self.order, urgency, lapses, slot.id);
         state.queue(flight.clone(), place);
         let brief = state.brief();
         let seen = (brief.sequence, brief.outcome());
@@ -212,5 +225,43 @@ impl Lane {
     /// The circuit has opened: [`something_to_do`](Self::something_to_do) looks again.
     pub(super) fn froze(&self) {
         self.arrived.notify_one();
+    }
+}
+
+fn place(order: Option<u64>, urgency: Urgency, lapses: u64, grant: GrantId) -> Place {
+    const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
+    let Some(order) = order else { return Place { urgency, lapses, turn: 0, grant } };
+    let id = grant.as_bytes();
+    let mixed =
+        (u64::from_be_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]]) ^ order).wrapping_mul(ODD);
+    Place { urgency, lapses: lapses / ABOUT_THE_SAME * ABOUT_THE_SAME, turn: mixed ^ (mixed >> 32), grant }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The places of grants that lapse one after the other within a quarter of a minute, and of two that lapse later, in order.
+    fn in_order(order: Option<u64>) -> Vec<u8> {
+        let lapses = |grant: u8| ABOUT_THE_SAME * if grant < 100 { 7 } else { 8 } + u64::from(grant);
+        let grants = (0..102).map(|grant| (grant, GrantId::from_bytes([grant; 16])));
+        let mut places: Vec<Place> = grants.map(|(grant, id)| place(order, Urgency::Idle, lapses(grant), id)).collect();
+        places.sort_unstable();
+        places.into_iter().map(|place| place.grant.as_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn processes_that_share_a_vault_begin_with_different_grants_of_those_that_lapse_at_about_the_same_time() {
+        let orders = [11, 12, 13].map(|order| in_order(Some(order)));
+        for (one, other) in [(0, 1), (1, 2), (0, 2)] {
+            let at_once = orders[one][..10].iter().filter(|grant| orders[other][..10].contains(grant)).count();
+            assert!(at_once <= 4, "{orders:?}");
+        }
+        assert!(orders.iter().all(|order| order[100..].iter().all(|grant| *grant >= 100)), "who lapses later waits");
+    }
+
+    #[test]
+    fn a_process_that_has_its_vault_for_itself_takes_first_what_lapses_first() {
+        assert!(in_order(None).is_sorted());
     }
 }

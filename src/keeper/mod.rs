@@ -211,7 +211,8 @@ impl Keeper {
                 let probing =
                     shared.as_ref().map_or(Duty::always(), |(lane, _)| vault.duty(Singular::Probe(*lane), &clock));
                 let budget = budget::Budget::new(config.max_per_minute, shared, clock.clone());
-                Lane::new(config, policy, endpoint, budget, probing, refresh.concurrency)
+                let order = vault.is_shared().then_some(seed);
+                Lane::new(config, policy, endpoint, budget, probing, refresh.concurrency, order)
             })
             .collect();
         let lane_of = (0u16..).zip(&lanes).map(|(number, lane)| (lane.name.clone(), number)).collect();

@@ -16,7 +16,7 @@ use crate::{
         Answer, AwaitReason, Awaiting, ExchangeOutcome, Grant, GrantId, Labels, NoAnswer, Organization, OrganizationId,
         Place, ProviderName, RevokedLinks, Secret, Timestamp,
     },
-    provider::{OFFLINE_ACCESS, Redemption},
+    provider::{Limit, OFFLINE_ACCESS, Redemption},
     vault::{Change, VaultError},
 };
 
@@ -321,8 +321,8 @@ impl Shared {
             verifier: consent.verifier.as_ref(),
             redirect_uri: &consent.redirect_uri,
         };
-        let answered = tokio::time::timeout(self.exchange_limit(), lane.endpoint.redeem(redemption)).await;
-        let outcome = answered.unwrap_or_else(|_| ExchangeOutcome::Unknown {
+        let answered = Limit::new(self.exchange_limit()).wait_for(lane.endpoint.redeem(redemption)).await;
+        let outcome = answered.unwrap_or_else(|| ExchangeOutcome::Unknown {
             why: NoAnswer::Timeout,
             detail: "it did not answer in time".to_owned(),
         });

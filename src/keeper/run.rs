@@ -7,6 +7,7 @@ use super::{
     circuit::{CLIENT_REFUSED, REFUSED},
     exchange::Exchanged,
     following::{self, FOLLOWED},
+    join::Seat,
     lane::{InFlight, Lane, Queued},
     load, news,
     slot::{Slot, Urgency},
@@ -200,13 +201,12 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let first = first.flatten();
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchanging = {
-            let shared = Arc::clone(&shared);
+            let (shared, seat) = (Arc::clone(&shared), Seat::new(&lane.permits, Some(permit)));
             async move {
-                if Arc::clone(&shared).exchange(slot, in_flight).await == Exchanged::Elsewhere {
+                if Arc::clone(&shared).exchange(slot, in_flight, seat).await == Exchanged::Elsewhere {
                     // Each replica takes a turn for what is due; one of them uses it.
                     shared.lanes[number].budget.give_back(taken);
                 }
-                drop(permit);
             }
         };
         let exchanging = shared.tasks.spawn(exchanging);
@@ -244,7 +244,8 @@ async fn probe(shared: &Arc<Shared>, lane: &Lane, provider: u16) {
 
 /// The probe is a task of its own like every exchange, so that nothing cancels it half-way.
 async fn run_probe(shared: &Arc<Shared>, slot: Arc<Slot>, in_flight: InFlight) {
-    let task = shared.tasks.spawn(Arc::clone(shared).exchange(slot, in_flight));
+    let seat = Seat::new(&shared.lane(&slot).permits, None);
+    let task = shared.tasks.spawn(Arc::clone(shared).exchange(slot, in_flight, seat));
     if matches!(tokio::time::timeout(shared.exchange_limit(), task).await, Ok(Err(_))) {
         tracing::error!("a probing exchange died");
     }

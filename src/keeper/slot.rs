@@ -61,6 +61,8 @@ pub(super) struct Place {
     pub(super) urgency: Urgency,
     /// When its access token ends, in milliseconds of the boot-time clock.
     pub(super) lapses: u64,
+    /// Among those that lapse at about the same time: 0 but where several processes take them.
+    pub(super) turn: u64,
     pub(super) grant: GrantId,
 }
 
@@ -95,8 +97,8 @@ impl Flight {
 }
 
 /// How often callers have forced an exchange of one grant.
-#[derive(Debug, Clone, Copy, Default)]
-struct Forced {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Forced {
     /// The last one, on the boot-time clock.
     last: Option<Duration>,
     /// How long the next one must wait after it.
@@ -232,9 +234,21 @@ impl SlotState {
         self.tidy();
     }
 
-    /// Takes one forced exchange at `boot`, or says how long to wait.
-    pub(super) fn force(&mut self, boot: Duration) -> Result<(), Duration> {
-        self.busy().forced.take(boot)
+    /// Takes one forced exchange at `boot`, or says how long to wait. Gives how it was before.
+    pub(super) fn force(&mut self, boot: Duration) -> Result<Forced, Duration> {
+        let forced = &mut self.busy().forced;
+        let before = *forced;
+        forced.take(boot).map(|()| before)
+    }
+
+    /// The exchange that was forced at `boot` was not made: all is as it was `before`, unless another was forced since.
+    pub(super) fn unforce(&mut self, boot: Duration, before: Forced) {
+        if let Some(busy) = &mut self.busy
+            && busy.forced.last == Some(boot)
+        {
+            busy.forced = before;
+            self.tidy();
+        }
     }
 
     /// Forgets forced exchanges that were so long ago that they make no difference.
@@ -332,6 +346,18 @@ mod tests {
         assert_eq!(forced.take(seconds(1010)), Ok(()));
     }
 
+    #[test]
+    fn a_forced_exchange_that_the_budget_does_not_allow_does_not_count() {
+        let slot = slot();
+        let before = slot.lock().force(seconds(100)).expect("the first");
+        slot.lock().unforce(seconds(100), before);
+        assert!(slot.lock().busy.is_none());
+        let before = slot.lock().force(seconds(101)).expect("nothing was forced");
+        slot.lock().force(seconds(111)).expect("ten seconds later");
+        slot.lock().unforce(seconds(101), before);
+        assert_eq!(slot.lock().force(seconds(112)), Err(seconds(9)), "another was forced since");
+    }
+
     fn slot() -> Arc<Slot> {
         let enrolling = Enrolling {
             credential: Credential::ApiKey(Secret::new("k")),
@@ -354,14 +380,14 @@ mod tests {
         let is_small = || slot.lock().busy.is_none();
         assert!(is_small());
         let (_end, flight) = Flight::new();
-        slot.lock().queue(flight, Place { urgency: Urgency::Idle, lapses: 1, grant: slot.id });
+        slot.lock().queue(flight, Place { urgency: Urgency::Idle, lapses: 1, turn: 0, grant: slot.id });
         assert!(slot.lock().queued().is_some() && slot.lock().flight().is_some());
         slot.lock().move_to(None);
         assert!(slot.lock().queued().is_none() && slot.lock().flight().is_some());
         slot.lock().land();
         assert!(is_small());
 
-        assert_eq!(slot.lock().force(seconds(100)), Ok(()));
+        assert_eq!(slot.lock().force(seconds(100)), Ok(Forced::default()));
         slot.lock().calm_down(seconds(129));
         assert_eq!(slot.lock().force(seconds(109)), Err(seconds(1)), "it is remembered while it makes a difference");
         slot.lock().calm_down(seconds(130));
@@ -404,7 +430,8 @@ mod tests {
 
     #[test]
     fn who_is_awaited_goes_first_then_who_was_fetched_then_who_lapses_sooner() {
-        let place = |urgency, lapses, grant| Place { urgency, lapses, grant: GrantId::from_bytes([grant; 16]) };
+        let place =
+            |urgency, lapses, grant| Place { urgency, lapses, turn: 0, grant: GrantId::from_bytes([grant; 16]) };
         let in_order = [
             place(Urgency::Awaited, 9, 9),
             place(Urgency::Fetched, 8, 8),

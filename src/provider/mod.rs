@@ -13,6 +13,7 @@ mod detail;
 mod discovery;
 mod findings;
 mod last_look;
+mod limit;
 mod organizations;
 #[cfg(test)]
 pub(crate) mod played;
@@ -29,6 +30,7 @@ pub use authorize::AuthorizeEndpoint;
 pub use client::Provider;
 pub use detail::of_error as error_detail;
 pub use findings::{Finding, Severity};
+pub(crate) use limit::Limit;
 pub use transport::{https_client, install_tls_provider, is_safe_endpoint};
 pub use verdict::retry_after;
 

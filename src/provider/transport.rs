@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
-    Method, RequestBuilder, Response,
+    ClientBuilder, Method, RequestBuilder, Response,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
@@ -13,6 +13,7 @@ use url::Url;
 use super::{
     detail,
     last_look::{LastLook, Leave},
+    limit::Limit,
 };
 use crate::{config::is_loopback, model::Wiped};
 
@@ -85,9 +86,11 @@ impl Failure {
 }
 
 impl Transport {
-    /// Clients whose requests take at most `timeout`.
+    /// Clients whose requests take at most `timeout`: [`send`](Self::send) sees to it, since the client's own limits would drop an
+    /// answer that came while the process was stopped.
     pub(super) fn new(timeout: Duration) -> Result<Self, String> {
-        Ok(Self { pooled: https_client(timeout, POOL_SIZE)?, fresh: https_client(timeout, 0)?, timeout })
+        let client = |idle| built(client(timeout, idle)?);
+        Ok(Self { pooled: client(POOL_SIZE)?, fresh: client(0)?, timeout })
     }
 
     /// The whole time that a request may take.
@@ -101,27 +104,30 @@ impl Transport {
             return Err(Failure::NotSent(format!("{} is neither https nor loopback", without_secrets(&outgoing.url))));
         }
         let (max_body, leave) = (outgoing.max_body, outgoing.leave.clone());
+        let mut limit = Limit::new(outgoing.timeout.min(self.timeout));
         let sending = self.request(outgoing).send();
         let response = match leave {
-            Some(leave) => leave.within(sending).await,
-            None => sending.await,
+            Some(leave) => limit.wait_for(leave.within(sending)).await,
+            None => limit.wait_for(sending).await,
         };
+        let response = response.ok_or_else(|| Failure::Timeout("no answer came in time".to_owned()))?;
         let response = response.map_err(failure)?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).cloned();
         let body = match status {
             429 | 500.. | 300..=399 => Ok(Wiped::default()),
-            _ => read_body(response, max_body).await,
+            _ => {
+                let body = limit.wait_for(read_body(response, max_body)).await;
+                body.unwrap_or_else(|| Err(Failure::Timeout("the answer did not end in time".to_owned())))
+            }
         };
         Ok(Reply { status, retry_after, body })
     }
 
     fn request(&self, outgoing: Outgoing) -> RequestBuilder {
         let client = if outgoing.fresh { &self.fresh } else { &self.pooled };
-        let mut request = client
-            .request(outgoing.method, outgoing.url)
-            .timeout(outgoing.timeout.min(self.timeout))
-            .header(ACCEPT, HeaderValue::from_static("application/json"));
+        let mut request =
+            client.request(outgoing.method, outgoing.url).header(ACCEPT, HeaderValue::from_static("application/json"));
         if let Some(authorization) = outgoing.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -140,8 +146,13 @@ impl Transport {
 /// and a request that ends there was never sent. Unacknowledged bytes give up at three quarters, a silent peer at nine
 /// tenths.
 pub fn https_client(timeout: Duration, idle_connections: usize) -> Result<reqwest::Client, String> {
+    built(client(timeout, idle_connections)?.timeout(timeout).read_timeout(timeout / 10 * 9))
+}
+
+/// As [`https_client`], without a limit on the whole or on silence.
+fn client(timeout: Duration, idle_connections: usize) -> Result<ClientBuilder, String> {
     install_tls_provider();
-    reqwest::Client::builder()
+    let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls_config()?)
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
@@ -149,15 +160,16 @@ pub fn https_client(timeout: Duration, idle_connections: usize) -> Result<reqwes
         .no_proxy()
         .referer(false)
         .user_agent(USER_AGENT)
-        .timeout(timeout)
         .connect_timeout(MAX_CONNECT.min(timeout / 3))
-        .read_timeout(timeout / 10 * 9)
         .tcp_user_timeout(timeout / 4 * 3)
         .connector_layer(LastLook)
         .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(idle_connections)
-        .build()
-        .map_err(|error| detail::of_error(&error.without_url()))
+        .pool_max_idle_per_host(idle_connections);
+    Ok(client)
+}
+
+fn built(client: ClientBuilder) -> Result<reqwest::Client, String> {
+    client.build().map_err(|error| detail::of_error(&error.without_url()))
 }
 
 /// Makes rustls with ring the process's provider of ciphers, unless it has one. Idempotent.

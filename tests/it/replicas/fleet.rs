@@ -5,6 +5,7 @@ use std::time::Duration;
 use consentry::model::Usage;
 use serde_json::{Value, json};
 
+use super::door::Door;
 use crate::harness::{
     sandbox::Stand,
     worker::{Setup, Worker},
@@ -16,6 +17,10 @@ pub(super) const PROVIDER: &str = "one-time";
 pub(super) const LEASE: Duration = Duration::from_secs(5);
 /// How long an access token lives.
 const TOKEN_SECONDS: u64 = 5;
+/// How long the request of an exchange may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// How many commits each worker makes at once.
+const POOL: usize = 4;
 /// How long an exchange takes at the issuer, in the middle of which it is noted.
 const EXCHANGE: Duration = Duration::from_millis(60);
 
@@ -23,6 +28,8 @@ const EXCHANGE: Duration = Duration::from_millis(60);
 #[derive(Debug)]
 pub(super) struct Fleet {
     pub(super) workers: Vec<Worker>,
+    /// Each worker's door to the issuer.
+    pub(super) doors: Vec<Door>,
     pub(super) organizations: Vec<String>,
 }
 
@@ -31,8 +38,9 @@ impl Fleet {
     /// worker after the other.
     pub(super) fn start(stand: &Stand, urls: &[String], schema: &str, organizations: usize) -> Self {
         let mut workers: Vec<Worker> = Vec::new();
-        for url in urls {
-            let setup = setup(stand, url, schema);
+        let doors: Vec<Door> = urls.iter().map(|_| Door::to(stand.addr())).collect();
+        for (url, door) in urls.iter().zip(&doors) {
+            let setup = setup(stand, door, url, schema);
             let setup = match workers.first() {
                 Some(first) => setup.identity_of(first),
                 None => setup,
@@ -40,7 +48,7 @@ impl Fleet {
             workers.push(setup.start());
         }
         let organizations = (0..organizations).map(|number| format!("org-{number}")).collect();
-        let fleet = Self { workers, organizations };
+        let fleet = Self { workers, doors, organizations };
         for (number, organization) in fleet.organizations.iter().enumerate() {
             let worker = &fleet.workers[number % fleet.workers.len()];
             let answer = worker.enrol(organization, &consent(stand, organization));
@@ -52,7 +60,12 @@ impl Fleet {
 
 /// An issuer whose tokens live for seconds, and whose refresh tokens can be used once, without a grace.
 pub(super) fn issuer() -> Stand {
-    Stand::start_with(TOKEN_SECONDS, |config| {
+    issuer_of(TOKEN_SECONDS)
+}
+
+/// One whose tokens live for so many seconds.
+pub(super) fn issuer_of(token_seconds: u64) -> Stand {
+    Stand::start_with(token_seconds, |config| {
         config.latency = EXCHANGE;
         config.grace = Duration::ZERO;
         config.usage = Usage::OneTime;
@@ -65,20 +78,20 @@ pub(super) fn consent(stand: &Stand, organization: &str) -> Value {
     json!({ "provider": PROVIDER, "refresh_token": token })
 }
 
-fn setup(stand: &Stand, url: &str, schema: &str) -> Setup {
-    let (issuer, (id, secret)) = (stand.url(), stand.client());
+fn setup(stand: &Stand, door: &Door, url: &str, schema: &str) -> Setup {
+    let (issuer, (id, secret), token_url) = (stand.url(), stand.client(), door.token_url());
     let provider = format!(
         "kind = \"visma-connect\"\nissuer = \"{issuer}\"\nclient_id = \"{id}\"\n\
-         organizations_url = \"{issuer}/v1/organizations\"\nmax_per_minute = 6000\nusage = \"one-time\"\n\
+         token_url = \"{token_url}\"\norganizations_url = \"{issuer}/v1/organizations\"\nmax_per_minute = 6000\nusage = \"one-time\"\n\
          in_doubt = \"hold\""
     );
     let database = format!(
-        "url = \"{url}\"\nschema = \"{schema}\"\npool_size = 2\nlease = \"{}s\"\npoll = \"100ms\"",
+        "url = \"{url}\"\nschema = \"{schema}\"\npool_size = {POOL}\nlease = \"{}s\"\npoll = \"100ms\"",
         LEASE.as_secs()
     );
     Setup::default()
         .log("level = \"info\"")
-        .refresh("timeout = \"2s\"")
+        .refresh(&format!("timeout = \"{}s\"", TIMEOUT.as_secs()))
         .provider(PROVIDER, secret, &provider)
         .database(&database)
 }

@@ -2,19 +2,26 @@
 //! whose access tokens live for seconds. It is the judge: a token that is sent twice is a replay, and there is none, whatever is
 //! killed, stopped or promoted.
 //!
+//! One of three workers reaches the primary by itself, and two through PgBouncer in transaction mode.
+//!
 //! `CONSENTRY_REPLICA_FAULTS` says how many faults each test brings about (`make replicas N=…`), `CONSENTRY_SEED` repeats the choices
-//! of a run that failed. Which point of an exchange a fault meets is up to the machine.
+//! of a run that failed. Which point of an exchange a fault meets is up to the machine, but where a test waits for one.
 
+mod answers;
+mod door;
 mod fleet;
+mod ledger;
 mod load;
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use fastrand::Rng;
 use rustix::process::Signal;
 
 use self::{
+    door::Stage,
     fleet::{Fleet, LEASE, issuer},
+    ledger::Ledger,
     load::Load,
 };
 use crate::{
@@ -34,6 +41,8 @@ const FAULTS: usize = 3;
 const FAILOVERS: usize = 2;
 /// How long the workers run undisturbed at most between two faults.
 const LONGEST_PEACE: Duration = Duration::from_millis(1200);
+/// How long after a moment of an exchange a worker is stopped at most: the commit of its end takes about as long.
+const AROUND: Duration = Duration::from_millis(15);
 /// How many workers there are.
 const WORKERS: usize = 3;
 /// How many organizations.
@@ -45,14 +54,16 @@ fn three_workers_make_each_exchange_once_and_serve_what_any_of_them_made() {
         return;
     }
     let (cluster, stand) = (Cluster::shared(), issuer());
-    let fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "undisturbed", ORGANIZATIONS);
+    let bouncer = Bouncer::start(&cluster);
+    let fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "undisturbed", ORGANIZATIONS);
     let load = Load::new(&stand, &fleet);
     load.during(|| load.wait_for_exchanges(4 * ORGANIZATIONS));
     let counts = load.judge(&fleet.workers);
     assert_eq!((counts.in_doubt, counts.renewed), (0, 0), "nothing was ever in doubt: {counts:?}");
     let made = |worker: &Worker| worker.metric("consentry_token_refresh_total", &["result=\"ok\""]);
     assert!(fleet.workers.iter().all(|worker| made(worker) > 0.0), "each of them does its part");
-    tell(&format!("undisturbed: {counts:?}"));
+    let arrived = Ledger::of(&fleet.workers[0]).accounts_for_all(&fleet);
+    tell(&format!("undisturbed: {counts:?}, {arrived} answers kept"));
 }
 
 #[test]
@@ -62,7 +73,8 @@ fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_ag
     }
     let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("killed replicas"));
     let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
-    let mut fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "killed", ORGANIZATIONS);
+    let bouncer = Bouncer::start(&cluster);
+    let mut fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "killed", ORGANIZATIONS);
     let load = Load::new(&stand, &fleet);
     load.during(|| {
         for _ in 0..faults {
@@ -81,19 +93,30 @@ fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_ag
 }
 
 #[test]
-fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_sends() {
+fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_sends_and_keeps_what_it_was_given() {
     if !is_installed() {
         return;
     }
     let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("stopped replicas"));
     let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
-    let fleet = Fleet::start(&stand, &vec![cluster.url(); WORKERS], "stopped", ORGANIZATIONS);
+    let bouncer = Bouncer::start(&cluster);
+    let fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "stopped", ORGANIZATIONS);
     let load = Load::new(&stand, &fleet);
+    let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     load.during(|| {
         for _ in 0..faults {
             thread::sleep(LONGEST_PEACE.mul_f64(rng.f64()));
-            let worker = &fleet.workers[rng.usize(..WORKERS)];
+            let chosen = rng.usize(..WORKERS);
+            let (worker, door) = (&fleet.workers[chosen], &fleet.doors[chosen]);
+            // At any moment, right after a request, right before its answer, or around the commit of what it gave.
+            if let Some(stage) =
+                rng.choice([None, Some(Stage::Asked), Some(Stage::Answered), Some(Stage::Arrived)]).flatten()
+            {
+                door.wait_for_next(stage);
+                thread::sleep(AROUND.mul_f64(rng.f64()));
+            }
             worker.signal(Signal::STOP);
+            *met.entry(door.under_way()).or_default() += 1;
             // Sometimes it is back before its lease is over, mostly later.
             thread::sleep(LEASE.mul_f64(0.5 + 1.5 * rng.f64()));
             worker.signal(Signal::CONT);
@@ -101,7 +124,8 @@ fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_s
         }
     });
     let counts = load.judge(&fleet.workers);
-    tell(&format!("{faults} replicas stopped: {counts:?}"));
+    let arrived = Ledger::of(&fleet.workers[0]).accounts_for_all(&fleet);
+    tell(&format!("{faults} replicas stopped, {met:?}: {counts:?}, {arrived} answers kept"));
 }
 
 #[test]
@@ -112,8 +136,7 @@ fn workers_go_on_by_themselves_when_the_primary_is_killed_directly_and_through_p
     let (mut cluster, stand, seed) = (Cluster::start(), issuer(), Seed::new("failovers under workers"));
     let (failovers, mut rng) = (number("CONSENTRY_FAILOVERS", FAILOVERS), Rng::with_seed(seed.0));
     let bouncer = Bouncer::start(&cluster);
-    let urls = [cluster.url(), bouncer.url(), bouncer.url()];
-    let fleet = Fleet::start(&stand, &urls, "failovers", ORGANIZATIONS);
+    let fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "failovers", ORGANIZATIONS);
     let load = Load::new(&stand, &fleet);
     load.during(|| {
         for _ in 0..failovers {
@@ -128,5 +151,11 @@ fn workers_go_on_by_themselves_when_the_primary_is_killed_directly_and_through_p
         }
     });
     let counts = load.judge(&fleet.workers);
-    tell(&format!("{failovers} failovers under workers: {counts:?}"));
+    let arrived = Ledger::of(&fleet.workers[0]).accounts_for_all(&fleet);
+    tell(&format!("{failovers} failovers under workers: {counts:?}, {arrived} answers kept"));
+}
+
+/// One worker's way to the primary for each.
+fn urls(cluster: &Cluster, bouncer: &Bouncer) -> [String; WORKERS] {
+    [cluster.url(), bouncer.url(), bouncer.url()]
 }
