@@ -17,6 +17,7 @@ mod claims;
 mod commit;
 mod connection;
 mod error;
+mod keys;
 mod lanes;
 mod leases;
 mod migrate;
@@ -263,12 +264,14 @@ struct Sql {
     reserve: String,
     lanes: String,
     put_lane: String,
+    keys_anew: keys::Sql,
     news: String,
     moving: String,
     vacant: String,
     last_name: String,
     leave: String,
     remain: String,
+    announce: String,
     arrive: String,
     arrived: String,
     vacate: String,
@@ -285,7 +288,7 @@ impl Sql {
                  WHERE name > $1 AND name < $2 AND sealed IS NOT NULL ORDER BY name LIMIT $3"
             ),
             keys: format!("SELECT version, keyring, recipients, unusable FROM {schema}.vault"),
-            found: format!("SELECT {schema}.found_1($1, $2, $3, $4, $5, $6)"),
+            found: format!("SELECT {schema}.found_5($1, $2, $3, $4, $5, $6)"),
             put_keys: format!("SELECT {schema}.put_keyring_1($1, $2, $3, $4)"),
             count: format!(
                 "SELECT (SELECT count(*) FROM {schema}.records) \
@@ -308,7 +311,8 @@ impl Sql {
             prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
             reserve: format!("SELECT turns, first_us FROM {schema}.reserve_1($1, $2, $3, $4, $5)"),
             lanes: format!("SELECT lane, version, sealed FROM {schema}.lanes"),
-            put_lane: format!("SELECT {schema}.put_lane_1($1, $2, $3, $4)"),
+            put_lane: format!("SELECT {schema}.put_lane_5($1, $2, $3, $4, $5)"),
+            keys_anew: keys::Sql::of(schema),
             news: news::sql(schema),
             moving: format!("SELECT id, leaving, place, ended FROM {schema}.moving"),
             vacant: format!(
@@ -317,7 +321,8 @@ impl Sql {
             last_name: format!("SELECT name FROM {schema}.records ORDER BY name DESC LIMIT 1"),
             leave: format!("SELECT {schema}.leave_3($1, $2, $3, $4, $5)"),
             remain: format!("SELECT {schema}.remain_3($1, $2)"),
-            arrive: format!("SELECT {schema}.arrive_3($1, $2, $3, $4, $5, $6)"),
+            announce: format!("SELECT {schema}.announce_5($1, $2, $3)"),
+            arrive: format!("SELECT {schema}.arrive_5($1, $2, $3, $4, $5, $6)"),
             arrived: format!("SELECT {schema}.arrived_3($1, $2)"),
             accept: format!("SELECT {schema}.accept_3($1, $2, $3, $4)"),
             counts: format!(

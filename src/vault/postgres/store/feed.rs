@@ -205,7 +205,7 @@ impl Inner {
     /// Opens what was found; `None` where it is of no kind that is told.
     async fn item(&self, found: Found) -> Result<Option<Item>, VaultError> {
         if found.sealed.is_none() {
-            return self.gone(found).map(|gone| gone.map(|(gone, number)| Item::Gone(gone, number)));
+            return Ok(self.gone(found).await?.map(|(gone, number)| Item::Gone(gone, number)));
         }
         Ok(match found.name.kind() {
             Kind::Grant => self.open(found).await?.map(|stored| Item::Grant(Box::new(stored))),
@@ -219,8 +219,13 @@ impl Inner {
     }
 
     /// Which record it was, by its tombstone.
-    fn gone(&self, found: Found) -> Result<Option<(Gone, u64)>, VaultError> {
+    async fn gone(&self, found: Found) -> Result<Option<(Gone, u64)>, VaultError> {
+        let found = self.under_known_keys(found).await?;
         self.saw(found.version);
+        // Made again meanwhile: that is news of its own.
+        if found.sealed.is_some() {
+            return Ok(None);
+        }
         let (name, number) = (found.name, found.version);
         let Some(tombstone) = found.tombstone else { return Ok(None) };
         let opened = self.cipher.open(&name, tombstone)?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_postgres::types::Type;
 
 use super::{
@@ -67,11 +68,10 @@ impl Store {
             Some(row) => row,
             None => found(&postgres, identity, recipients).await?,
         };
-        let keyring = open_row(&row, identity, settings)?;
-        // A commit: from here on the keys that were read are on the standbys, too.
+        let (row, keyring, meta) = open_whole(&postgres, row, identity, settings).await?;
+        // A commit: from here on what was read is on the standbys, too.
         postgres.enlist().await?;
         let (namer, cipher) = tools(&keyring);
-        let meta = read_meta(&postgres, &namer, &cipher).await?;
         let (release, released) = mpsc::unbounded_channel();
         let followed = Followed::from(&postgres.news().await?, clock.boot());
         let inner = Arc::new(Inner {
@@ -93,6 +93,9 @@ impl Store {
             release,
             followed: Mutex::new(followed),
             stats: Mutex::new(VaultStats { records: 0, bytes: 0, strays: 0, data_key: 0 }),
+            rekeying: Mutex::default(),
+            rekey_wanted: Arc::default(),
+            ending: CancellationToken::new(),
             last_backup: AtomicI64::new(0),
             over: OnceLock::new(),
             postgres,
@@ -186,6 +189,29 @@ pub(super) fn open_row(row: &Row, identity: &Identity, settings: &Settings) -> R
         return Err(VaultError::Unusable { detail: why.clone() });
     }
     Keyring::open(&row.keyring, identity, &row.recipients, &place(settings))
+}
+
+/// Opens the keyring, and what the vault keeps about itself, which may have been sealed under other keys since those were read.
+async fn open_whole(
+    postgres: &Postgres,
+    mut row: Row,
+    identity: &Identity,
+    settings: &Settings,
+) -> Result<(Row, Keyring, Meta), VaultError> {
+    loop {
+        let keyring = open_row(&row, identity, settings)?;
+        let (namer, cipher) = tools(&keyring);
+        match read_meta(postgres, &namer, &cipher).await {
+            Ok(meta) => return Ok((row, keyring, meta)),
+            Err(error) => {
+                let now = read_row(postgres).await?.ok_or_else(missing)?;
+                if now.version == row.version {
+                    return Err(error);
+                }
+                row = now;
+            }
+        }
+    }
 }
 
 /// Where the vault is, for errors that name a folder where there is one.

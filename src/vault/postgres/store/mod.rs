@@ -16,6 +16,7 @@ mod hold;
 mod holder;
 mod inspect;
 mod lanes;
+mod rekey;
 mod upkeep;
 mod write;
 
@@ -29,7 +30,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use self::{feed::Followed, hold::Holds, upkeep::Release};
@@ -49,7 +51,7 @@ use crate::{
         ProviderName, RevokedLinks, Secret, Timestamp,
     },
     vault::{
-        Stored, VaultError, VaultStats,
+        Rekeying, Stored, VaultError, VaultStats,
         cipher::{self, Cipher},
         codec::{Encoder, Meta, Record},
         derived::Derived,
@@ -91,6 +93,12 @@ struct Inner {
     release: mpsc::UnboundedSender<Release>,
     followed: Mutex<Followed>,
     stats: Mutex<VaultStats>,
+    /// How far the sealing under a new data key is, as far as known here.
+    rekeying: Mutex<Option<Rekeying>>,
+    /// There is something to seal anew.
+    rekey_wanted: Arc<Notify>,
+    /// What is done in the background ends.
+    ending: CancellationToken,
     /// In milliseconds since the Unix epoch; 0: never.
     last_backup: AtomicI64,
     /// Why nothing is committed any more.
@@ -283,13 +291,29 @@ impl Inner {
         }
     }
 
-    /// Opens a record; `None` if it was deleted. Where it names a data key that this process does not have, the keys are read again.
+    /// The record as it can be opened. Where it names a data key that this process does not have, the keys are read again; and where there
+    /// is none of that number any more, the record, which was sealed anew before that key went.
+    async fn under_known_keys(&self, found: Found) -> Result<Found, VaultError> {
+        let has_key = |found: &Found| {
+            let number = found.sealed.as_ref().or(found.tombstone.as_ref()).and_then(|sealed| cipher::key_number(sealed));
+            number.is_none_or(|number| self.cipher.has(number))
+        };
+        if has_key(&found) {
+            return Ok(found);
+        }
+        self.read_keys_again().await?;
+        if has_key(&found) {
+            return Ok(found);
+        }
+        let again = self.postgres.read(&[found.name]).await.map_err(|error| self.failed(error))?.pop();
+        Ok(again.unwrap_or(found))
+    }
+
+    /// Opens a record; `None` if it was deleted.
     async fn open<R: Record>(&self, found: Found) -> Result<Option<Stored<R>>, VaultError> {
+        let found = self.under_known_keys(found).await?;
         self.saw(found.version);
         let Some(sealed) = found.sealed else { return Ok(None) };
-        if cipher::key_number(&sealed).is_some_and(|number| !self.cipher.has(number)) {
-            self.read_keys_again().await?;
-        }
         let opened = self.cipher.open(&found.name, sealed).and_then(|opened| {
             // The seal names the version, so that an older record cannot be passed off as a later one.
             if opened.sequence != found.version {
@@ -333,9 +357,10 @@ impl From<PostgresError> for VaultError {
             PostgresError::Conflict => Self::Conflict,
             PostgresError::Fenced => Self::Fenced,
             PostgresError::Asynchronous => Self::Asynchronous,
-            PostgresError::Settings(_) | PostgresError::Unsafe { .. } | PostgresError::Newer { .. } => {
-                Self::Unusable { detail }
-            }
+            PostgresError::Settings(_)
+            | PostgresError::Unsafe { .. }
+            | PostgresError::Newer { .. }
+            | PostgresError::Arriving => Self::Unusable { detail },
             PostgresError::Forgotten | PostgresError::WentBack => Self::Poisoned { reason: detail },
             PostgresError::Batch(_) | PostgresError::Failed(_) => Self::Engine { detail },
         }

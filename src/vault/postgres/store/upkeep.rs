@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 use super::{
     super::{Claim, Parameters, Postgres, PostgresError, cell},
     Inner, Store,
+    rekey::seal_anew,
 };
 use crate::vault::{
     VaultError, VaultStats,
@@ -38,6 +39,7 @@ pub(super) enum Release {
 impl Store {
     /// Gives up what nobody holds any more, and waits for that: to be called last. What is held still runs out by itself.
     pub async fn close(&self) {
+        self.0.ending.cancel();
         let (done, flushed) = oneshot::channel();
         if self.0.release.send(Release::Flush(done)).is_ok() {
             // Bounded, since the database may be away.
@@ -64,6 +66,7 @@ impl Inner {
     pub(super) fn work_in_background(self: &Arc<Self>, released: mpsc::UnboundedReceiver<Release>) {
         tokio::spawn(give_up(Arc::downgrade(self), released));
         tokio::spawn(keep_up(Arc::downgrade(self)));
+        tokio::spawn(seal_anew(Arc::downgrade(self)));
     }
 
     /// Counts the records, and the bytes that they take.
