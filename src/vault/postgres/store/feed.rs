@@ -132,6 +132,12 @@ impl Store {
 }
 
 impl Feed {
+    /// Resolves when other processes may have written since it was asked last; where none says so
+    /// ([`Settings::listen_url`](super::super::Settings::listen_url)), never.
+    pub async fn hinted(&self) {
+        self.store.0.postgres.hinted().await;
+    }
+
     /// What other processes have written since the last poll, at most a thousand records at once. After an error nothing is lost: the next
     /// poll begins where this one did. What cannot be opened is logged and left out.
     pub async fn poll(&mut self) -> Result<Polled, VaultError> {

@@ -74,6 +74,7 @@ impl Store {
         let (namer, cipher) = tools(&keyring);
         let (release, released) = mpsc::unbounded_channel();
         let followed = Followed::from(&postgres.news().await?, clock.boot());
+        let ending = CancellationToken::new();
         let inner = Arc::new(Inner {
             lease: settings.lease,
             poll: settings.poll,
@@ -95,12 +96,15 @@ impl Store {
             stats: Mutex::new(VaultStats { records: 0, bytes: 0, strays: 0, data_key: 0 }),
             rekeying: Mutex::default(),
             rekey_wanted: Arc::default(),
-            ending: CancellationToken::new(),
+            _at_its_end: ending.clone().drop_guard(),
+            ending,
+            backing_up: tokio::sync::Mutex::default(),
             last_backup: AtomicI64::new(0),
             over: OnceLock::new(),
             postgres,
         });
         inner.count().await?;
+        inner.look_for_backups().await?;
         inner.work_in_background(released);
         Ok(Self(inner))
     }
@@ -147,6 +151,8 @@ impl Inner {
         if keys.version < row.version {
             self.cipher.use_keys(keyring.data_keys.clone(), keyring.current);
             *keys = Keys { keyring, version: row.version };
+            // There may be something to seal anew, or nothing any more.
+            self.rekey_wanted.notify_one();
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! What is deliberately absent: a decision about a grant, and a record that is kept here. Whoever reads asks the database.
 
 mod accept;
+mod backup;
 mod feed;
 mod founding;
 mod hold;
@@ -31,7 +32,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use zeroize::Zeroizing;
 
 use self::{feed::Followed, hold::Holds, upkeep::Release};
@@ -48,7 +49,7 @@ use crate::{
     metrics::Metrics,
     model::{
         Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId,
-        ProviderName, RevokedLinks, Secret, Timestamp,
+        ProviderName, RevokedLinks, Secret,
     },
     vault::{
         Rekeying, Stored, VaultError, VaultStats,
@@ -99,6 +100,9 @@ struct Inner {
     rekey_wanted: Arc<Notify>,
     /// What is done in the background ends.
     ending: CancellationToken,
+    _at_its_end: DropGuard,
+    /// Held while a backup is made.
+    backing_up: tokio::sync::Mutex<()>,
     /// In milliseconds since the Unix epoch; 0: never.
     last_backup: AtomicI64,
     /// Why nothing is committed any more.
@@ -237,17 +241,6 @@ impl Store {
     /// Who can open it.
     pub fn recipients(&self) -> Vec<Recipient> {
         recipients::of(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner).keyring, &self.0.own)
-    }
-
-    /// When the last backup was completed, as far as this process knows.
-    pub fn last_backup_at(&self) -> Option<Timestamp> {
-        let at = self.0.last_backup.load(Ordering::Relaxed);
-        (at != 0).then_some(Timestamp::from_millis(at))
-    }
-
-    /// A backup was completed; an earlier one than is known changes nothing.
-    pub fn backed_up(&self, at: Timestamp) {
-        self.0.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
     }
 
     /// Why nothing is committed any more, if that is so: only a restart helps. A database that is away is no such reason.

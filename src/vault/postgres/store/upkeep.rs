@@ -67,6 +67,7 @@ impl Inner {
         tokio::spawn(give_up(Arc::downgrade(self), released));
         tokio::spawn(keep_up(Arc::downgrade(self)));
         tokio::spawn(seal_anew(Arc::downgrade(self)));
+        self.postgres.give_and_hear_hints(&self.ending);
     }
 
     /// Counts the records, and the bytes that they take.
@@ -114,7 +115,10 @@ async fn keep_up(inner: Weak<Inner>) {
         tokio::time::sleep(COUNT_EVERY).await;
         let Some(inner) = inner.upgrade() else { return };
         let done = match inner.count().await {
-            Ok(()) => inner.forget_deleted().await,
+            Ok(()) => match inner.forget_deleted().await {
+                Ok(()) => inner.look_for_backups().await,
+                failed => failed,
+            },
             failed => failed,
         };
         if let Err(error) = done {
