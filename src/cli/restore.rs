@@ -6,6 +6,7 @@ use std::{
 
 use clap::Args;
 use serde_json::json;
+use tokio::runtime::Runtime;
 
 use super::{
     Exit, Failure, Global,
@@ -14,9 +15,9 @@ use super::{
     print::Out,
 };
 use crate::{
-    config::{Config, PostgresConfig, VaultConfig},
+    config::{Config, PostgresConfig},
     vault::{
-        Accepted, Gap, Identity, Restored, Vault, VaultError,
+        Accepted, End, Gap, Identity, Restored, Vault, VaultError,
         postgres::{Settings, Store},
     },
 };
@@ -44,23 +45,17 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
     let config = global.load()?;
     let vault = &config.vault;
     let identity = Identity::read(&vault.identity_file).map_err(|error| Failure::of_vault(&error, &vault.path))?;
-    if let Some(postgres) = &vault.postgres {
-        let place = vault.place();
-        if args.file.is_some() {
-            let what = format!("the vault is in {}, and a backup is brought back into a folder", place.display());
-            return Err(Failure::failed(what).with_hint(
-                "bring the database back by its own means and then run `consentry restore --in-place`, or restore with \
-                 vault.engine \"sled\"",
-            ));
-        }
-        let accepted = accept_database(postgres, &identity).map_err(|error| Failure::of_vault(&error, &place))?;
-        tell_accepted(&accepted, &place, global.json, out)?;
-    } else if let Some(file) = &args.file {
+    let place = vault.place();
+    if let Some(file) = &args.file {
         let restored = bring_back(&config, &identity, file)?;
-        tell_restored(&restored, &vault.path, global.json, out)?;
+        tell_restored(&restored, &place, global.json, out)?;
     } else {
-        let accepted = Vault::accept(vault, &identity).map_err(|error| Failure::of_vault(&error, &vault.path))?;
-        tell_accepted(&accepted, &vault.path, global.json, out)?;
+        let accepted = match &vault.postgres {
+            Some(postgres) => accept_database(postgres, &identity),
+            None => Vault::accept(vault, &identity),
+        };
+        let accepted = accepted.map_err(|error| Failure::of_vault(&error, &place))?;
+        tell_accepted(&accepted, &place, global.json, out)?;
     }
     if !global.json {
         if vault.postgres.is_none()
@@ -77,9 +72,12 @@ pub(super) fn restore(global: &Global, args: &RestoreArgs, out: &mut Out) -> Res
 /// Takes the database as it is.
 fn accept_database(postgres: &PostgresConfig, identity: &Identity) -> Result<Accepted, VaultError> {
     let settings = Settings::of(postgres)?;
+    runtime()?.block_on(Store::accept(&settings, identity))
+}
+
+fn runtime() -> Result<Runtime, VaultError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| VaultError::Engine { detail: error.to_string() })?;
-    runtime.block_on(Store::accept(&settings, identity))
+    runtime.map_err(|error| VaultError::Engine { detail: error.to_string() })
 }
 
 /// Whom the folder around the vault belongs to, where root has made a vault that is as a rule not root's to use.
@@ -90,7 +88,7 @@ fn other_owner(vault: &Path) -> Option<u32> {
 }
 
 fn bring_back(config: &Config, identity: &Identity, file: &Source) -> Result<Restored, Failure> {
-    let VaultConfig { path, .. } = &config.vault;
+    let path = &config.vault.place();
     let (input, length): (Box<dyn Read>, _) = match file {
         Source::Stdin => (Box::new(io::stdin().lock()), None),
         Source::File(file) => {
@@ -101,7 +99,13 @@ fn bring_back(config: &Config, identity: &Identity, file: &Source) -> Result<Res
         }
     };
     let moved = Moved::new(length);
-    let restored = Vault::restore(&config.vault, identity, input, &mut |bytes| moved.add(bytes));
+    let mut read = |bytes| moved.add(bytes);
+    let restored = if config.vault.postgres.is_some() {
+        let to = End { config: &config.vault, identity };
+        runtime().and_then(|runtime| runtime.block_on(Vault::restore_into_database(to, input, &mut read)))
+    } else {
+        Vault::restore(&config.vault, identity, input, &mut read)
+    };
     moved.end();
     restored.map_err(|error| match error {
         VaultError::AlreadyThere { .. } => Failure::of_vault(&error, path).with_hint(

@@ -39,6 +39,8 @@ pub struct PostgresConfig {
     pub poll: Duration,
     /// How long a claim lasts: 5 s to 120 s.
     pub lease: Duration,
+    /// Where it is listened for hints that others have written, without a password; `None`: polling does.
+    pub listen_url: Option<String>,
 }
 
 /// Reads the section. Its keys are looked at whatever the engine is, and needed where it is PostgreSQL.
@@ -55,6 +57,7 @@ pub(super) fn read(raw: RawPostgres, is_used: bool, section: &Section<'_>) -> Po
         allow_asynchronous: section.value("allow_asynchronous", raw.allow_asynchronous, false, |flag| Ok(flag.0)),
         poll: section.value("poll", raw.poll, Duration::from_millis(500), |text| values::duration(&text, POLL)),
         lease: section.value("lease", raw.lease, Duration::from_secs(30), |text| values::duration(&text, LEASE)),
+        listen_url: section.optional("listen_url", raw.listen_url, url),
     };
     match (&config.url, &config.url_file) {
         (Some(_), Some(_)) => section.wrong("says twice where the database is; give url or url_file".to_owned()),

@@ -52,6 +52,7 @@ pub(super) struct RawPostgres {
     pub(super) allow_asynchronous: Option<Flag>,
     pub(super) poll: Option<String>,
     pub(super) lease: Option<String>,
+    pub(super) listen_url: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -12,7 +12,8 @@ use crate::{
 /// Makes backups when they are due. Cheap to clone.
 ///
 /// The newest file in the folder tells when the last one was made, and nothing else is remembered: one that was missed is
-/// made as soon as somebody looks, and looking twice makes one.
+/// made as soon as somebody looks, and looking twice makes one. Of workers that share a vault one makes each, in its own folder, and
+/// the vault tells the others.
 #[derive(Clone, Debug)]
 pub struct BackupSchedule(Arc<Inner>);
 
@@ -95,7 +96,8 @@ impl Inner {
     /// Whether the newest backup is older than it should be.
     fn is_due(&self, now: Timestamp) -> Result<bool, VaultError> {
         let Some(due) = last_due(&self.pattern, &self.timezone, now) else { return Ok(false) };
-        Ok(self.backups.newest(now)?.is_none_or(|newest| newest < due))
+        let shared = self.vault.last_scheduled_backup()?.filter(|at| *at <= now);
+        Ok(self.backups.newest(now)?.max(shared).is_none_or(|newest| newest < due))
     }
 
     fn make(&self, now: Timestamp, on_duty: &OnDuty) -> Result<(), VaultError> {
@@ -107,6 +109,9 @@ impl Inner {
         let (file, made) = self.backups.write(&self.vault, now, &over)?;
         self.vault.backed_up(now);
         self.metrics.backed_up(now);
+        if let Err(error) = self.vault.made_scheduled_backup(now) {
+            tracing::warn!(%error, "the other workers do not know of the backup, and one of them will make it once more");
+        }
         tracing::info!(file = %file.display(), vault.records = made.records, "a backup was made");
         Ok(())
     }

@@ -32,6 +32,7 @@ impl Shared {
     /// does it anew.
     pub(super) async fn sweep_for_all(self: &Arc<Self>) {
         let Some(on_duty) = self.sweeping.begin().await else { return };
+        self.outbox.prune().await;
         self.clear_awaiting().await;
         self.clear_unfinished().await;
         self.clear_graves().await;

@@ -24,6 +24,8 @@ use crate::{
 
 /// How often it is polled while somebody waits for what another process does.
 const POLL_SOON: Duration = Duration::from_millis(50);
+/// However many hints come that others have written, it is polled no more often than with so much in between.
+const HINTED: Duration = Duration::from_millis(20);
 /// How long a poll may take on top of the interval before what is in memory counts as old: then a fetch looks into the vault first.
 const POLL_TAKES: Duration = Duration::from_secs(1);
 /// How long a fetch waits for that look; then it goes by what is in memory.
@@ -103,6 +105,18 @@ impl News {
         Joining(self)
     }
 
+    /// Until the next poll is due: sooner where somebody waits for another process.
+    async fn pause(&self, interval: Duration) {
+        let mut waited = Duration::ZERO;
+        while waited < interval {
+            tokio::time::sleep(POLL_SOON.min(interval)).await;
+            waited += POLL_SOON;
+            if self.joining.load(Ordering::Relaxed) > 0 {
+                break;
+            }
+        }
+    }
+
     /// Another process has an exchange under way.
     pub(super) fn opened(&self, grant: GrantId, now: Now) {
         self.open().insert(grant, now.boot);
@@ -146,13 +160,10 @@ pub(super) async fn follow(shared: Arc<Shared>) {
                 );
             }
         }
-        let mut waited = Duration::ZERO;
-        while waited < interval {
-            tokio::time::sleep(POLL_SOON.min(interval)).await;
-            waited += POLL_SOON;
-            if shared.news.joining.load(Ordering::Relaxed) > 0 {
-                break;
-            }
+        tokio::time::sleep(HINTED.min(interval)).await;
+        tokio::select! {
+            () = shared.news.pause(interval) => {}
+            () = feed.hinted() => {}
         }
     }
 }
@@ -224,7 +235,8 @@ impl Shared {
             Gone::Organization(id) => self.look_into_change(id),
             Gone::Intent(id) => _ = self.news.open().remove(&id),
             Gone::Awaiting(id) => _ = self.awaiting().remove(&id),
-            Gone::Row(_) | Gone::RevokedLinks(_) => {}
+            Gone::Row(id) => self.outbox.forgotten(&id),
+            Gone::RevokedLinks(_) => {}
         }
         None
     }

@@ -154,7 +154,6 @@ impl Keeper {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
-                shared.outbox.prune().await;
                 shared.sweep_for_all().await;
                 drop(token);
             });

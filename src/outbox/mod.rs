@@ -335,7 +335,14 @@ impl Outbox {
         self.0.metrics.webhooks_given_up(deliveries);
     }
 
-    /// Forgets what is older than [`TOLD_KEPT`] and was told to everybody.
+    /// Another worker that shares the vault has forgotten an event, in the vault, too.
+    pub fn forgotten(&self, event: &EventId) {
+        let mut rows = self.rows();
+        rows.forget(event);
+        self.count(&rows);
+    }
+
+    /// Forgets what is older than [`TOLD_KEPT`] and was told to everybody. Of several workers that share the vault one does it for all.
     pub async fn prune(&self) {
         loop {
             let now = self.0.clock.now().wall;

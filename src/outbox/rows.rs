@@ -293,6 +293,18 @@ impl Rows {
         forgotten
     }
 
+    /// Forgets a row that the vault does not have any more.
+    pub(super) fn forget(&mut self, event: &EventId) {
+        let Some(number) = self.number(event) else { return };
+        let Some(row) = self.shown.remove(&number) else { return };
+        self.numbers.remove(event);
+        self.told.remove(&number);
+        self.open.remove(&number);
+        for open in row.deliveries {
+            self.due.remove(&(open.next_at, number, open.receiver));
+        }
+    }
+
     /// More rows wait for their deliveries than may: the oldest wait no more.
     fn give_up_oldest(&mut self) -> u64 {
         let before = self.pending();

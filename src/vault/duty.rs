@@ -41,6 +41,8 @@ pub enum Singular {
     Backup,
     /// Deliveries to webhooks.
     Deliveries,
+    /// Sealing records anew under a new data key.
+    Rekey,
     /// Finding out whether a frozen provider is well again, and trying it while that is not sure.
     Probe(LaneId),
 }
@@ -53,6 +55,7 @@ impl Singular {
             Self::Digest => "digest".to_owned(),
             Self::Backup => "backup".to_owned(),
             Self::Deliveries => "deliveries".to_owned(),
+            Self::Rekey => "rekey".to_owned(),
             Self::Probe(lane) => format!("probe/{:032x}", u128::from_be_bytes(lane)),
         }
     }
@@ -213,6 +216,11 @@ impl OnDuty {
     /// Whether the work is still this process's. To be asked before each step of it that takes a while.
     pub fn is_good(&self) -> bool {
         self.0.as_ref().is_none_or(|held| !held.term.left().is_zero())
+    }
+
+    /// The lease's number, for what is committed under it; `None` where nobody else could have the work.
+    pub(super) fn number(&self) -> Option<u64> {
+        self.0.as_ref().map(|held| held.term.number)
     }
 }
 

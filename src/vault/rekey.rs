@@ -15,6 +15,8 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
+use tokio::runtime::Handle as Runtime;
+
 use super::{
     Vault, VaultError, cipher, folder, journal::Entry, keyring::Keyring, name::Name, shared::Shared, writer::Writer,
 };
@@ -35,7 +37,8 @@ pub struct Rekeying {
     pub done: u64,
     /// All records.
     pub total: u64,
-    /// Why it has stopped, and goes on only after a restart or with another new key; `None` while it goes on.
+    /// Why it has stopped; `None` while it goes on. In a vault of one worker it goes on only after a restart or with another new key; in one
+    /// that several share it is tried again each minute.
     pub problem: Option<String>,
 }
 
@@ -51,11 +54,17 @@ impl Vault {
     /// Makes a new data key, durably, and begins to seal every record anew under it in the background; gives its number.
     /// While that goes on, it is refused with [`VaultError::Rekeying`]. Blocks.
     pub fn rotate_data_key(&self) -> Result<u32, VaultError> {
+        if let Some(store) = self.store() {
+            return Runtime::current().block_on(store.rotate_data_key());
+        }
         self.ask(Writer::rotate_data_key)
     }
 
     /// How far the sealing under a new data key has come; `None` when the keyring holds one data key only.
     pub fn rekeying(&self) -> Option<Rekeying> {
+        if let Some(store) = self.store() {
+            return store.rekeying();
+        }
         self.shared().ok()?.rekeying.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -52,12 +52,12 @@ pub(in crate::vault) enum Part {
 }
 
 /// A backup that is being written.
-pub(super) struct Output<W: Write> {
+pub(in crate::vault) struct Output<W: Write> {
     age: StreamWriter<W>,
 }
 
 impl<W: Write> Output<W> {
-    pub(super) fn begin(recipients: &[age::x25519::Recipient], header: Header, output: W) -> Result<Self, VaultError> {
+    pub(in crate::vault) fn begin(recipients: &[age::x25519::Recipient], header: Header, output: W) -> Result<Self, VaultError> {
         let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
             .map_err(|error| VaultError::BackupUnwritten { why: error.to_string() })?;
         let mut this = Self { age: encryptor.wrap_output(output).map_err(|error| unwritten(&error))? };
@@ -69,22 +69,22 @@ impl<W: Write> Output<W> {
         Ok(this)
     }
 
-    pub(super) fn record(&mut self, name: &Name, sealed: &[u8]) -> Result<(), VaultError> {
+    pub(in crate::vault) fn record(&mut self, name: &Name, sealed: &[u8]) -> Result<(), VaultError> {
         self.part(RECORD, &[name.as_bytes(), sealed])
     }
 
-    pub(super) fn commit(&mut self, batch: &Batch) -> Result<(), VaultError> {
+    pub(in crate::vault) fn commit(&mut self, batch: &Batch) -> Result<(), VaultError> {
         let mut payload = Vec::with_capacity(batch.payload_bytes());
         batch.encode(&mut payload);
         self.part(COMMIT, &[&batch.sequence.to_le_bytes(), &payload])
     }
 
-    pub(super) fn keyring(&mut self, plaintext: &[u8]) -> Result<(), VaultError> {
+    pub(in crate::vault) fn keyring(&mut self, plaintext: &[u8]) -> Result<(), VaultError> {
         self.part(KEYRING, &[plaintext])
     }
 
     /// Writes the last part, and whatever is still held back.
-    pub(super) fn end(mut self, mark: &Mark) -> Result<(), VaultError> {
+    pub(in crate::vault) fn end(mut self, mark: &Mark) -> Result<(), VaultError> {
         self.part(END, &[&mark.encode()])?;
         self.age.finish().and_then(|mut output| output.flush()).map_err(|error| unwritten(&error))
     }

@@ -7,6 +7,9 @@
 //! after the last of them: a commit holds whole records, so that it does not matter whether one that was read was
 //! older or newer.
 //!
+//! A vault in a database has no one who knows the order of all commits. There the records are read page by page, and then what was written
+//! meanwhile, once more and once more until it is read in one go (`postgres/store/backup`). The file is the same.
+//!
 //! The file is an age file in the binary form (`age-encryption.org/v1`, X25519 recipients): what follows is inside of
 //! it, so that a file that was altered or cut short is noticed. All numbers are little endian.
 //!
@@ -15,7 +18,7 @@
 //!      0      8  "cnstryBK"
 //!      8      4  format, 1
 //!     12      8  when it was begun, in milliseconds since the Unix epoch
-//!     20      8  the last commit before it was begun
+//!     20      8  the last commit before it was begun; of a vault in a database a number above those of all its commits
 //!     28      8  how many records there were then
 //!     36         parts
 //! ```
@@ -38,10 +41,12 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use tokio::runtime::Handle as Runtime;
+
 pub use self::scheduled::ScheduledBackups;
-use self::{format::Output, tee::MAX_TEE_BYTES};
+use self::tee::MAX_TEE_BYTES;
 pub(super) use self::{
-    format::{Header, Input, Part},
+    format::{Header, Input, Output, Part},
     tee::Tee,
 };
 use super::{
@@ -68,6 +73,9 @@ impl Vault {
     ///
     /// One can be made at a time. One that takes so long that more is committed meanwhile than is kept for it fails.
     pub fn backup(&self, begun_at: Timestamp, output: impl Write) -> Result<BackedUp, VaultError> {
+        if let Some(store) = self.store() {
+            return Runtime::current().block_on(store.backup(begun_at, output));
+        }
         self.backup_within(MAX_TEE_BYTES, begun_at, output)
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use jiff::{civil::DateTime, tz::TimeZone};
+use tokio::runtime::Handle as Runtime;
 
 use super::{
     super::{Vault, VaultError, folder},
@@ -30,6 +31,19 @@ const MAX_LISTED: usize = 100_000;
 pub struct ScheduledBackups {
     folder: PathBuf,
     keep: usize,
+}
+
+impl Vault {
+    /// When the newest scheduled backup was begun that any of the workers has made that share the vault, in whichever folder; `None` where
+    /// there is none, or nobody else has the vault. Blocks.
+    pub fn last_scheduled_backup(&self) -> Result<Option<Timestamp>, VaultError> {
+        self.store().map_or(Ok(None), |store| Runtime::current().block_on(store.last_scheduled_backup()))
+    }
+
+    /// Lets the other workers know of a scheduled backup, so that none of them makes it, too. Blocks.
+    pub fn made_scheduled_backup(&self, at: Timestamp) -> Result<(), VaultError> {
+        self.store().map_or(Ok(()), |store| Runtime::current().block_on(store.made_scheduled_backup(at)))
+    }
 }
 
 impl ScheduledBackups {

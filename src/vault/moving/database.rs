@@ -55,6 +55,25 @@ impl Site {
         self.moving.as_ref().is_some_and(|moving| moving.id == id && !moving.leaving && !moving.ended)
     }
 
+    /// Says there that a vault is coming from elsewhere, so that no worker that is started too soon makes an empty one.
+    pub(super) async fn announce(&mut self, id: MoveId, from: &str) -> Result<(), VaultError> {
+        let moving = Moving { id, leaving: false, place: from.to_owned(), ended: false };
+        match self.postgres.announce(&moving).await {
+            Ok(()) => {
+                self.moving = Some(moving);
+                Ok(())
+            }
+            Err(PostgresError::Conflict) => Err(self.taken()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What is on its way from there, and not whole.
+    pub(super) fn coming(&self, from: &str) -> Option<MoveId> {
+        let moving = self.moving.as_ref().filter(|moving| !moving.leaving && !moving.ended && moving.place == from);
+        moving.map(|moving| moving.id)
+    }
+
     /// Whether a vault can be made there: nothing of one is.
     pub(super) async fn is_free(&self) -> Result<(), VaultError> {
         if self.postgres.is_vacant().await? { Ok(()) } else { Err(self.taken()) }
@@ -167,12 +186,13 @@ pub(super) struct There {
 }
 
 impl There {
-    /// Begins a vault that cannot be used yet, or goes on with what an earlier try of this very move left.
+    /// Begins a vault that cannot be used yet, or goes on with what an earlier try of this very move left. It comes from there, by that
+    /// command.
     pub(super) async fn begin(
         site: Site,
         to: End<'_>,
         id: MoveId,
-        from: &str,
+        (from, command): (&str, &str),
         keyring: &Keyring,
     ) -> Result<Self, VaultError> {
         let mut own = keyring.clone();
@@ -180,9 +200,8 @@ impl There {
         all.extend(to.config.recipients.iter().cloned());
         own.set_recipients(to.identity, &all)?;
         let moving = Moving { id, leaving: false, place: from.to_owned(), ended: false };
-        let why = format!(
-            "a vault is being moved here from {from} and is not whole yet; run the same `consentry vault move` again"
-        );
+        let why =
+            format!("a vault is being moved here from {from} and is not whole yet; run the same `{command}` again");
         match site.postgres.arrive(&moving, &why, &own.encrypt()?, &own.recipients_text()).await {
             Ok(()) => {}
             Err(PostgresError::Conflict) => return Err(site.taken()),

@@ -131,6 +131,23 @@ impl Site<'_> {
         }
     }
 
+    /// Says there that a vault is coming, where somebody might make one meanwhile.
+    pub(super) async fn announce(&mut self, id: MoveId, from: &str) -> Result<(), VaultError> {
+        match self {
+            // A worker makes no folder.
+            Self::Folder(_) => Ok(()),
+            Self::Database(site) => site.announce(id, from).await,
+        }
+    }
+
+    /// What was announced from there, if anything.
+    pub(super) fn coming(&self, from: &str) -> Option<MoveId> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Database(site) => site.coming(from),
+        }
+    }
+
     /// Removes what that move has made, if anything.
     pub(super) async fn take_away(&self, id: MoveId) -> Result<(), VaultError> {
         match self {
@@ -152,7 +169,7 @@ impl There {
         match site {
             Site::Folder(end) => folder::There::begin(end, id).map(|there| Self::Folder(Box::new(there))),
             Site::Database(site) => {
-                let begun = database::There::begin(site, to, id, &from.place(), from.keyring()).await;
+                let begun = database::There::begin(site, to, id, (&from.place(), super::COMMAND), from.keyring()).await;
                 begun.map(|there| Self::Database(Box::new(there)))
             }
         }

@@ -6,6 +6,7 @@
 //!
 //! | step | the vault that is left | the one that is made | what a death leaves |
 //! | --- | --- | --- | --- |
+//! | 0 | | a database says that a vault is coming | the old one is used; no worker makes an empty one there |
 //! | 1 | is marked: being moved | nothing | neither is used; the same command goes on |
 //! | 2 | | holds records, and is marked as not whole | the same, from where it got to |
 //! | 3 | | holds all of them, held against counts and sum | the same |
@@ -21,6 +22,7 @@
 mod database;
 mod ends;
 mod folder;
+mod restored;
 
 use std::collections::HashSet;
 
@@ -40,6 +42,9 @@ use crate::config::VaultConfig;
 
 /// How many records are read and written in one go: of the largest, less than one commit to a database takes.
 const RECORDS_AT_ONCE: usize = 200;
+
+/// The command that moves.
+const COMMAND: &str = "consentry vault move";
 
 /// The id of one move: random.
 type MoveId = [u8; 16];
@@ -106,7 +111,7 @@ impl Vault {
         told: &mut dyn FnMut(Progress) -> Result<(), VaultError>,
     ) -> Result<Moved, VaultError> {
         let mut here = Here::open(from).await?;
-        let site = Site::open(to).await?;
+        let mut site = Site::open(to).await?;
         let place = site.place();
         let id = match here.leaving() {
             // Only there: of two that are whole of one move, each would spend the other's tokens.
@@ -127,6 +132,7 @@ impl Vault {
                 // Before anything is marked: a place that is taken must not leave a vault that refuses.
                 site.is_free().await?;
                 let id = new_id()?;
+                site.announce(id, &here.place()).await?;
                 here.leave(&Leaving { id: hexadecimal(id), to: place.clone(), gone: false }).await?;
                 id
             }
@@ -156,7 +162,11 @@ impl Vault {
     pub async fn stay(from: End<'_>, to: End<'_>) -> Result<(), VaultError> {
         let mut here = Here::open(from).await?;
         let site = Site::open(to).await?;
-        let leaving = here.leaving().cloned().ok_or(VaultError::NotMoving)?;
+        let Some(leaving) = here.leaving().cloned() else {
+            // It was announced, and nothing more.
+            let id = site.coming(&here.place()).ok_or(VaultError::NotMoving)?;
+            return site.take_away(id).await;
+        };
         let id = read_id(&leaving)?;
         // Once it says that it was moved, only what is there still can show that the other is not in use.
         if leaving.to != site.place() || site.is_whole(id)? || leaving.gone && !site.is_begun(id)? {

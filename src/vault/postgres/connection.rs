@@ -19,6 +19,7 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, pem::PemObject},
 };
+use tokio::task::JoinHandle;
 use tokio_postgres::{
     AsyncMessage, Client, Config,
     config::{Host, SslMode, TargetSessionAttrs},
@@ -41,6 +42,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVES: u32 = 3;
+/// As what the connection that listens is shown by the server.
+const LISTENER: &str = "consentry listener";
 
 /// `[vault.postgres]`
 #[derive(Clone, Debug)]
@@ -65,6 +68,9 @@ pub struct Settings {
     pub lease: Duration,
     /// How often it is to be asked what other processes have written.
     pub poll: Duration,
+    /// Where it is listened for hints that others have written, past any pooler; what it leaves out (user, password, database) is as in
+    /// the URL. `None`: nobody listens, and no hints are given.
+    pub listen_url: Option<Secret>,
 }
 
 impl Settings {
@@ -85,6 +91,7 @@ impl Settings {
             allow_asynchronous: config.allow_asynchronous,
             lease: config.lease,
             poll: config.poll,
+            listen_url: config.listen_url.as_deref().map(Secret::new),
         })
     }
 }
@@ -136,6 +143,29 @@ impl Maker {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Connects to where it can be listened, and listens on that channel until the connection ends, which the task's end tells. It ends when
+    /// the client is dropped.
+    pub(super) async fn listen(
+        &self,
+        url: &Secret,
+        channel: &str,
+        mut heard: impl FnMut(&str) + Send + 'static,
+    ) -> Result<(Client, JoinHandle<()>), PostgresError> {
+        let config = listening(config(url)?, &self.config());
+        let connected = config.connect(self.tls.clone()).await;
+        let (client, mut connection) = connected.map_err(|error| PostgresError::Away(words(&error)))?;
+        let hearing = tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notification(notification) = message {
+                    heard(notification.payload());
+                }
+            }
+        });
+        let listening = client.batch_execute(&format!("LISTEN \"{channel}\"")).await;
+        listening.map_err(|error| PostgresError::of(&error))?;
+        Ok((client, hearing))
+    }
+
     /// Reads the URL anew, where it is in a file that can be used.
     fn read_again(&self) -> Option<Config> {
         let read = read_url(self.file.as_deref()?).and_then(|url| config(&url));
@@ -176,6 +206,27 @@ impl managed::Manager for Maker {
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<PostgresError> {
         if connection.client.is_closed() { Err(RecycleError::message("it was closed")) } else { Ok(()) }
     }
+}
+
+/// The way to where it is listened: what that URL leaves out is as on the way to the database.
+fn listening(mut config: Config, main: &Config) -> Config {
+    if config.get_user().is_none()
+        && let Some(user) = main.get_user()
+    {
+        config.user(user);
+    }
+    if config.get_password().is_none()
+        && let Some(password) = main.get_password()
+    {
+        config.password(password);
+    }
+    if config.get_dbname().is_none()
+        && let Some(database) = main.get_dbname()
+    {
+        config.dbname(database);
+    }
+    config.application_name(LISTENER);
+    config
 }
 
 /// Whether the server does not let the role in, which a new password may change.
@@ -286,6 +337,18 @@ mod tests {
     }
 
     #[test]
+    fn who_listens_has_the_password_of_the_database_unless_it_has_one_of_its_own() {
+        let main = config(&Secret::new("postgresql://a:first@pooler/v")).unwrap();
+        let listening = |url: &str| listening(config(&Secret::new(url)).unwrap(), &main);
+        let given = listening("postgresql://db-1,db-2");
+        let parts = (given.get_user(), given.get_password(), given.get_dbname());
+        assert_eq!(parts, (Some("a"), Some(&b"first"[..]), Some("v")));
+        assert_eq!((given.get_hosts().len(), given.get_ssl_mode()), (2, SslMode::Require));
+        let own = listening("postgresql://b@db-1/w");
+        assert_eq!((own.get_user(), own.get_dbname()), (Some("b"), Some("w")));
+    }
+
+    #[test]
     fn only_a_server_that_takes_writes_is_connected_to() {
         let config = config(&Secret::new("postgresql://a@localhost/v?target_session_attrs=any")).unwrap();
         assert_eq!(config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
@@ -318,6 +381,7 @@ mod tests {
             allow_asynchronous: false,
             lease: Duration::from_secs(30),
             poll: Duration::from_secs(1),
+            listen_url: None,
         };
         let maker = Maker::new(&settings).unwrap();
         std::fs::write(&file, "postgresql://a:second@localhost/v").unwrap();

@@ -29,6 +29,12 @@ pub enum PostgresError {
     /// The vault's keys were changed: they are to be read again.
     #[error("the vault's keys were changed by another replica")]
     KeysChanged,
+    /// A vault is being moved here, and none is made in its place.
+    #[error(
+        "a vault is being moved here, and has not come yet: finish that with the same `consentry vault move`, or give it up with \
+         --give-up"
+    )]
+    Arriving,
     /// The claim is another's by now.
     #[error("the claim was taken over by another replica")]
     Fenced,
@@ -96,6 +102,7 @@ impl PostgresError {
             "CV005" => Self::WentBack,
             "CV006" => Self::Behind,
             "CV007" => Self::KeysChanged,
+            "CV008" => Self::Arriving,
             // Writing in a read-only transaction; asking a standby for its own position.
             "25006" | "55000" => Self::NotPrimary,
             "40001" | "40P01" | "55P03" => Self::Busy(said.message().to_owned()),

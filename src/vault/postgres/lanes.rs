@@ -105,21 +105,24 @@ impl Postgres {
             .collect()
     }
 
-    /// Writes how a provider is, over the version that was read (0: none was there): its new version, or `None` where another has
-    /// written first. Where the answer is lost, the next reading tells.
+    /// Writes how a provider is, sealed under the keys of the version `keyring`, over the version that was read (0: none was there): its
+    /// new version, or `None` where another has written first. Where the answer is lost, the next reading tells.
     pub async fn put_lane_state(
         &self,
         lane: LaneId,
         expected: u64,
         sealed: Vec<u8>,
+        keyring: u64,
     ) -> Result<Option<u64>, PostgresError> {
         let shared = Arc::clone(&self.0);
-        let expected = i64::try_from(expected).unwrap_or(i64::MAX);
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let (expected, keyring) = (signed(expected), signed(keyring));
         waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&&lane[..], Type::BYTEA),
                 (&expected, Type::INT8),
                 (&sealed, Type::BYTEA),
+                (&keyring, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];
             let rows = shared.claim(&shared.sql.put_lane, parameters).await?;

@@ -10,13 +10,17 @@
 //! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written. [`Store`] is the vault on top
 //! of it: it seals, opens, and holds claims.
 //!
-//! What is deliberately absent: a session's state (locks, prepared statements, settings), so that PgBouncer may stand in between;
+//! What is deliberately absent: a session's state (locks, prepared statements, settings), so that PgBouncer may stand in between, but for
+//! one connection that listens for hints where it is configured;
 //! a clock, since leases are the server's and their holders count for themselves; and a decision about a grant.
 
+mod changes;
 mod claims;
 mod commit;
 mod connection;
 mod error;
+mod hints;
+mod keys;
 mod lanes;
 mod leases;
 mod migrate;
@@ -52,6 +56,7 @@ pub use self::{
 use self::{
     commit::Place,
     connection::{Maker, Pool, take},
+    hints::Hints,
 };
 pub(in crate::vault) use self::{
     moving::Moving,
@@ -103,6 +108,7 @@ struct Shared {
     /// As many as there are free places.
     free: Semaphore,
     claiming: Semaphore,
+    hints: Hints,
     /// Why nothing is committed any more: the database forgot this process, or what it confirmed to it.
     over: OnceLock<PostgresError>,
 }
@@ -163,6 +169,7 @@ impl Postgres {
             places: Mutex::new((0..size).rev().map(Place::new).collect()),
             free: Semaphore::new(usize::from(size)),
             claiming: Semaphore::new(claims::CLAIMING),
+            hints: Hints::of(settings),
             over: OnceLock::new(),
         })))
     }
@@ -263,12 +270,18 @@ struct Sql {
     reserve: String,
     lanes: String,
     put_lane: String,
+    keys_anew: keys::Sql,
+    copying: changes::Sql,
+    noted_backup: String,
+    note_backup: String,
+    hint: String,
     news: String,
     moving: String,
     vacant: String,
     last_name: String,
     leave: String,
     remain: String,
+    announce: String,
     arrive: String,
     arrived: String,
     vacate: String,
@@ -285,7 +298,7 @@ impl Sql {
                  WHERE name > $1 AND name < $2 AND sealed IS NOT NULL ORDER BY name LIMIT $3"
             ),
             keys: format!("SELECT version, keyring, recipients, unusable FROM {schema}.vault"),
-            found: format!("SELECT {schema}.found_1($1, $2, $3, $4, $5, $6)"),
+            found: format!("SELECT {schema}.found_5($1, $2, $3, $4, $5, $6)"),
             put_keys: format!("SELECT {schema}.put_keyring_1($1, $2, $3, $4)"),
             count: format!(
                 "SELECT (SELECT count(*) FROM {schema}.records) \
@@ -308,7 +321,12 @@ impl Sql {
             prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
             reserve: format!("SELECT turns, first_us FROM {schema}.reserve_1($1, $2, $3, $4, $5)"),
             lanes: format!("SELECT lane, version, sealed FROM {schema}.lanes"),
-            put_lane: format!("SELECT {schema}.put_lane_1($1, $2, $3, $4)"),
+            put_lane: format!("SELECT {schema}.put_lane_5($1, $2, $3, $4, $5)"),
+            keys_anew: keys::Sql::of(schema),
+            copying: changes::Sql::of(schema),
+            noted_backup: format!("SELECT max(begun_at) FROM {schema}.backups WHERE what = $1 OR $1 = 'any'"),
+            note_backup: format!("SELECT {schema}.backed_up_5($1, $2)"),
+            hint: "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)".to_owned(),
             news: news::sql(schema),
             moving: format!("SELECT id, leaving, place, ended FROM {schema}.moving"),
             vacant: format!(
@@ -317,7 +335,8 @@ impl Sql {
             last_name: format!("SELECT name FROM {schema}.records ORDER BY name DESC LIMIT 1"),
             leave: format!("SELECT {schema}.leave_3($1, $2, $3, $4, $5)"),
             remain: format!("SELECT {schema}.remain_3($1, $2)"),
-            arrive: format!("SELECT {schema}.arrive_3($1, $2, $3, $4, $5, $6)"),
+            announce: format!("SELECT {schema}.announce_5($1, $2, $3)"),
+            arrive: format!("SELECT {schema}.arrive_5($1, $2, $3, $4, $5, $6)"),
             arrived: format!("SELECT {schema}.arrived_3($1, $2)"),
             accept: format!("SELECT {schema}.accept_3($1, $2, $3, $4)"),
             counts: format!(

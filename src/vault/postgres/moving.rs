@@ -76,6 +76,19 @@ impl Postgres {
         self.change_of(&self.0.sql.remain, id).await
     }
 
+    /// Says that a vault is coming, so that nobody makes one meanwhile. [`PostgresError::Conflict`] where one is.
+    pub(in crate::vault) async fn announce(&self, moving: &Moving) -> Result<(), PostgresError> {
+        self.change(
+            &self.0.sql.announce,
+            &[
+                (&&moving.id[..], Type::BYTEA),
+                (&moving.place, Type::TEXT),
+                (&self.0.allow_asynchronous, Type::BOOL),
+            ],
+        )
+        .await
+    }
+
     /// Makes the beginning of a vault with these keys that cannot be used yet, or finds what this very move has begun.
     pub(in crate::vault) async fn arrive(
         &self,

@@ -60,8 +60,6 @@ fn a_vault_in_a_database_is_made_checked_and_served_from() {
     // An older copy of the database was brought back.
     let (accepted, restore) = said(&worker.command(&["restore", "--in-place"]));
     assert!(accepted && restore.contains("accepted PostgreSQL's schema commands as it is: 0 grants"), "{restore}");
-    let (refused, restore) = said(&worker.command(&["restore", "some-file"]));
-    assert!(!refused && restore.contains("--in-place"), "{restore}");
     let worker = worker.started();
     let identity = Identity::read(&worker.file("identity.txt")).expect("init made it");
     let (clock, metrics) = (Arc::new(SystemClock::new()), Metrics::new(&[]));

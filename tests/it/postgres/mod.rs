@@ -44,6 +44,7 @@ fn settings(url: &str, schema: &str) -> Settings {
         allow_asynchronous: false,
         lease: LONG,
         poll: Duration::from_millis(50),
+        listen_url: None,
     }
 }
 

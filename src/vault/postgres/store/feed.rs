@@ -132,6 +132,12 @@ impl Store {
 }
 
 impl Feed {
+    /// Resolves when other processes may have written since it was asked last; where none says so
+    /// ([`Settings::listen_url`](super::super::Settings::listen_url)), never.
+    pub async fn hinted(&self) {
+        self.store.0.postgres.hinted().await;
+    }
+
     /// What other processes have written since the last poll, at most a thousand records at once. After an error nothing is lost: the next
     /// poll begins where this one did. What cannot be opened is logged and left out.
     pub async fn poll(&mut self) -> Result<Polled, VaultError> {
@@ -205,7 +211,7 @@ impl Inner {
     /// Opens what was found; `None` where it is of no kind that is told.
     async fn item(&self, found: Found) -> Result<Option<Item>, VaultError> {
         if found.sealed.is_none() {
-            return self.gone(found).map(|gone| gone.map(|(gone, number)| Item::Gone(gone, number)));
+            return Ok(self.gone(found).await?.map(|(gone, number)| Item::Gone(gone, number)));
         }
         Ok(match found.name.kind() {
             Kind::Grant => self.open(found).await?.map(|stored| Item::Grant(Box::new(stored))),
@@ -219,8 +225,13 @@ impl Inner {
     }
 
     /// Which record it was, by its tombstone.
-    fn gone(&self, found: Found) -> Result<Option<(Gone, u64)>, VaultError> {
+    async fn gone(&self, found: Found) -> Result<Option<(Gone, u64)>, VaultError> {
+        let found = self.under_known_keys(found).await?;
         self.saw(found.version);
+        // Made again meanwhile: that is news of its own.
+        if found.sealed.is_some() {
+            return Ok(None);
+        }
         let (name, number) = (found.name, found.version);
         let Some(tombstone) = found.tombstone else { return Ok(None) };
         let opened = self.cipher.open(&name, tombstone)?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_postgres::types::Type;
 
 use super::{
@@ -67,13 +68,13 @@ impl Store {
             Some(row) => row,
             None => found(&postgres, identity, recipients).await?,
         };
-        let keyring = open_row(&row, identity, settings)?;
-        // A commit: from here on the keys that were read are on the standbys, too.
+        let (row, keyring, meta) = open_whole(&postgres, row, identity, settings).await?;
+        // A commit: from here on what was read is on the standbys, too.
         postgres.enlist().await?;
         let (namer, cipher) = tools(&keyring);
-        let meta = read_meta(&postgres, &namer, &cipher).await?;
         let (release, released) = mpsc::unbounded_channel();
         let followed = Followed::from(&postgres.news().await?, clock.boot());
+        let ending = CancellationToken::new();
         let inner = Arc::new(Inner {
             lease: settings.lease,
             poll: settings.poll,
@@ -93,11 +94,17 @@ impl Store {
             release,
             followed: Mutex::new(followed),
             stats: Mutex::new(VaultStats { records: 0, bytes: 0, strays: 0, data_key: 0 }),
+            rekeying: Mutex::default(),
+            rekey_wanted: Arc::default(),
+            _at_its_end: ending.clone().drop_guard(),
+            ending,
+            backing_up: tokio::sync::Mutex::default(),
             last_backup: AtomicI64::new(0),
             over: OnceLock::new(),
             postgres,
         });
         inner.count().await?;
+        inner.look_for_backups().await?;
         inner.work_in_background(released);
         Ok(Self(inner))
     }
@@ -144,6 +151,8 @@ impl Inner {
         if keys.version < row.version {
             self.cipher.use_keys(keyring.data_keys.clone(), keyring.current);
             *keys = Keys { keyring, version: row.version };
+            // There may be something to seal anew, or nothing any more.
+            self.rekey_wanted.notify_one();
         }
         Ok(())
     }
@@ -186,6 +195,29 @@ pub(super) fn open_row(row: &Row, identity: &Identity, settings: &Settings) -> R
         return Err(VaultError::Unusable { detail: why.clone() });
     }
     Keyring::open(&row.keyring, identity, &row.recipients, &place(settings))
+}
+
+/// Opens the keyring, and what the vault keeps about itself, which may have been sealed under other keys since those were read.
+async fn open_whole(
+    postgres: &Postgres,
+    mut row: Row,
+    identity: &Identity,
+    settings: &Settings,
+) -> Result<(Row, Keyring, Meta), VaultError> {
+    loop {
+        let keyring = open_row(&row, identity, settings)?;
+        let (namer, cipher) = tools(&keyring);
+        match read_meta(postgres, &namer, &cipher).await {
+            Ok(meta) => return Ok((row, keyring, meta)),
+            Err(error) => {
+                let now = read_row(postgres).await?.ok_or_else(missing)?;
+                if now.version == row.version {
+                    return Err(error);
+                }
+                row = now;
+            }
+        }
+    }
 }
 
 /// Where the vault is, for errors that name a folder where there is one.

@@ -45,8 +45,15 @@ impl Store {
     /// Says how a provider is, to all workers, unless another has spoken since that version (0: nobody ever had): the new version, or
     /// `None` where one has.
     pub async fn tell(&self, lane: LaneId, expected: u64, words: &[u8]) -> Result<Option<u64>, VaultError> {
+        // Before it is sealed: should the keys change now, the database says so.
+        let keyring = self.0.keys_version();
         let sealed = self.0.cipher.seal(&name_of(lane)?, expected + 1, words)?;
-        Ok(self.0.postgres.put_lane_state(lane, expected, sealed).await?)
+        let told = self.0.postgres.put_lane_state(lane, expected, sealed, keyring).await;
+        if told == Err(PostgresError::KeysChanged) {
+            // Whoever has something to say says it again.
+            self.0.read_keys_again().await?;
+        }
+        Ok(told?)
     }
 
     async fn open_state(&self, state: LaneState) -> Result<Vec<u8>, VaultError> {
@@ -68,7 +75,7 @@ impl Store {
 }
 
 /// What it is sealed for: no record has this name, since it is a hash of something else.
-fn name_of(lane: LaneId) -> Result<Name, VaultError> {
+pub(super) fn name_of(lane: LaneId) -> Result<Name, VaultError> {
     let none = || VaultError::Engine { detail: "a lane of a name that is none".to_owned() };
     Name::parse(&[&[Kind::Meta.byte()], &lane[..]].concat()).ok_or_else(none)
 }

@@ -10,12 +10,14 @@
 //! What is deliberately absent: a decision about a grant, and a record that is kept here. Whoever reads asks the database.
 
 mod accept;
+mod backup;
 mod feed;
 mod founding;
 mod hold;
 mod holder;
 mod inspect;
 mod lanes;
+mod rekey;
 mod upkeep;
 mod write;
 
@@ -29,7 +31,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use zeroize::Zeroizing;
 
 use self::{feed::Followed, hold::Holds, upkeep::Release};
@@ -46,10 +49,10 @@ use crate::{
     metrics::Metrics,
     model::{
         Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId,
-        ProviderName, RevokedLinks, Secret, Timestamp,
+        ProviderName, RevokedLinks, Secret,
     },
     vault::{
-        Stored, VaultError, VaultStats,
+        Rekeying, Stored, VaultError, VaultStats,
         cipher::{self, Cipher},
         codec::{Encoder, Meta, Record},
         derived::Derived,
@@ -91,6 +94,15 @@ struct Inner {
     release: mpsc::UnboundedSender<Release>,
     followed: Mutex<Followed>,
     stats: Mutex<VaultStats>,
+    /// How far the sealing under a new data key is, as far as known here.
+    rekeying: Mutex<Option<Rekeying>>,
+    /// There is something to seal anew.
+    rekey_wanted: Arc<Notify>,
+    /// What is done in the background ends.
+    ending: CancellationToken,
+    _at_its_end: DropGuard,
+    /// Held while a backup is made.
+    backing_up: tokio::sync::Mutex<()>,
     /// In milliseconds since the Unix epoch; 0: never.
     last_backup: AtomicI64,
     /// Why nothing is committed any more.
@@ -231,17 +243,6 @@ impl Store {
         recipients::of(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner).keyring, &self.0.own)
     }
 
-    /// When the last backup was completed, as far as this process knows.
-    pub fn last_backup_at(&self) -> Option<Timestamp> {
-        let at = self.0.last_backup.load(Ordering::Relaxed);
-        (at != 0).then_some(Timestamp::from_millis(at))
-    }
-
-    /// A backup was completed; an earlier one than is known changes nothing.
-    pub fn backed_up(&self, at: Timestamp) {
-        self.0.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
-    }
-
     /// Why nothing is committed any more, if that is so: only a restart helps. A database that is away is no such reason.
     pub fn over(&self) -> Option<String> {
         self.0.over.get().cloned()
@@ -283,13 +284,29 @@ impl Inner {
         }
     }
 
-    /// Opens a record; `None` if it was deleted. Where it names a data key that this process does not have, the keys are read again.
+    /// The record as it can be opened. Where it names a data key that this process does not have, the keys are read again; and where there
+    /// is none of that number any more, the record, which was sealed anew before that key went.
+    async fn under_known_keys(&self, found: Found) -> Result<Found, VaultError> {
+        let has_key = |found: &Found| {
+            let number = found.sealed.as_ref().or(found.tombstone.as_ref()).and_then(|sealed| cipher::key_number(sealed));
+            number.is_none_or(|number| self.cipher.has(number))
+        };
+        if has_key(&found) {
+            return Ok(found);
+        }
+        self.read_keys_again().await?;
+        if has_key(&found) {
+            return Ok(found);
+        }
+        let again = self.postgres.read(&[found.name]).await.map_err(|error| self.failed(error))?.pop();
+        Ok(again.unwrap_or(found))
+    }
+
+    /// Opens a record; `None` if it was deleted.
     async fn open<R: Record>(&self, found: Found) -> Result<Option<Stored<R>>, VaultError> {
+        let found = self.under_known_keys(found).await?;
         self.saw(found.version);
         let Some(sealed) = found.sealed else { return Ok(None) };
-        if cipher::key_number(&sealed).is_some_and(|number| !self.cipher.has(number)) {
-            self.read_keys_again().await?;
-        }
         let opened = self.cipher.open(&found.name, sealed).and_then(|opened| {
             // The seal names the version, so that an older record cannot be passed off as a later one.
             if opened.sequence != found.version {
@@ -333,9 +350,10 @@ impl From<PostgresError> for VaultError {
             PostgresError::Conflict => Self::Conflict,
             PostgresError::Fenced => Self::Fenced,
             PostgresError::Asynchronous => Self::Asynchronous,
-            PostgresError::Settings(_) | PostgresError::Unsafe { .. } | PostgresError::Newer { .. } => {
-                Self::Unusable { detail }
-            }
+            PostgresError::Settings(_)
+            | PostgresError::Unsafe { .. }
+            | PostgresError::Newer { .. }
+            | PostgresError::Arriving => Self::Unusable { detail },
             PostgresError::Forgotten | PostgresError::WentBack => Self::Poisoned { reason: detail },
             PostgresError::Batch(_) | PostgresError::Failed(_) => Self::Engine { detail },
         }

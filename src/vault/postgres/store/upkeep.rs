@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 use super::{
     super::{Claim, Parameters, Postgres, PostgresError, cell},
     Inner, Store,
+    rekey::seal_anew,
 };
 use crate::vault::{
     VaultError, VaultStats,
@@ -38,6 +39,7 @@ pub(super) enum Release {
 impl Store {
     /// Gives up what nobody holds any more, and waits for that: to be called last. What is held still runs out by itself.
     pub async fn close(&self) {
+        self.0.ending.cancel();
         let (done, flushed) = oneshot::channel();
         if self.0.release.send(Release::Flush(done)).is_ok() {
             // Bounded, since the database may be away.
@@ -64,6 +66,8 @@ impl Inner {
     pub(super) fn work_in_background(self: &Arc<Self>, released: mpsc::UnboundedReceiver<Release>) {
         tokio::spawn(give_up(Arc::downgrade(self), released));
         tokio::spawn(keep_up(Arc::downgrade(self)));
+        tokio::spawn(seal_anew(Arc::downgrade(self)));
+        self.postgres.give_and_hear_hints(&self.ending);
     }
 
     /// Counts the records, and the bytes that they take.
@@ -111,7 +115,10 @@ async fn keep_up(inner: Weak<Inner>) {
         tokio::time::sleep(COUNT_EVERY).await;
         let Some(inner) = inner.upgrade() else { return };
         let done = match inner.count().await {
-            Ok(()) => inner.forget_deleted().await,
+            Ok(()) => match inner.forget_deleted().await {
+                Ok(()) => inner.look_for_backups().await,
+                failed => failed,
+            },
             failed => failed,
         };
         if let Err(error) = done {

@@ -66,6 +66,7 @@ impl Store {
         let number =
             task.await.unwrap_or_else(|error| Err(VaultError::Engine { detail: format!("a commit died: {error}") }))?;
         self.0.metrics.vault_written(self.0.clock.boot().saturating_sub(started));
+        self.0.postgres.wrote();
         // Whoever made it knows it, and need not be told.
         let mut followed = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {

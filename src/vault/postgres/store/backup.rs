@@ -1,0 +1,282 @@
+//! A backup of a vault that several workers share: everything as it was at one moment, while all of them are at work.
+//!
+//! The file is that of `vault/backup`: the records as they were read, page by page; then, as commits, what was written meanwhile
+//! (`changes`), until one statement has given all that was left; then the keys. Of what was read of a record the latest counts. The numbers
+//! of these commits are above those of all commits that there were, so that whoever goes on with the restored vault goes on above them.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write,
+    sync::{PoisonError, atomic::Ordering},
+};
+
+use tokio::runtime::Handle as Runtime;
+use tokio_postgres::types::Type;
+
+use super::{
+    super::{
+        Parameters, cell,
+        changes::{Changes, From},
+    },
+    Inner, PAGE, Store,
+};
+use crate::{
+    model::Timestamp,
+    vault::{
+        BackedUp, VaultError,
+        backup::{Header, Output},
+        cipher,
+        engine::{self, Mark},
+        journal::{Batch, Entry},
+        keyring::{self, Keyring},
+        name::{NAME_BYTES, Name},
+    },
+};
+
+/// Behind every name.
+const END: [u8; 1] = [u8::MAX];
+/// How far above the highest number of any commit those of the file begin: more than are made while it is.
+const ABOVE: u64 = 1 << 32;
+/// How often what was written meanwhile is read, at most; each time there is less of it, unless more is written than can be read.
+const MOST_ROUNDS: usize = 1000;
+
+impl Store {
+    /// Writes a backup to `output`. One is made at a time by a process.
+    pub(in crate::vault) async fn backup(
+        &self,
+        begun_at: Timestamp,
+        output: impl Write,
+    ) -> Result<BackedUp, VaultError> {
+        let inner = &*self.0;
+        let _one = inner.backing_up.try_lock().map_err(|_| VaultError::BackupUnderWay)?;
+        inner.read_keys_again().await?;
+        // Before anything is read.
+        let from = From { cursor: inner.postgres.news().await?.cursor(), name: Vec::new() };
+        let extent = inner.postgres.extent().await?;
+        let header = Header { begun_at, sequence: extent.highest + ABOVE, records: extent.records };
+        let keys = inner.keyring();
+        let mut copy = Copy {
+            output: Output::begin(&keyring::parse_own(&keys.recipients)?, header, output)?,
+            mark: Mark { applied: header.sequence, ..Mark::default() },
+            read: Vec::new(),
+            written: HashMap::new(),
+            numbers: BTreeSet::new(),
+            newest: 0,
+            keys,
+        };
+        copy.read_all(inner).await?;
+        copy.catch_up(inner, from).await?;
+        copy.end(inner)
+    }
+}
+
+/// Which backups are noted in the database, so that every worker knows of them.
+#[derive(Clone, Copy)]
+enum Noted {
+    /// Those that are made by a schedule.
+    Scheduled,
+    /// All of them.
+    Any,
+}
+
+impl Noted {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Any => "any",
+        }
+    }
+}
+
+impl Store {
+    /// When the last backup was completed, by whichever worker; of another's it is known within a minute.
+    pub fn last_backup_at(&self) -> Option<Timestamp> {
+        let at = self.0.last_backup.load(Ordering::Relaxed);
+        (at != 0).then_some(Timestamp::from_millis(at))
+    }
+
+    /// A backup was completed; an earlier one than is known changes nothing. The other workers are told in the background.
+    pub fn backed_up(&self, at: Timestamp) {
+        self.0.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
+        if let Ok(here) = Runtime::try_current() {
+            let store = self.clone();
+            here.spawn(async move {
+                if let Err(error) = store.0.note_backup(Noted::Any, at).await {
+                    tracing::warn!(%error, "other workers do not know of a backup that was made");
+                }
+            });
+        }
+    }
+
+    /// When the newest backup was begun that any worker has made by its schedule.
+    pub(in crate::vault) async fn last_scheduled_backup(&self) -> Result<Option<Timestamp>, VaultError> {
+        self.0.noted_backup(Noted::Scheduled).await
+    }
+
+    /// Notes that this worker has made a backup by its schedule, so that no other makes it, too.
+    pub(in crate::vault) async fn made_scheduled_backup(&self, at: Timestamp) -> Result<(), VaultError> {
+        self.0.note_backup(Noted::Scheduled, at).await
+    }
+}
+
+impl Inner {
+    async fn noted_backup(&self, which: Noted) -> Result<Option<Timestamp>, VaultError> {
+        let shared = &self.postgres.0;
+        let rows = shared.query(&shared.sql.noted_backup, &[(&which.word(), Type::TEXT)]).await?;
+        let at: Option<i64> = rows.first().map_or(Ok(None), |row| cell(row, 0))?;
+        Ok(at.map(Timestamp::from_millis))
+    }
+
+    async fn note_backup(&self, which: Noted, at: Timestamp) -> Result<(), VaultError> {
+        let shared = &self.postgres.0;
+        let parameters: Parameters<'_> = &[(&which.word(), Type::TEXT), (&at.as_millis(), Type::INT8)];
+        shared.query(&shared.sql.note_backup, parameters).await?;
+        Ok(())
+    }
+
+    /// Takes note of backups that other workers have made.
+    pub(super) async fn look_for_backups(&self) -> Result<(), VaultError> {
+        if let Some(at) = self.noted_backup(Noted::Any).await?
+            && self.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed) < at.as_millis()
+        {
+            self.metrics.backed_up(at);
+        }
+        Ok(())
+    }
+
+    fn keyring(&self) -> Keyring {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).keyring.clone()
+    }
+}
+
+/// A backup that is being written.
+struct Copy<W: Write> {
+    output: Output<W>,
+    /// Of what is in it.
+    mark: Mark,
+    /// The tags of the records as they were read, in order of their names; 33 bytes for each.
+    read: Vec<([u8; NAME_BYTES], [u8; 16])>,
+    /// The tags of those that were written meanwhile; `None`: deleted.
+    written: HashMap<Name, Option<u128>>,
+    /// Under which data keys any of it is sealed.
+    numbers: BTreeSet<u32>,
+    /// The highest number of any record in it.
+    newest: u64,
+    /// The keys, with every data key that there was since it was begun.
+    keys: Keyring,
+}
+
+impl<W: Write> Copy<W> {
+    async fn read_all(&mut self, inner: &Inner) -> Result<(), VaultError> {
+        let mut after = Vec::new();
+        loop {
+            let page = inner.postgres.scan(&after, &END, PAGE).await?;
+            let is_last = page.len() < PAGE;
+            for found in page {
+                after = found.name.as_bytes().to_vec();
+                let Some(sealed) = found.sealed else { continue };
+                self.note(&sealed);
+                let tag = engine::tag(&sealed);
+                self.mark.replace(found.name.kind(), None, Some(tag));
+                self.read.push((*found.name.as_bytes(), tag.to_le_bytes()));
+                self.output.record(&found.name, &sealed)?;
+            }
+            self.keep_keys(inner).await?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings in what was written from there on, until one statement has given all of it.
+    async fn catch_up(&mut self, inner: &Inner, mut from: From) -> Result<(), VaultError> {
+        for _ in 0..MOST_ROUNDS {
+            let first = inner.postgres.changes(&from).await?;
+            let (settled, records, mut next) = (first.settled, first.records, first.next.clone());
+            self.take(first)?;
+            if next.is_none() {
+                self.keep_keys(inner).await?;
+                return self.judge(records);
+            }
+            while let Some(from) = next {
+                let more = inner.postgres.changes(&from).await?;
+                next = more.next.clone();
+                self.take(more)?;
+            }
+            self.keep_keys(inner).await?;
+            from = From { cursor: settled, name: Vec::new() };
+        }
+        Err(VaultError::BackupOutrun { limit: MOST_ROUNDS * 1000 })
+    }
+
+    fn take(&mut self, changes: Changes) -> Result<(), VaultError> {
+        let mut entries = Vec::new();
+        for (name, sealed) in changes.written {
+            let (before, after) = (self.tag(&name), sealed.as_deref().map(engine::tag));
+            if before == after {
+                continue;
+            }
+            if let Some(sealed) = &sealed {
+                self.note(sealed);
+            }
+            self.mark.replace(name.kind(), before, after);
+            self.written.insert(name, after);
+            entries.push(Entry { name, sealed });
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.mark.applied += 1;
+        self.output.commit(&Batch { sequence: self.mark.applied, entries })
+    }
+
+    /// The tag of what is in the file under that name.
+    fn tag(&self, name: &Name) -> Option<u128> {
+        self.written.get(name).copied().unwrap_or_else(|| {
+            let found = self.read.binary_search_by(|(read, _)| read.cmp(name.as_bytes()));
+            found.ok().map(|place| u128::from_le_bytes(self.read[place].1))
+        })
+    }
+
+    fn note(&mut self, sealed: &[u8]) {
+        self.numbers.extend(cipher::key_number(sealed));
+        self.newest = self.newest.max(cipher::sequence(sealed).unwrap_or(0));
+    }
+
+    /// Keeps every data key under which anything in the file is sealed: it may go before the file is complete.
+    async fn keep_keys(&mut self, inner: &Inner) -> Result<(), VaultError> {
+        let missing = |keys: &Keyring, numbers: &BTreeSet<u32>| numbers.iter().any(|number| !keys.data_keys.contains_key(number));
+        if !missing(&self.keys, &self.numbers) {
+            return Ok(());
+        }
+        inner.read_keys_again().await?;
+        let now = inner.keyring();
+        self.keys.data_keys.extend(now.data_keys);
+        (self.keys.current, self.keys.recipients) = (now.current, now.recipients);
+        if missing(&self.keys, &self.numbers) {
+            let detail = "a record that a backup read names a data key that is not there".to_owned();
+            return Err(VaultError::Damaged { what: "its database", detail });
+        }
+        Ok(())
+    }
+
+    /// Sees whether it holds as many records as there were.
+    fn judge(&self, records: u64) -> Result<(), VaultError> {
+        if self.mark.all() == records && self.newest <= self.mark.applied {
+            return Ok(());
+        }
+        let detail = format!("a backup read {} of {records} records", self.mark.all());
+        Err(VaultError::Damaged { what: "its database", detail })
+    }
+
+    fn end(mut self, inner: &Inner) -> Result<BackedUp, VaultError> {
+        let now = inner.keyring();
+        for (number, key) in now.data_keys {
+            self.keys.data_keys.entry(number).or_insert(key);
+        }
+        self.keys.current = now.current;
+        self.output.keyring(&self.keys.encode()?)?;
+        self.output.end(&self.mark)?;
+        Ok(BackedUp { records: self.mark.records(), sequence: self.mark.applied })
+    }
+}
