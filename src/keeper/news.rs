@@ -160,10 +160,10 @@ pub(super) async fn follow(shared: Arc<Shared>) {
                 );
             }
         }
-        tokio::time::sleep(HINTED.min(interval)).await;
         tokio::select! {
             () = shared.news.pause(interval) => {}
-            () = feed.hinted() => {}
+            // What is written together is heard together.
+            () = feed.hinted() => tokio::time::sleep(HINTED.min(interval)).await,
         }
     }
 }

@@ -257,6 +257,18 @@ fn two_stored_rows_never_share_a_number() {
 }
 
 #[tokio::test]
+async fn what_another_worker_has_forgotten_is_forgotten_here_too() {
+    let bench = Bench::new();
+    bench.outbox.set_receivers(vec![hook(HOOK, &["*"])]);
+    let told = bench.told(1..4).await;
+    assert_eq!(bench.outbox.pending(), 3);
+    bench.outbox.forgotten(&told[1].id);
+    bench.outbox.forgotten(&told[1].id);
+    assert!(same(&bench.outbox.after(None), &[told[0].clone(), told[2].clone()]));
+    assert_eq!((bench.outbox.pending(), bench.outbox.is_open(&told[1].id, HOOK)), (2, false));
+}
+
+#[tokio::test]
 async fn what_another_worker_told_and_delivered_is_heard_of_once() {
     let (here, there) = (Bench::new(), Bench::new());
     for bench in [&here, &there] {

@@ -57,7 +57,11 @@ pub(in crate::vault) struct Output<W: Write> {
 }
 
 impl<W: Write> Output<W> {
-    pub(in crate::vault) fn begin(recipients: &[age::x25519::Recipient], header: Header, output: W) -> Result<Self, VaultError> {
+    pub(in crate::vault) fn begin(
+        recipients: &[age::x25519::Recipient],
+        header: Header,
+        output: W,
+    ) -> Result<Self, VaultError> {
         let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
             .map_err(|error| VaultError::BackupUnwritten { why: error.to_string() })?;
         let mut this = Self { age: encryptor.wrap_output(output).map_err(|error| unwritten(&error))? };

@@ -24,7 +24,7 @@ pub(super) struct From {
 pub(super) struct Changes {
     /// Up to where everything was seen that had been written before.
     pub(super) settled: Cursor,
-    /// How many records there were when this was read.
+    /// How many records there were when this was read; only where it was read from no record on, since all have to be counted.
     pub(super) records: u64,
     /// Each as it was then; `None`: it was deleted.
     pub(super) written: Vec<(Name, Option<Vec<u8>>)>,
@@ -56,7 +56,7 @@ impl Sql {
                     coalesce((SELECT r.changed::text::bigint + 1 FROM {schema}.records AS r WHERE r.timeline = line.timeline \
                         ORDER BY r.timeline DESC, r.changed DESC LIMIT 1), 0)) AS settled FROM line) \
                  SELECT NULL::bytea, NULL::bytea, here.timeline, here.settled, \
-                    (SELECT count(*) FROM {schema}.records WHERE sealed IS NOT NULL) FROM here \
+                    CASE WHEN $5 THEN (SELECT count(*) FROM {schema}.records WHERE sealed IS NOT NULL) ELSE 0 END FROM here \
                  UNION ALL \
                  (SELECT r.name, r.sealed, r.timeline, r.changed::text::bigint, NULL::bigint FROM {schema}.records AS r \
                     WHERE (r.timeline, r.changed, r.name) > ($1, $2::text::xid8, $3) \
@@ -85,6 +85,7 @@ impl Postgres {
             (&transaction, Type::TEXT),
             (&name_after, Type::BYTEA),
             (&PAGE, Type::INT8),
+            (&name_after.is_empty(), Type::BOOL),
         ];
         let rows = self.0.query(&self.0.sql.copying.changes, parameters).await?;
         let (mut here, mut written, mut last) = (None, Vec::with_capacity(rows.len()), None);

@@ -63,9 +63,7 @@ impl Postgres {
         for task in [true, false] {
             let (shared, ending) = (Arc::downgrade(&self.0), ending.clone());
             tokio::spawn(async move {
-                let working = async {
-                    if task { give(shared).await } else { hear(shared).await }
-                };
+                let working = async { if task { give(shared).await } else { hear(shared).await } };
                 tokio::select! {
                     () = working => {}
                     () = ending.cancelled() => {}
@@ -109,14 +107,19 @@ async fn hear(shared: Weak<Shared>) {
                 let _ = hearing.await;
                 drop(client);
             }
-            failed => {
-                let why = failed.map_or_else(|_| "it takes too long".to_owned(), |made| made.map(drop).err().map_or_else(String::new, |error| error.to_string()));
-                if !std::mem::replace(&mut is_away, true) {
-                    tracing::warn!(why, "hints of other workers cannot be heard: vault.postgres.listen_url; what they write is seen by polling");
-                }
-            }
+            Ok(Err(error)) => warn_once(&mut is_away, &error.to_string()),
+            Err(_) => warn_once(&mut is_away, "connecting takes too long"),
         }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn warn_once(is_away: &mut bool, why: &str) {
+    if !std::mem::replace(is_away, true) {
+        tracing::warn!(
+            why,
+            "hints of other workers cannot be heard (vault.postgres.listen_url); what they write is seen by polling"
+        );
     }
 }
 

@@ -222,8 +222,7 @@ impl Postgres {
 
     pub(super) async fn tell_rekeying(&self, told: &ToldRekeying) -> Result<(), PostgresError> {
         let (done, total) = (signed(told.done), signed(told.total));
-        let parameters: Parameters<'_> =
-            &[(&done, Type::INT8), (&total, Type::INT8), (&told.problem, Type::TEXT)];
+        let parameters: Parameters<'_> = &[(&done, Type::INT8), (&total, Type::INT8), (&told.problem, Type::TEXT)];
         self.0.query(&self.0.sql.keys_anew.tell_rekeying, parameters).await.map(drop)
     }
 }

@@ -80,11 +80,7 @@ impl Postgres {
     pub(in crate::vault) async fn announce(&self, moving: &Moving) -> Result<(), PostgresError> {
         self.change(
             &self.0.sql.announce,
-            &[
-                (&&moving.id[..], Type::BYTEA),
-                (&moving.place, Type::TEXT),
-                (&self.0.allow_asynchronous, Type::BOOL),
-            ],
+            &[(&&moving.id[..], Type::BYTEA), (&moving.place, Type::TEXT), (&self.0.allow_asynchronous, Type::BOOL)],
         )
         .await
     }

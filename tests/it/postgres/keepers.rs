@@ -10,15 +10,15 @@ use std::{
 };
 
 use consentry::{
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, ProviderConfig, RefreshConfig},
     keeper::{Keeper, KeeperError, Parts, Served},
     metrics::Metrics,
-    model::{Answer, ClientCredentials, Credential, ExchangeOutcome, OrganizationId, Secret, Usage},
+    model::{Answer, ClientCredentials, Credential, Event, EventKind, ExchangeOutcome, OrganizationId, Secret, Usage},
     outbox::Outbox,
     provider::{BoxFuture, Exchange, ProviderError, Redemption, TokenEndpoint},
     vault::{
-        Identity, Vault,
+        Change, Identity, Vault,
         postgres::{Settings, Store},
     },
     wire::Enrolment,
@@ -218,6 +218,8 @@ fn provider() -> ProviderConfig {
 struct Fleet {
     keepers: Vec<Keeper>,
     metrics: Vec<Metrics>,
+    outboxes: Vec<Outbox>,
+    vaults: Vec<Vault>,
     issuer: Arc<Issuer>,
     /// One for each, so that one can die.
     runtimes: Vec<Runtime>,
@@ -235,11 +237,13 @@ impl Fleet {
         let open = |(runtime, metrics): (&Runtime, &Metrics)| {
             runtime.block_on(keeper(&settings, &identity, &issuer, metrics, keep_warm))
         };
-        let keepers: Vec<Keeper> = runtimes.iter().zip(&metrics).map(open).collect();
+        let started: Vec<(Keeper, Outbox, Vault)> = runtimes.iter().zip(&metrics).map(open).collect();
+        let (keepers, (outboxes, vaults)): (Vec<_>, (Vec<_>, Vec<_>)) =
+            started.into_iter().map(|(keeper, outbox, vault)| (keeper, (outbox, vault))).unzip();
         for keeper in &keepers {
             eventually("a keeper is ready", || keeper.is_ready().then_some(()));
         }
-        Self { keepers, metrics, issuer, runtimes, _folder: folder }
+        Self { keepers, metrics, outboxes, vaults, issuer, runtimes, _folder: folder }
     }
 
     fn enrol(&self, keeper: usize, name: &str) {
@@ -277,13 +281,14 @@ async fn keeper(
     issuer: &Arc<Issuer>,
     metrics: &Metrics,
     keep_warm: KeepWarm,
-) -> Keeper {
+) -> (Keeper, Outbox, Vault) {
     let (clock, metrics) = (Arc::new(SystemClock::new()), metrics.clone());
     let store = Store::open(settings, identity, &[], clock.clone(), metrics.clone()).await.expect("the vault opens");
     let vault = Vault::from(store);
+    let outbox = Outbox::open(&vault, clock.clone(), metrics.clone()).await;
     let parts = Parts {
-        outbox: Outbox::open(&vault, clock.clone(), metrics.clone()).await,
-        vault,
+        outbox: outbox.clone(),
+        vault: vault.clone(),
         links: None,
         providers: vec![(provider(), Arc::clone(issuer) as Arc<dyn TokenEndpoint>)],
         revoke_old: false,
@@ -300,7 +305,7 @@ async fn keeper(
         metrics,
         seed: fastrand::u64(..),
     };
-    Keeper::start(parts, CancellationToken::new(), TaskTracker::new())
+    (Keeper::start(parts, CancellationToken::new(), TaskTracker::new()), outbox, vault)
 }
 
 fn organization(name: &str) -> OrganizationId {
@@ -392,6 +397,28 @@ fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either() {
     fleet.runtimes[1].block_on(fleet.keepers[1].set_paused(&organization("paused"), false)).expect("resumed");
     eventually("it is served again", || fleet.fetch(0, "paused").ok());
     fleet.issuer.judge();
+    fleet.stop();
+}
+
+#[test]
+fn what_one_worker_forgets_of_the_outbox_the_others_forget_too() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let fleet = Fleet::start(&cluster.url(), "forgetting_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    fleet.enrol(0, "org");
+    let told = |keeper: usize| fleet.outboxes[keeper].after(None).iter().map(|event| event.id).collect::<Vec<_>>();
+    let event = Event::new(
+        fleet.outboxes[0].id(EventKind::ConsentLost, &[b"x"]),
+        SystemClock::new().now().wall,
+        EventKind::ConsentLost,
+    );
+    let id = event.id;
+    fleet.runtimes[0].block_on(fleet.outboxes[0].post(vec![event])).expect("it is told");
+    eventually("the other knows it", || told(1).contains(&id).then_some(()));
+    fleet.runtimes[0].block_on(fleet.vaults[0].commit(vec![Change::DeleteRow(id)])).expect("it is forgotten");
+    eventually("the other forgets it", || (!told(1).contains(&id)).then_some(()));
     fleet.stop();
 }
 

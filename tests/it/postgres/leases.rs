@@ -151,7 +151,10 @@ fn of_two_who_say_how_a_provider_is_one_is_heard() {
     let cluster = Cluster::shared();
     let [one, two] = [(); 2].map(|()| Worker::open(&cluster.url(), "lanes"));
     let put = |worker: &Worker, expected, sealed: &[u8]| {
-        worker.runtime.block_on(worker.postgres.put_lane_state([1; 16], expected, sealed.to_vec(), 0)).expect("an answer")
+        worker
+            .runtime
+            .block_on(worker.postgres.put_lane_state([1; 16], expected, sealed.to_vec(), 0))
+            .expect("an answer")
     };
     assert_eq!((put(&one, 0, b"frozen"), put(&two, 0, b"also frozen")), (Some(1), None));
     assert_eq!((put(&two, 1, b"well"), put(&one, 1, b"on trial")), (Some(2), None));

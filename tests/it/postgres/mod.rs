@@ -3,12 +3,15 @@
 //! Nothing here looks at a clock: what has to happen first is waited for, and what must not have happened is looked at when
 //! something else shows that it could have.
 
+mod backups;
 pub(crate) mod bouncer;
 pub(crate) mod cluster;
 mod commands;
 mod commits;
 mod failover;
+mod hints;
 mod keepers;
+mod keys;
 mod leases;
 mod moving;
 mod sharing;

@@ -141,8 +141,8 @@ impl Places {
                 Ok(moved) => return (moved, deaths),
                 Err(error) => assert!(matches!(error, VaultError::Closed), "{error}"),
             }
-            // After the first nothing is there yet, and opening a database makes a vault where there is none.
-            for config in [from, to].into_iter().take(1 + deaths) {
+            // Nor is one made where nothing has come yet.
+            for config in [from, to] {
                 let error = self.open(config).expect_err("neither can be used");
                 let expected = matches!(
                     error,
@@ -207,6 +207,30 @@ fn a_move_into_a_database_and_one_out_of_it_can_be_given_up() {
         }
         places.move_to(from, to, &mut |_| Ok(())).expect("it can be begun anew");
     }
+}
+
+#[test]
+fn no_vault_is_made_where_one_is_on_its_way_until_that_is_given_up() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let places = Places::new(&cluster, "announced");
+    // As a move leaves it that dies when it has only said that it is coming.
+    places.runtime.block_on(Vault::stay(places.end(&places.folder), places.end(&places.database))).unwrap_err();
+    let from = std::path::absolute(&places.folder.vault.path).expect("it has a place");
+    cluster.on_primary(&format!(
+        "INSERT INTO announced.moving VALUES (true, '\\x000102030405060708090a0b0c0d0e0f', false, '{}', false)",
+        from.display()
+    ));
+    let refused = places.store().expect_err("no empty vault is made").to_string();
+    assert!(refused.contains("is being moved here"), "{refused}");
+    places.open(&places.folder).expect("the other is what it was");
+    places.runtime.block_on(Vault::stay(places.end(&places.folder), places.end(&places.database))).expect("given up");
+    places.store().expect("one is made");
+    cluster.on_primary("DELETE FROM announced.vault; DELETE FROM announced.records");
+    places.move_to(&places.folder, &places.database, &mut |_| Ok(())).expect("it is vacant");
+    places.store().expect("it is whole");
 }
 
 #[test]

@@ -29,25 +29,25 @@ use crate::harness::eventually;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One process's vault, and what its tasks run on.
-struct Replica {
-    store: Store,
-    runtime: Runtime,
+pub(super) struct Replica {
+    pub(super) store: Store,
+    pub(super) runtime: Runtime,
 }
 
 impl Replica {
-    fn open(settings: &Settings, identity: &Identity) -> Result<Self, VaultError> {
+    pub(super) fn open(settings: &Settings, identity: &Identity) -> Result<Self, VaultError> {
         let runtime = Runtime::new().expect("a runtime");
         let (clock, metrics) = (Arc::new(SystemClock::new()), Metrics::new(&[]));
         let store = runtime.block_on(Store::open(settings, identity, &[], clock, metrics))?;
         Ok(Self { store, runtime })
     }
 
-    fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
+    pub(super) fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
         self.runtime.block_on(self.store.commit(changes))
     }
 
     /// Changes a grant as a keeper does: holds it, reads it, and commits under the hold.
-    fn change(&self, id: u8, change: impl FnOnce(&mut Grant)) -> Result<u64, VaultError> {
+    pub(super) fn change(&self, id: u8, change: impl FnOnce(&mut Grant)) -> Result<u64, VaultError> {
         self.runtime.block_on(async {
             let hold = self.store.hold(grant_id(id), PATIENCE).await?;
             let mut grant = self.store.grant(grant_id(id)).await?.expect("it is there").value;
@@ -56,15 +56,15 @@ impl Replica {
         })
     }
 
-    fn grant(&self, id: u8) -> Option<Stored<Grant>> {
+    pub(super) fn grant(&self, id: u8) -> Option<Stored<Grant>> {
         self.runtime.block_on(self.store.grant(grant_id(id))).expect("the database answers")
     }
 
-    fn organization(&self, id: &str) -> Option<Stored<Organization>> {
+    pub(super) fn organization(&self, id: &str) -> Option<Stored<Organization>> {
         self.runtime.block_on(self.store.organization(&organization_id(id))).expect("the database answers")
     }
 
-    fn poll(&self, feed: &mut Feed) -> Vec<Item> {
+    pub(super) fn poll(&self, feed: &mut Feed) -> Vec<Item> {
         let mut items = Vec::new();
         loop {
             let polled = self.runtime.block_on(feed.poll()).expect("news");
@@ -77,30 +77,30 @@ impl Replica {
 }
 
 /// Two replicas of one vault, the second through a pooler.
-struct Pair {
-    one: Replica,
-    other: Replica,
-    identity: Identity,
-    cluster: Arc<Cluster>,
-    _bouncer: Bouncer,
-    _folder: TempDir,
+pub(super) struct Pair {
+    pub(super) one: Replica,
+    pub(super) other: Replica,
+    pub(super) identity: Identity,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) bouncer: Bouncer,
+    pub(super) folder: TempDir,
 }
 
 impl Pair {
-    fn open(schema: &str) -> Self {
+    pub(super) fn open(schema: &str) -> Self {
         let (cluster, folder) = (Cluster::shared(), tempfile::tempdir().expect("a folder"));
         let (bouncer, identity) = (Bouncer::start(&cluster), identity(folder.path()));
         let one = Replica::open(&settings(&cluster.url(), schema), &identity).expect("it opens");
         let other = Replica::open(&settings(&bouncer.url(), schema), &identity).expect("it opens");
-        Self { one, other, identity, cluster, _bouncer: bouncer, _folder: folder }
+        Self { one, other, identity, cluster, bouncer, folder }
     }
 }
 
-fn identity(folder: &Path) -> Identity {
+pub(super) fn identity(folder: &Path) -> Identity {
     Identity::create(&folder.join("identity.txt")).expect("an identity")
 }
 
-fn grant_id(id: u8) -> GrantId {
+pub(super) fn grant_id(id: u8) -> GrantId {
     GrantId::from_bytes([id; 16])
 }
 
@@ -148,17 +148,17 @@ pub(super) fn grant(id: u8) -> Grant {
     }
 }
 
-fn put(grant: Grant) -> Change {
+pub(super) fn put(grant: Grant) -> Change {
     Change::PutGrant(Box::new(grant))
 }
 
-fn organization(id: &str, of: u8) -> Organization {
+pub(super) fn organization(id: &str, of: u8) -> Organization {
     let labels = BTreeMap::from([("plain-key".to_owned(), "plain-value".to_owned())]);
     let (id, added_at) = (organization_id(id), Timestamp::from_millis(1_800_000_000_000));
     Organization { id, grant: grant_id(of), labels, added_at }
 }
 
-fn put_organization(id: &str, of: u8) -> Change {
+pub(super) fn put_organization(id: &str, of: u8) -> Change {
     Change::PutOrganization(Box::new(organization(id, of)))
 }
 

@@ -245,7 +245,8 @@ impl<W: Write> Copy<W> {
 
     /// Keeps every data key under which anything in the file is sealed: it may go before the file is complete.
     async fn keep_keys(&mut self, inner: &Inner) -> Result<(), VaultError> {
-        let missing = |keys: &Keyring, numbers: &BTreeSet<u32>| numbers.iter().any(|number| !keys.data_keys.contains_key(number));
+        let missing =
+            |keys: &Keyring, numbers: &BTreeSet<u32>| numbers.iter().any(|number| !keys.data_keys.contains_key(number));
         if !missing(&self.keys, &self.numbers) {
             return Ok(());
         }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{

@@ -288,7 +288,8 @@ impl Inner {
     /// is none of that number any more, the record, which was sealed anew before that key went.
     async fn under_known_keys(&self, found: Found) -> Result<Found, VaultError> {
         let has_key = |found: &Found| {
-            let number = found.sealed.as_ref().or(found.tombstone.as_ref()).and_then(|sealed| cipher::key_number(sealed));
+            let number =
+                found.sealed.as_ref().or(found.tombstone.as_ref()).and_then(|sealed| cipher::key_number(sealed));
             number.is_none_or(|number| self.cipher.has(number))
         };
         if has_key(&found) {

@@ -225,7 +225,8 @@ impl Inner {
     }
 
     fn anew(&self, record: Older) -> Result<Older, VaultError> {
-        let anew = |sealed: Option<Vec<u8>>| sealed.map(|sealed| self.cipher.seal_anew(&record.name, sealed)).transpose();
+        let anew =
+            |sealed: Option<Vec<u8>>| sealed.map(|sealed| self.cipher.seal_anew(&record.name, sealed)).transpose();
         Ok(Older { sealed: anew(record.sealed)?, tombstone: anew(record.tombstone)?, ..record })
     }
 
