@@ -34,7 +34,7 @@ pub(super) struct Gathering {
     /// The writer's thread. A writer that has none waits for nobody.
     writer: OnceLock<Thread>,
     /// The longest that a commit waits.
-    pub(super) longest: Duration,
+    longest: Duration,
 }
 
 impl Default for Gathering {
@@ -110,6 +110,14 @@ impl Gathering {
 }
 
 #[cfg(test)]
+impl Gathering {
+    /// One whose writer waits until enough have come, however long that takes.
+    pub(super) fn patient() -> Self {
+        Self { longest: Duration::from_hours(1), ..Self::default() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -143,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_writer_goes_on_once_enough_have_come() {
-        let gathering = Arc::new(Gathering { longest: Duration::from_hours(1), ..Gathering::default() });
+        let gathering = Arc::new(Gathering::patient());
         (0..6).for_each(|_| gathering.announce());
         let come = || {
             gathering.places.try_acquire().unwrap().forget();

@@ -12,8 +12,7 @@ fn syncs(vault: &Vault) -> u64 {
 #[tokio::test]
 async fn commits_that_others_are_about_to_follow_wait_for_them_and_share_a_sync() {
     let fixture = Fixture::new();
-    let gathering = Gathering { longest: Duration::from_hours(1), ..Gathering::default() };
-    let (vault, _) = with_gathering(&fixture, |_| {}, gathering);
+    let (vault, _) = with_gathering(&fixture, |_| {}, Gathering::patient());
     let first = vault.announce();
     vault.commit(vec![put(1)]).await.unwrap();
     assert_eq!(syncs(&vault), 1, "one that is alone waits for nobody");
