@@ -23,6 +23,7 @@ mod migrate;
 mod moving;
 mod news;
 mod store;
+mod work;
 
 use std::{
     fmt,
@@ -40,23 +41,24 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
-pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store, Told};
+pub use self::store::{
+    DatabaseInspection, DateBy, EndingDay, Ends, Feed, Gone, Hold, InspectedVault, InvalidPlace, Item, LaneCount,
+    MOST_DUE, Place, Polled, Store, Told,
+};
 pub use self::{
-    claims::{Claim, Claimed, LONGEST_LEASE, Lease, Seen},
-    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
+    claims::{Claim, Claimed, Due, LONGEST_LEASE, Lease, Seen},
+    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Write, next_version},
     connection::Settings,
     error::PostgresError,
     lanes::{BudgetId, LaneId, LaneState, Pace, RESERVED_AHEAD, Reserved},
     news::{Cursor, Fresh, News},
+    work::{Dates, Facts, Person, Standing, Work},
 };
 use self::{
-    commit::Place,
+    commit::Place as CommitPlace,
     connection::{Maker, Pool, take},
 };
-pub(in crate::vault) use self::{
-    moving::Moving,
-    store::{read_keyring, work_of},
-};
+pub(in crate::vault) use self::{moving::Moving, store::read_keyring};
 
 /// How many records are asked for at once, at most.
 pub const MAX_READS: usize = 1024;
@@ -99,7 +101,7 @@ struct Shared {
     allow_asynchronous: bool,
     sql: Sql,
     /// Places in which no commit is under way; each is as good as another.
-    places: Mutex<Vec<Place>>,
+    places: Mutex<Vec<CommitPlace>>,
     /// As many as there are free places.
     free: Semaphore,
     claiming: Semaphore,
@@ -160,7 +162,7 @@ impl Postgres {
             statement_timeout: settings.statement_timeout,
             allow_asynchronous: settings.allow_asynchronous,
             sql: Sql::of(&schema),
-            places: Mutex::new((0..size).rev().map(Place::new).collect()),
+            places: Mutex::new((0..size).rev().map(CommitPlace::new).collect()),
             free: Semaphore::new(usize::from(size)),
             claiming: Semaphore::new(claims::CLAIMING),
             over: OnceLock::new(),
@@ -254,10 +256,24 @@ struct Sql {
     enlist: String,
     commit: String,
     settle: String,
-    claim: String,
+    claim_due: String,
+    put_off: String,
+    fetched: String,
+    bring_forward: String,
     claim_one: String,
     give_up: String,
     holder: String,
+    with_fetched: String,
+    shared_with: String,
+    shared_with_any: String,
+    warns: String,
+    unfinished: String,
+    graves: String,
+    grave_count: String,
+    soonest: String,
+    ends: String,
+    /// The table's name.
+    work: String,
     lease: String,
     prolong: String,
     reserve: String,
@@ -278,6 +294,8 @@ struct Sql {
 
 impl Sql {
     fn of(schema: &str) -> Self {
+        let of = "SELECT r.name, r.version, r.sealed, r.tombstone FROM";
+        let [active, lost, grave] = [Standing::Active, Standing::Lost, Standing::Grave].map(|standing| standing as i16);
         Self {
             read: format!("SELECT name, version, sealed, tombstone FROM {schema}.records WHERE name = ANY ($1)"),
             scan: format!(
@@ -296,13 +314,60 @@ impl Sql {
             forget: format!("SELECT {schema}.forget_1($1, $2)"),
             enlist: format!("SELECT {schema}.enlist_1($1, $2, $3)"),
             commit: format!(
-                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-                 $18, $19, $20, $21, $22)"
+                "SELECT {schema}.commit_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+                 $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)"
             ),
             settle: format!("SELECT {schema}.settle_1($1, $2, $3, $4)"),
-            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6, $7)"),
+            claim_due: format!(
+                "SELECT claimed, number, was_dated, due_ms, fetched_ms \
+                 FROM {schema}.claim_due_4($1, $2, $3, $4, $5, $6, $7, $8)"
+            ),
+            put_off: format!(
+                "SELECT {schema}.put_off_4($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+            ),
+            fetched: format!("SELECT {schema}.fetched_4($1, $2, $3)"),
+            bring_forward: format!("SELECT {schema}.bring_forward_4($1, $2, $3, $4)"),
             claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6, $7)"),
-            holder: format!("SELECT name FROM {schema}.fingerprints WHERE fingerprint = $1"),
+            holder: format!(
+                "{of} {schema}.fingerprints AS w JOIN {schema}.records AS r USING (name) WHERE w.fingerprint = $1"
+            ),
+            with_fetched: format!(
+                "{of} {schema}.records AS r LEFT JOIN {schema}.work AS w USING (name) WHERE r.name = ANY ($1)",
+                of = of.replace(" FROM", ", (extract(epoch FROM w.fetched) * 1000)::bigint FROM"),
+            ),
+            shared_with: format!(
+                "SELECT EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person IS NULL AND name <> $3) \
+                 OR EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person = $2 AND name <> $3)"
+            ),
+            shared_with_any: format!(
+                "SELECT EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person IS NULL AND name <> $2) \
+                 OR EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person > ''::bytea AND name <> $2)"
+            ),
+            warns: format!(
+                "{of} (SELECT name, ends FROM {schema}.work WHERE warns <= to_timestamp($1 / 1000.0) \
+                    ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
+            ),
+            unfinished: format!(
+                "{of} (SELECT name FROM {schema}.work WHERE organizations = 0 AND state <> {grave} AND name > $1 \
+                    ORDER BY name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY r.name"
+            ),
+            graves: format!(
+                "{of} (SELECT name FROM {schema}.work WHERE organizations = 0 AND state = {grave} \
+                    AND ends < to_timestamp($1 / 1000.0) ORDER BY ends LIMIT $2) AS w JOIN {schema}.records AS r USING (name)"
+            ),
+            grave_count: format!("SELECT count(*) FROM {schema}.work WHERE organizations = 0 AND state = {grave}"),
+            soonest: format!(
+                "{of} (SELECT name, ends FROM {schema}.work WHERE coalesce(organizations, 1) > 0 AND state <> {grave} \
+                    AND (ends <= to_timestamp($1 / 1000.0) OR ends IS NOT NULL AND state <> {active}) \
+                    ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
+            ),
+            ends: format!(
+                "SELECT lane, floor(extract(epoch FROM ends) / 86400)::bigint, ends <= to_timestamp($1 / 1000.0), \
+                    count(*), count(*) FILTER (WHERE end_assumed) \
+                 FROM {schema}.work WHERE ends IS NOT NULL AND state NOT IN ({lost}, {grave}) AND coalesce(organizations, 1) > 0 \
+                 GROUP BY 1, 2, 3 ORDER BY 2, 1 LIMIT $2"
+            ),
+            work: format!("{schema}.work"),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
             lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),
             prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
@@ -319,7 +384,7 @@ impl Sql {
             remain: format!("SELECT {schema}.remain_3($1, $2)"),
             arrive: format!("SELECT {schema}.arrive_3($1, $2, $3, $4, $5, $6)"),
             arrived: format!("SELECT {schema}.arrived_3($1, $2)"),
-            accept: format!("SELECT {schema}.accept_3($1, $2, $3, $4)"),
+            accept: format!("SELECT {schema}.accept_4($1, $2, $3, $4)"),
             counts: format!(
                 "SELECT count(*) FILTER (WHERE get_byte(name, 0) <> {meta}), count(*) FILTER (WHERE get_byte(name, 0) = {grant}) \
                  FROM {schema}.records WHERE sealed IS NOT NULL",
