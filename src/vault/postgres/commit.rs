@@ -286,7 +286,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn of(batch: Batch) -> Result<Self, PostgresError> {
+    fn of(mut batch: Batch) -> Result<Self, PostgresError> {
         if batch.writes.len().max(batch.work.len()).max(batch.fences.len()) > MAX_WRITES {
             return Err(PostgresError::Batch("it has more records than one commit takes"));
         }
@@ -304,6 +304,8 @@ impl Arguments {
             arguments.fences.push(signed(number)?);
             arguments.leases.push(then.millis());
         }
+        // The server takes their rows in this order.
+        batch.writes.sort_unstable_by_key(|write| write.name);
         for write in batch.writes {
             if write.version <= write.expected.version() {
                 return Err(PostgresError::Batch("a record's version must go up"));

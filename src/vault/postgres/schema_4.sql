@@ -24,6 +24,36 @@ CREATE INDEX work_warns ON {schema}.work (warns) WHERE warns IS NOT NULL;
 CREATE INDEX work_person ON {schema}.work (lane, person);
 CREATE INDEX work_unused ON {schema}.work (state, ends) WHERE organizations = 0;
 
+-- These three do what they did; they are called by every commit and claim, and cost more than that. What is volatile is put in the place
+-- of its call, and what assigns needs no executor.
+CREATE OR REPLACE FUNCTION {schema}.timeline_1() RETURNS int LANGUAGE sql VOLATILE AS $$
+    SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+$$;
+CREATE OR REPLACE FUNCTION {schema}.synchronous_1(p_asynchronous boolean) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_set text;
+BEGIN
+    IF NOT p_asynchronous AND current_setting('synchronous_standby_names') = '' THEN
+        RAISE EXCEPTION 'no standby has to confirm commits' USING ERRCODE = 'CV001';
+    END IF;
+    IF current_setting('synchronous_commit') <> 'remote_apply' THEN
+        v_set := set_config('synchronous_commit', 'on', true);
+    END IF;
+    v_set := set_config('client_min_messages', 'warning', true) || set_config('lock_timeout', '10s', true);
+END
+$$;
+CREATE OR REPLACE FUNCTION {schema}.unconfirmed_1(p_asynchronous boolean) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_set text;
+BEGIN
+    IF NOT p_asynchronous AND current_setting('synchronous_standby_names') = '' THEN
+        RAISE EXCEPTION 'no standby has to confirm commits' USING ERRCODE = 'CV001';
+    END IF;
+    v_set := set_config('synchronous_commit', 'off', true) || set_config('client_min_messages', 'warning', true)
+        || set_config('lock_timeout', '10s', true);
+END
+$$;
+
 -- One commit, as commit_1 makes it: all of it, or an error and nothing. Where every record is written over whatever is there of an earlier
 -- version, p_expected is empty. What is told of a grant whose claim is named is written with the claim. p_dated says whether the dates are
 -- known; p_states are 1 active, 2 failing, 3 in doubt, 4 lost, 5 remembered for its spent tokens, 6 failing because of the provider; a person
@@ -38,28 +68,12 @@ CREATE FUNCTION {schema}.commit_2(
     p_fingerprints bytea[], p_fingerprints_of bytea[], p_new bytea[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    -- As timeline_1, and below as synchronous_1, which cost more to call than what they do.
-    v_timeline CONSTANT int := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int;
+    v_timeline CONSTANT int := {schema}.timeline_1();
     v_here CONSTANT xid8 := pg_current_xact_id();
-    v_settings text;
     v_last bigint;
     v_count bigint;
 BEGIN
-    IF NOT p_asynchronous AND current_setting('synchronous_standby_names') = '' THEN
-        RAISE EXCEPTION 'no standby has to confirm commits' USING ERRCODE = 'CV001';
-    END IF;
-    v_settings := CASE WHEN current_setting('synchronous_commit') = 'remote_apply' THEN ''
-            ELSE set_config('synchronous_commit', 'on', true) END
-        || set_config('client_min_messages', 'warning', true) || set_config('lock_timeout', '10s', true);
-    -- Making plans anew is half of what a small commit costs. A plan that is kept must not depend on how small a table once was; a large
-    -- batch is worth a plan of its own.
-    IF cardinality(p_names) <= 8 THEN
-        v_settings := set_config('plan_cache_mode', 'force_generic_plan', true)
-            || set_config('enable_seqscan', 'off', true) || set_config('enable_hashjoin', 'off', true)
-            || set_config('enable_mergejoin', 'off', true) || set_config('jit', 'off', true);
-    ELSE
-        v_settings := set_config('plan_cache_mode', 'force_custom_plan', true);
-    END IF;
+    PERFORM {schema}.synchronous_1(p_asynchronous);
 
     UPDATE {schema}.writers SET last = p_number, void = false, seen = clock_timestamp()
         WHERE replica = p_replica AND place = p_place AND last = p_number - 1;
@@ -72,6 +86,63 @@ BEGIN
     END IF;
     IF p_keyring <> 0 AND p_keyring IS DISTINCT FROM (SELECT version FROM {schema}.vault) THEN
         RAISE EXCEPTION 'the keys were changed' USING ERRCODE = 'CV007';
+    END IF;
+
+    -- Nearly every commit is of one grant, under its claim. Statements of one row are planned once in a connection's life; those of lists,
+    -- below, are planned anew each time, which is most of what they cost.
+    IF cardinality(p_claims) = 1 AND cardinality(p_expected) = 0 AND cardinality(p_names) <= 8
+        AND (cardinality(p_work) = 0 OR p_work = p_claims AND p_lanes[1] IS NOT NULL) AND cardinality(p_new) = 0 THEN
+        IF cardinality(p_work) = 0 THEN
+            UPDATE {schema}.work
+                SET until = CASE WHEN p_leases[1] > 0 THEN clock_timestamp() + p_leases[1] * interval '1 ms' END,
+                    holder = CASE WHEN p_leases[1] > 0 THEN holder END,
+                    lease_ms = p_leases[1], timeline = v_timeline
+                WHERE name = p_claims[1] AND holder = p_replica AND fence = p_fences[1];
+        ELSE
+            UPDATE {schema}.work
+                SET until = CASE WHEN p_leases[1] > 0 THEN clock_timestamp() + p_leases[1] * interval '1 ms' END,
+                    holder = CASE WHEN p_leases[1] > 0 THEN holder END,
+                    lease_ms = p_leases[1], timeline = v_timeline,
+                    lane = p_lanes[1], state = p_states[1], ends = to_timestamp(p_ends[1] / 1000.0), person = p_persons[1],
+                    organizations = p_organizations[1], paused = coalesce(p_paused[1], false),
+                    end_assumed = coalesce(p_assumed[1], false),
+                    fetched = greatest(fetched, to_timestamp(p_fetched[1] / 1000.0)), dated = coalesce(p_dated[1], false),
+                    due = to_timestamp(p_dues[1] / 1000.0), warns = to_timestamp(p_warns[1] / 1000.0),
+                    lapses = to_timestamp(p_lapses[1] / 1000.0), every_ms = p_every[1]
+                WHERE name = p_claims[1] AND holder = p_replica AND fence = p_fences[1];
+        END IF;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'another has the claim' USING ERRCODE = 'CV003';
+        END IF;
+        -- In order of names, as below.
+        FOR v_at IN 1 .. cardinality(p_names) LOOP
+            IF p_sealed[v_at] IS NULL THEN
+                UPDATE {schema}.records
+                    SET version = p_versions[v_at], sealed = NULL, tombstone = p_tombstones[v_at], gone = clock_timestamp(),
+                        timeline = v_timeline, changed = v_here
+                    WHERE name = p_names[v_at] AND sealed IS NOT NULL AND version < p_versions[v_at];
+            ELSE
+                INSERT INTO {schema}.records AS r
+                    VALUES (p_names[v_at], p_versions[v_at], p_sealed[v_at], p_tombstones[v_at], NULL, v_timeline, v_here)
+                    ON CONFLICT (name) DO UPDATE
+                    SET version = excluded.version, sealed = excluded.sealed, tombstone = excluded.tombstone, gone = NULL,
+                        timeline = v_timeline, changed = v_here
+                    WHERE r.version < excluded.version;
+            END IF;
+            IF NOT FOUND THEN
+                PERFORM 1 FROM {schema}.records WHERE name = p_names[v_at] AND version >= p_versions[v_at];
+                IF FOUND THEN
+                    RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
+                END IF;
+            END IF;
+        END LOOP;
+        IF cardinality(p_work) > 0 THEN
+            DELETE FROM {schema}.fingerprints WHERE name = p_work[1] AND NOT fingerprint = ANY (p_fingerprints);
+            INSERT INTO {schema}.fingerprints
+                SELECT fingerprint, p_work[1] FROM unnest(p_fingerprints) AS fingerprint ORDER BY fingerprint
+                ON CONFLICT DO NOTHING;
+        END IF;
+        RETURN;
     END IF;
 
     -- In one order, here and below, so that two commits never wait for each other.
@@ -118,58 +189,36 @@ BEGIN
         END IF;
     END IF;
 
-    IF cardinality(p_expected) = 0 THEN
-        INSERT INTO {schema}.records AS r (name, version, sealed, tombstone, gone, timeline, changed)
-            SELECT w.name, w.version, w.sealed, w.tombstone,
-                    CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, v_timeline, v_here
-                FROM unnest(p_names, p_versions, p_sealed, p_tombstones) AS w (name, version, sealed, tombstone)
-                -- What is deleted and not there stays as it is.
-                WHERE w.sealed IS NOT NULL OR EXISTS (SELECT 1 FROM {schema}.records AS e WHERE e.name = w.name)
-                ORDER BY w.name
-            ON CONFLICT (name) DO UPDATE
-            SET version = excluded.version, sealed = excluded.sealed, tombstone = excluded.tombstone,
-                gone = excluded.gone, timeline = v_timeline, changed = v_here
-            WHERE r.version < excluded.version AND (excluded.sealed IS NOT NULL OR r.sealed IS NOT NULL);
-        GET DIAGNOSTICS v_count = ROW_COUNT;
-        IF v_count < cardinality(p_names) AND EXISTS (
-            SELECT 1 FROM unnest(p_names, p_versions) AS w (name, version)
-                JOIN {schema}.records AS r ON r.name = w.name
-                WHERE r.version >= w.version AND (r.timeline, r.changed) <> (v_timeline, v_here)
-        ) THEN
-            RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
-        END IF;
-    ELSE
-        PERFORM 1 FROM {schema}.records WHERE name = ANY (p_names) ORDER BY name FOR UPDATE;
-        IF EXISTS (
-            SELECT 1 FROM unnest(p_names, p_expected) AS w (name, expected)
-                LEFT JOIN {schema}.records AS r ON r.name = w.name
-                WHERE w.expected >= 0 AND w.expected <> coalesce(r.version, 0) OR w.expected = -1 AND r.sealed IS NOT NULL
-        ) THEN
-            RAISE EXCEPTION 'a record has another version' USING ERRCODE = 'CV004';
-        ELSIF EXISTS (
-            SELECT 1 FROM unnest(p_names, p_versions) AS w (name, version)
-                JOIN {schema}.records AS r ON r.name = w.name WHERE r.version >= w.version
-        ) THEN
-            RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
-        END IF;
-        -- Before the update, so that it finds none of these. A unique violation means that a record has another version.
-        INSERT INTO {schema}.records
-            SELECT w.name, w.version, w.sealed, w.tombstone,
-                    CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, v_timeline, v_here
-                FROM unnest(p_names, p_expected, p_versions, p_sealed, p_tombstones)
-                    AS w (name, expected, version, sealed, tombstone)
-                WHERE (w.sealed IS NOT NULL OR w.expected = 0)
-                    AND NOT EXISTS (SELECT 1 FROM {schema}.records AS r WHERE r.name = w.name)
-                ORDER BY w.name;
-        -- What is deleted and not there stays as it is, unless its version was named.
-        UPDATE {schema}.records AS r
-            SET version = w.version, sealed = w.sealed, tombstone = w.tombstone,
-                gone = CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, timeline = v_timeline, changed = v_here
+    PERFORM 1 FROM {schema}.records WHERE name = ANY (p_names) ORDER BY name FOR UPDATE;
+    IF EXISTS (
+        SELECT 1 FROM unnest(p_names, p_expected) AS w (name, expected)
+            LEFT JOIN {schema}.records AS r ON r.name = w.name
+            WHERE w.expected >= 0 AND w.expected <> coalesce(r.version, 0) OR w.expected = -1 AND r.sealed IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'a record has another version' USING ERRCODE = 'CV004';
+    ELSIF EXISTS (
+        SELECT 1 FROM unnest(p_names, p_versions) AS w (name, version)
+            JOIN {schema}.records AS r ON r.name = w.name WHERE r.version >= w.version
+    ) THEN
+        RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
+    END IF;
+    -- Before the update, so that it finds none of these. A unique violation means that a record has another version.
+    INSERT INTO {schema}.records
+        SELECT w.name, w.version, w.sealed, w.tombstone,
+                CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, v_timeline, v_here
             FROM unnest(p_names, p_expected, p_versions, p_sealed, p_tombstones)
                 AS w (name, expected, version, sealed, tombstone)
-            WHERE r.name = w.name AND r.version < w.version
-                AND (w.sealed IS NOT NULL OR r.sealed IS NOT NULL OR w.expected >= 0);
-    END IF;
+            WHERE (w.sealed IS NOT NULL OR w.expected = 0)
+                AND NOT EXISTS (SELECT 1 FROM {schema}.records AS r WHERE r.name = w.name)
+            ORDER BY w.name;
+    -- What is deleted and not there stays as it is, unless its version was named.
+    UPDATE {schema}.records AS r
+        SET version = w.version, sealed = w.sealed, tombstone = w.tombstone,
+            gone = CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, timeline = v_timeline, changed = v_here
+        FROM unnest(p_names, p_expected, p_versions, p_sealed, p_tombstones)
+            AS w (name, expected, version, sealed, tombstone)
+        WHERE r.name = w.name AND r.version < w.version
+            AND (w.sealed IS NOT NULL OR r.sealed IS NOT NULL OR w.expected >= 0);
 
     IF cardinality(p_work) = 0 THEN
         RETURN;
