@@ -22,6 +22,7 @@ mod leases;
 mod migrate;
 mod moving;
 mod news;
+mod questions;
 mod store;
 mod work;
 
@@ -57,6 +58,7 @@ pub use self::{
 use self::{
     commit::Place as CommitPlace,
     connection::{Maker, Pool, take},
+    questions::Questions,
 };
 pub(in crate::vault) use self::{moving::Moving, store::read_keyring};
 
@@ -262,18 +264,7 @@ struct Sql {
     bring_forward: String,
     claim_one: String,
     give_up: String,
-    holder: String,
-    with_fetched: String,
-    shared_with: String,
-    shared_with_any: String,
-    warns: String,
-    unfinished: String,
-    graves: String,
-    grave_count: String,
-    soonest: String,
-    ends: String,
-    /// The table's name.
-    work: String,
+    questions: Questions,
     lease: String,
     prolong: String,
     reserve: String,
@@ -294,8 +285,6 @@ struct Sql {
 
 impl Sql {
     fn of(schema: &str) -> Self {
-        let of = "SELECT r.name, r.version, r.sealed, r.tombstone FROM";
-        let [active, lost, grave] = [Standing::Active, Standing::Lost, Standing::Grave].map(|standing| standing as i16);
         Self {
             read: format!("SELECT name, version, sealed, tombstone FROM {schema}.records WHERE name = ANY ($1)"),
             scan: format!(
@@ -328,46 +317,7 @@ impl Sql {
             fetched: format!("SELECT {schema}.fetched_4($1, $2, $3)"),
             bring_forward: format!("SELECT {schema}.bring_forward_4($1, $2, $3, $4)"),
             claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6, $7)"),
-            holder: format!(
-                "{of} {schema}.fingerprints AS w JOIN {schema}.records AS r USING (name) WHERE w.fingerprint = $1"
-            ),
-            with_fetched: format!(
-                "{of} {schema}.records AS r LEFT JOIN {schema}.work AS w USING (name) WHERE r.name = ANY ($1)",
-                of = of.replace(" FROM", ", (extract(epoch FROM w.fetched) * 1000)::bigint FROM"),
-            ),
-            shared_with: format!(
-                "SELECT EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person IS NULL AND name <> $3) \
-                 OR EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person = $2 AND name <> $3)"
-            ),
-            shared_with_any: format!(
-                "SELECT EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person IS NULL AND name <> $2) \
-                 OR EXISTS (SELECT FROM {schema}.work WHERE lane = $1 AND person > ''::bytea AND name <> $2)"
-            ),
-            warns: format!(
-                "{of} (SELECT name, ends FROM {schema}.work WHERE warns <= to_timestamp($1 / 1000.0) \
-                    ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
-            ),
-            unfinished: format!(
-                "{of} (SELECT name FROM {schema}.work WHERE organizations = 0 AND state <> {grave} AND name > $1 \
-                    ORDER BY name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY r.name"
-            ),
-            graves: format!(
-                "{of} (SELECT name FROM {schema}.work WHERE organizations = 0 AND state = {grave} \
-                    AND ends < to_timestamp($1 / 1000.0) ORDER BY ends LIMIT $2) AS w JOIN {schema}.records AS r USING (name)"
-            ),
-            grave_count: format!("SELECT count(*) FROM {schema}.work WHERE organizations = 0 AND state = {grave}"),
-            soonest: format!(
-                "{of} (SELECT name, ends FROM {schema}.work WHERE coalesce(organizations, 1) > 0 AND state <> {grave} \
-                    AND (ends <= to_timestamp($1 / 1000.0) OR ends IS NOT NULL AND state <> {active}) \
-                    ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
-            ),
-            ends: format!(
-                "SELECT lane, floor(extract(epoch FROM ends) / 86400)::bigint, ends <= to_timestamp($1 / 1000.0), \
-                    count(*), count(*) FILTER (WHERE end_assumed) \
-                 FROM {schema}.work WHERE ends IS NOT NULL AND state NOT IN ({lost}, {grave}) AND coalesce(organizations, 1) > 0 \
-                 GROUP BY 1, 2, 3 ORDER BY 2, 1 LIMIT $2"
-            ),
-            work: format!("{schema}.work"),
+            questions: Questions::of(schema),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
             lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),
             prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),

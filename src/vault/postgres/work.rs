@@ -236,3 +236,40 @@ impl Columns {
 pub(super) fn millis(moment: Timestamp) -> i64 {
     moment.clamp(Timestamp::default(), LAST_MOMENT).as_millis()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_that_no_server_keeps_is_written_as_the_last_or_first_that_one_does() {
+        assert_eq!(millis(Timestamp::from_millis(i64::MAX)), 253_402_300_799_000);
+        assert_eq!(millis(Timestamp::from_millis(i64::MIN)), 0);
+        assert_eq!(millis(Timestamp::from_millis(1_800_000_000_123)), 1_800_000_000_123);
+    }
+
+    #[test]
+    fn every_column_has_a_value_for_every_grant() {
+        let mut columns = Columns::default();
+        let name = crate::vault::name::Namer::new(&[0; 32]).name(crate::vault::name::Kind::Grant, b"1");
+        columns.add(&Work::Gone(name));
+        columns.add_dates(name, Some(Dates::default()));
+        let lengths = [
+            columns.names.len(),
+            columns.lanes.len(),
+            columns.states.len(),
+            columns.ends.len(),
+            columns.persons.len(),
+            columns.organizations.len(),
+            columns.paused.len(),
+            columns.assumed.len(),
+            columns.fetched.len(),
+            columns.dated.len(),
+            columns.due.len(),
+            columns.warns.len(),
+            columns.lapses.len(),
+            columns.every.len(),
+        ];
+        assert_eq!(lengths, [2; 14]);
+    }
+}

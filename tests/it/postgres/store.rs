@@ -29,20 +29,20 @@ use crate::harness::eventually;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One process's vault, and what its tasks run on.
-struct Replica {
-    store: Store,
-    runtime: Runtime,
+pub(super) struct Replica {
+    pub(super) store: Store,
+    pub(super) runtime: Runtime,
 }
 
 impl Replica {
-    fn open(settings: &Settings, identity: &Identity) -> Result<Self, VaultError> {
+    pub(super) fn open(settings: &Settings, identity: &Identity) -> Result<Self, VaultError> {
         let runtime = Runtime::new().expect("a runtime");
         let (clock, metrics) = (Arc::new(SystemClock::new()), Metrics::new(&[]));
         let store = runtime.block_on(Store::open(settings, identity, &[], clock, metrics))?;
         Ok(Self { store, runtime })
     }
 
-    fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
+    pub(super) fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
         self.runtime.block_on(self.store.commit(changes))
     }
 
@@ -77,17 +77,17 @@ impl Replica {
 }
 
 /// Two replicas of one vault, the second through a pooler.
-struct Pair {
-    one: Replica,
-    other: Replica,
-    identity: Identity,
-    cluster: Arc<Cluster>,
+pub(super) struct Pair {
+    pub(super) one: Replica,
+    pub(super) other: Replica,
+    pub(super) identity: Identity,
+    pub(super) cluster: Arc<Cluster>,
     _bouncer: Bouncer,
     _folder: TempDir,
 }
 
 impl Pair {
-    fn open(schema: &str) -> Self {
+    pub(super) fn open(schema: &str) -> Self {
         let (cluster, folder) = (Cluster::shared(), tempfile::tempdir().expect("a folder"));
         let (bouncer, identity) = (Bouncer::start(&cluster), identity(folder.path()));
         let one = Replica::open(&settings(&cluster.url(), schema), &identity).expect("it opens");
@@ -148,7 +148,7 @@ pub(super) fn grant(id: u8) -> Grant {
     }
 }
 
-fn put(grant: Grant) -> Change {
+pub(super) fn put(grant: Grant) -> Change {
     Change::PutGrant(Box::new(grant))
 }
 

@@ -79,7 +79,7 @@ impl Store {
         let ends: Vec<i64> = steps.iter().map(|step| millis(now + *step)).collect();
         let lanes: Vec<&[u8]> = warm.iter().map(|(lane, _)| &lane[..]).collect();
         let since: Vec<i64> = warm.iter().map(|(_, within)| millis(now - *within)).collect();
-        let sql = statement(&self.0.postgres.0.sql.work, steps.len());
+        let sql = statement(&self.0.postgres.0.sql.questions.work, steps.len());
         let (late, now) = (millis(now - PATIENCE), millis(now));
         let parameters: Parameters<'_> = &[
             (&now, Type::INT8),
@@ -97,7 +97,7 @@ impl Store {
     /// When the consents of grants that are not lost end, by day and provider. Looks at every grant.
     pub async fn ends(&self) -> Result<Ends, VaultError> {
         let now = millis(self.0.clock.now().wall);
-        let sql = &self.0.postgres.0.sql.ends;
+        let sql = &self.0.postgres.0.sql.questions.ends;
         let rows = self.0.asked(sql, &[(&now, Type::INT8), (&MOST_DAYS, Type::INT8)]).await?;
         let mut ends = Ends::default();
         for row in &rows {

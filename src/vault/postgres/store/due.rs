@@ -12,7 +12,11 @@ use std::{
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{
-    super::{Claim, Dates, Due, Facts, Found, LaneId, PostgresError, claims::waited_for, work::Columns},
+    super::{
+        Claim, Dates, Due, Facts, Found, LaneId, PostgresError, cell,
+        claims::waited_for,
+        work::{Columns, millis},
+    },
     Hold, Inner, Store,
     hold::Held,
 };
@@ -65,7 +69,7 @@ impl Store {
     /// Writes other dates of grants that are held, without their records, and gives the holds up as far as nobody else here shares them.
     /// It waits for no standby: dates that are lost with the primary are worked out again by whoever claims the grant then.
     pub async fn put_off(&self, put_off: Vec<(Hold, Dates)>) -> Result<(), VaultError> {
-        let rows = put_off.into_iter().map(|(hold, dates)| PutOff { hold, dates: Told::Dates(dates), ends: true });
+        let rows = put_off.into_iter().map(|(hold, dates)| PutOff { hold, dates: Written::Dates(dates), ends: true });
         self.0.put_off(rows.collect()).await
     }
 
@@ -75,7 +79,7 @@ impl Store {
         let inner = &self.0;
         for some in fetched.chunks(NOTED_AT_ONCE) {
             let names: Vec<Vec<u8>> = some.iter().map(|(id, _)| inner.grant_name(*id).as_bytes().to_vec()).collect();
-            let times: Vec<i64> = some.iter().map(|(_, at)| super::super::work::millis(*at)).collect();
+            let times: Vec<i64> = some.iter().map(|(_, at)| millis(*at)).collect();
             let postgres = inner.postgres.clone();
             let noted = waited_for(tokio::spawn(async move {
                 let shared = &postgres.0;
@@ -106,7 +110,7 @@ impl Store {
                     (&shared.allow_asynchronous, Type::BOOL),
                 ];
                 let rows = shared.claim(&shared.sql.bring_forward, parameters).await?;
-                rows.first().map_or(Ok(0), |row| super::super::cell::<i32>(row, 0))
+                rows.first().map_or(Ok(0), |row| cell::<i32>(row, 0))
             }));
             if brought.await.map_err(|error| inner.failed(error))? < BROUGHT_AT_ONCE {
                 return Ok(());
@@ -118,13 +122,13 @@ impl Store {
 /// A grant whose dates are written under its claim.
 struct PutOff {
     hold: Hold,
-    dates: Told,
+    dates: Written,
     /// The hold is given up.
     ends: bool,
 }
 
 /// What is written of it.
-enum Told {
+enum Written {
     /// Its dates alone.
     Dates(Dates),
     /// All that the database is told.
@@ -213,7 +217,7 @@ impl Inner {
             let dates = self.dates(&stored.value, intents.get(&name));
             let is_due = dates.and_then(|dates| dates.due).is_some_and(|due| due <= now);
             let facts = Facts::of(&self.derived, hold.0.name, &stored.value, dates);
-            put_off.push(PutOff { hold: hold.clone(), dates: Told::Facts(Box::new(facts)), ends: !is_due });
+            put_off.push(PutOff { hold: hold.clone(), dates: Written::Facts(Box::new(facts)), ends: !is_due });
             dated.push((stored, hold, is_due));
         }
         Ok(dated)
@@ -234,8 +238,8 @@ impl Inner {
             fences.push(i64::try_from(number).unwrap_or(i64::MAX));
             over.push(ends);
             match dates {
-                Told::Dates(dates) => columns.add_dates(hold.0.name, Some(dates)),
-                Told::Facts(facts) => columns.add_facts(&facts),
+                Written::Dates(dates) => columns.add_dates(hold.0.name, Some(dates)),
+                Written::Facts(facts) => columns.add_facts(&facts),
             }
             if ends {
                 // Whoever wants it from here on asks the database.
@@ -303,7 +307,7 @@ impl Taken {
         let error = error.map_or_else(|| "its record is missing".to_owned(), |error| error.to_string());
         tracing::error!(error, "a grant that is due cannot be read, and is not refreshed");
         let dates = Dates { due: Some(inner.clock.now().wall + UNREADABLE_PAUSE), ..Dates::default() };
-        Some(PutOff { hold: Hold(self.left.remove(&claim.name)?), dates: Told::Dates(dates), ends: true })
+        Some(PutOff { hold: Hold(self.left.remove(&claim.name)?), dates: Written::Dates(dates), ends: true })
     }
 }
 

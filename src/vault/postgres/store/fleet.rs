@@ -59,7 +59,7 @@ impl Store {
         let mut read: HashMap<Name, (Found, Option<Timestamp>)> = HashMap::with_capacity(names.len());
         for names in names.chunks(MAX_READS) {
             let names: Vec<&[u8]> = names.iter().map(|name| &name.as_bytes()[..]).collect();
-            let sql = &inner.postgres.0.sql.with_fetched;
+            let sql = &inner.postgres.0.sql.questions.with_fetched;
             for row in inner.asked(sql, &[(&names, Type::BYTEA_ARRAY)]).await? {
                 let found = found(&row).map_err(|error| inner.failed(error))?;
                 let fetched: Option<i64> = cell(&row, 4).map_err(|error| inner.failed(error))?;
@@ -96,7 +96,7 @@ impl Store {
         let (lane, but) = (self.lane(provider), inner.namer.name(Kind::Grant, but.as_bytes()));
         let (lane, but) = (&lane[..], &but.as_bytes()[..]);
         let person = subject.map(|subject| inner.derived.person(provider, subject));
-        let sql = &inner.postgres.0.sql;
+        let sql = &inner.postgres.0.sql.questions;
         let rows = match &person {
             Some(person) => {
                 let person = &person[..];
@@ -113,7 +113,7 @@ impl Store {
     /// Grants of whose consent's end something is to be told by now, the soonest to end first; at most `most`, and [`MAX_READS`].
     pub async fn warnings_due(&self, most: usize) -> Result<Vec<Stored<Grant>>, VaultError> {
         let now = millis(self.0.clock.now().wall);
-        self.0.some_grants(&self.0.postgres.0.sql.warns, &now, Type::INT8, most).await
+        self.0.some_grants(&self.0.postgres.0.sql.questions.warns, &now, Type::INT8, most).await
     }
 
     /// Grants that serve nobody and are no graves, in the order of names; at most `most`, and [`MAX_READS`]. With each page, where the next
@@ -124,7 +124,7 @@ impl Store {
         most: usize,
     ) -> Result<(Vec<Stored<Grant>>, Option<Place>), VaultError> {
         let after = after.map_or(Vec::new(), |Place(name)| name.as_bytes().to_vec());
-        let grants = self.0.some_grants(&self.0.postgres.0.sql.unfinished, &after, Type::BYTEA, most).await?;
+        let grants = self.0.some_grants(&self.0.postgres.0.sql.questions.unfinished, &after, Type::BYTEA, most).await?;
         let last = grants.last().filter(|_| grants.len() >= most.min(MAX_READS));
         let next = last.map(|stored| Place(self.0.namer.name(Kind::Grant, stored.value.id.as_bytes())));
         Ok((grants, next))
@@ -132,12 +132,12 @@ impl Store {
 
     /// What is remembered of grants that were gone before that moment, the oldest first; at most `most`, and [`MAX_READS`].
     pub async fn graves_before(&self, moment: Timestamp, most: usize) -> Result<Vec<Stored<Grant>>, VaultError> {
-        self.0.some_grants(&self.0.postgres.0.sql.graves, &millis(moment), Type::INT8, most).await
+        self.0.some_grants(&self.0.postgres.0.sql.questions.graves, &millis(moment), Type::INT8, most).await
     }
 
     /// How many grants that are gone are remembered.
     pub async fn grave_count(&self) -> Result<u64, VaultError> {
-        let rows = self.0.asked(&self.0.postgres.0.sql.grave_count, &[]).await?;
+        let rows = self.0.asked(&self.0.postgres.0.sql.questions.grave_count, &[]).await?;
         let count: i64 = rows.first().map_or(Ok(0), |row| cell(row, 0)).map_err(|error| self.0.failed(error))?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
@@ -146,7 +146,7 @@ impl Store {
     /// [`MAX_READS`]. Looks at every grant.
     pub async fn soonest_to_end(&self, within: Duration, most: usize) -> Result<Vec<Stored<Grant>>, VaultError> {
         let end = millis(self.0.clock.now().wall + within);
-        self.0.some_grants(&self.0.postgres.0.sql.soonest, &end, Type::INT8, most).await
+        self.0.some_grants(&self.0.postgres.0.sql.questions.soonest, &end, Type::INT8, most).await
     }
 
     /// A page of organizations in the order of names; at most `most`, and [`MAX_READS`]. With it, where the next one begins, if there may be

@@ -21,7 +21,7 @@ impl Store {
     pub async fn holder(&self, fingerprint: Fingerprint) -> Result<Option<Stored<Grant>>, VaultError> {
         let inner = &*self.0;
         let parameters: Parameters<'_> = &[(&&fingerprint.0[..], Type::BYTEA)];
-        let rows = inner.postgres.0.query(&inner.postgres.0.sql.holder, parameters).await;
+        let rows = inner.postgres.0.query(&inner.postgres.0.sql.questions.holder, parameters).await;
         let rows = rows.map_err(|error| inner.failed(error))?;
         let Some(row) = rows.first() else { return Ok(None) };
         let found = found(row).map_err(|error| inner.failed(error))?;
