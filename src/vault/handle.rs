@@ -17,7 +17,7 @@ use super::{
     Change, Stored, Stray, VaultError,
     codec::Record,
     name::Part,
-    postgres::{self, Feed, Store},
+    postgres::{self, DateBy, Feed, Store},
     shared::{Judgement, Shared},
     writer::{Commit, Request, Writer},
 };
@@ -286,6 +286,14 @@ impl Vault {
         }
     }
 
+    /// From now on whoever shares the vault is told, with each grant that is committed here, the dates that this works out: that is how a
+    /// worker finds what is due without knowing every grant. Nothing where nobody else has the vault.
+    pub fn date_by(&self, by: DateBy) {
+        if let Kept::Shared(store) = &self.0 {
+            store.date_by(by);
+        }
+    }
+
     /// The secret's keyed hash: HMAC-SHA256, cut to 128 bits. It is the same for the vault's whole life, backups included.
     pub fn fingerprint(&self, secret: &Secret) -> Fingerprint {
         match &self.0 {
@@ -518,7 +526,19 @@ impl From<Store> for Vault {
 #[derive(Clone, Debug)]
 pub struct Hold(Option<postgres::Hold>);
 
+/// One that was claimed in a database.
+impl From<postgres::Hold> for Hold {
+    fn from(hold: postgres::Hold) -> Self {
+        Self(Some(hold))
+    }
+}
+
 impl Hold {
+    /// The claim in the database; `None` where nobody else has the vault.
+    pub fn claimed(self) -> Option<postgres::Hold> {
+        self.0
+    }
+
     /// Until when, on the boot-time clock, no other process works on the grant; `None`: for ever.
     pub fn good_until(&self) -> Option<Duration> {
         self.0.as_ref().map(postgres::Hold::good_until)

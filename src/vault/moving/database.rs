@@ -19,7 +19,7 @@ use crate::{
         keyring::Keyring,
         name::{Kind, Name},
         open,
-        postgres::{Batch, Expected, Moving, Postgres, PostgresError, Settings, Write, read_keyring, work_of},
+        postgres::{Batch, Expected, Facts, Moving, Postgres, PostgresError, Settings, Work, Write, read_keyring},
     },
 };
 
@@ -244,7 +244,8 @@ impl There {
             batch.writes.push(write);
             if name.kind() == Kind::Grant {
                 let grant = Grant::read(&self.cipher.open(name, sealed.clone())?.plaintext)?;
-                batch.work.push(work_of(&self.derived, *name, &grant));
+                // Whoever works on it first works its dates out.
+                batch.work.push(Work::Put(Facts::of(&self.derived, *name, &grant, None)));
                 let all: HashSet<Fingerprint> = grant.spent.iter().copied().chain([grant.fingerprint]).collect();
                 batch.fingerprints.extend(all.into_iter().map(|fingerprint| (fingerprint, *name)));
             }

@@ -17,7 +17,7 @@ use super::{
     error::PostgresError,
     name, version,
 };
-use crate::vault::name::Name;
+use crate::{model::Timestamp, vault::name::Name};
 
 /// How many grants are claimed at once, at most.
 const MOST_CLAIMS: i32 = 1000;
@@ -33,6 +33,19 @@ pub struct Claim {
     pub name: Name,
     /// Its number, higher for every later claim of the grant.
     pub number: u64,
+}
+
+/// A claim of what is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The claim.
+    pub claim: Claim,
+    /// Whether its dates were written; else it may be due or not.
+    pub is_dated: bool,
+    /// Since when it is due.
+    pub at: Option<Timestamp>,
+    /// When one of its organizations was last fetched, as far as the database knows.
+    pub fetched: Option<Timestamp>,
 }
 
 /// On which timeline a process has seen the server, and for how long.
@@ -79,34 +92,41 @@ fn millis(time: Duration) -> i64 {
 }
 
 impl Postgres {
-    /// Claims at most `most` of the grants that are due in that lane and that nobody has claimed; the longest due first.
+    /// Claims at most `most` of the grants that are due in that lane and that nobody has claimed, the longest due first; and at most
+    /// `undated` more of those whose dates nobody has written.
     ///
     /// `seen`: since when this process knows on which timeline the server is. A claim that was made before the present primary was promoted
     /// is over when that is as long ago as the claim was to last: this server's clock may be ahead of the earlier one's.
     ///
     /// A claim whose answer is lost runs out by itself. There is no time limit, and only a few claims are under way at once: whoever
     /// does not want to wait may drop the future.
-    pub async fn claim(
+    pub async fn claim_due(
         &self,
         lane: [u8; 16],
         most: u16,
+        undated: u16,
         lease: Duration,
         seen: Seen,
-    ) -> Result<Vec<Claim>, PostgresError> {
+    ) -> Result<Vec<Due>, PostgresError> {
         let timeline = seen.timeline;
-        let (most, lease, seen) = (i32::from(most).min(MOST_CLAIMS), Lease::For(lease).millis(), millis(seen.time));
+        let [most, undated] = [most, undated].map(|most| i32::from(most).min(MOST_CLAIMS));
+        let (lease, seen) = (Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
         waited_for(tokio::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&&lane[..], Type::BYTEA),
                 (&most, Type::INT4),
+                (&undated, Type::INT4),
                 (&lease, Type::INT8),
                 (&timeline, Type::INT4),
                 (&seen, Type::INT8),
                 (&shared.allow_asynchronous, Type::BOOL),
             ];
-            claims(&shared.claim(&shared.sql.claim, parameters).await?)
+            let rows = shared.claim(&shared.sql.claim_due, parameters).await?;
+            let mut claimed: Vec<Due> = rows.iter().map(due).collect::<Result<_, _>>()?;
+            claimed.sort_unstable_by_key(|due| (due.at, due.claim.name));
+            Ok(claimed)
         }))
         .await
     }
@@ -177,6 +197,8 @@ pub(super) async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) ->
     task.await.unwrap_or_else(|error| Err(PostgresError::Failed(format!("a claim died: {error}"))))
 }
 
-fn claims(rows: &[Row]) -> Result<Vec<Claim>, PostgresError> {
-    rows.iter().map(|row| Ok(Claim { name: name(row, 0)?, number: version(cell(row, 1)?)? })).collect()
+fn due(row: &Row) -> Result<Due, PostgresError> {
+    let claim = Claim { name: name(row, 0)?, number: version(cell(row, 1)?)? };
+    let moment = |column| Ok(cell::<Option<i64>>(row, column)?.map(Timestamp::from_millis));
+    Ok(Due { claim, is_dated: cell(row, 2)?, at: moment(3)?, fetched: moment(4)? })
 }

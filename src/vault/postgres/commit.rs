@@ -10,18 +10,19 @@ use std::{
     time::Duration,
 };
 
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
 
 use super::{
     Parameters, Postgres, Shared, cell,
     claims::Lease,
     connection::{Connection, take},
     error::{PostgresError, proves_not_done, words},
+    work::{Columns, Work},
 };
-use crate::{
-    model::{Fingerprint, Timestamp},
-    vault::name::Name,
-};
+use crate::{model::Fingerprint, vault::name::Name};
 
 /// How many records one commit may write.
 pub const MAX_WRITES: usize = 1024;
@@ -100,28 +101,6 @@ impl Expected {
     }
 }
 
-/// What the database knows in clear about a grant, to find what is due.
-#[derive(Clone, Debug)]
-pub enum Work {
-    /// Written over whatever was there, but for the claim.
-    Put {
-        /// The name of the grant's record.
-        name: Name,
-        /// Its provider, by a keyed hash.
-        lane: [u8; 16],
-        /// Its state, by a number.
-        state: i16,
-        /// When it is to be exchanged next.
-        due: Option<Timestamp>,
-        /// When its consent ends.
-        ends: Option<Timestamp>,
-        /// Whose it is, by a keyed hash of provider and subject.
-        person: Option<[u8; 16]>,
-    },
-    /// The grant is gone.
-    Gone(Name),
-}
-
 /// A claim that must be held for a commit to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Fence {
@@ -197,7 +176,7 @@ impl Shared {
         let number = place.last + 1;
         let connection = take(&self.pool).await?;
         let replica = self.replica_bytes();
-        let parameters: Parameters<'_> = &[
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&replica, Type::BYTEA),
             (&place.number, Type::INT2),
             (&number, Type::INT8),
@@ -211,17 +190,14 @@ impl Shared {
             (&batch.versions, Type::INT8_ARRAY),
             (&batch.sealed, Type::BYTEA_ARRAY),
             (&batch.tombstones, Type::BYTEA_ARRAY),
-            (&batch.work, Type::BYTEA_ARRAY),
-            (&batch.lanes, Type::BYTEA_ARRAY),
-            (&batch.states, Type::INT2_ARRAY),
-            (&batch.dues, Type::INT8_ARRAY),
-            (&batch.ends, Type::INT8_ARRAY),
-            (&batch.persons, Type::BYTEA_ARRAY),
-            (&batch.fingerprints, Type::BYTEA_ARRAY),
+        ];
+        parameters.extend(batch.work.parameters());
+        parameters.extend([
+            (&batch.fingerprints as &(dyn ToSql + Sync), Type::BYTEA_ARRAY),
             (&batch.fingerprints_of, Type::BYTEA_ARRAY),
             (&batch.new, Type::BYTEA_ARRAY),
-        ];
-        let (fate, _) = ask(&connection, &self.sql.commit, parameters).await;
+        ]);
+        let (fate, _) = ask(&connection, &self.sql.commit, &parameters).await;
         // Settling takes a connection of its own.
         drop(connection);
         match fate {
@@ -298,23 +274,19 @@ struct Arguments {
     fences: Vec<i64>,
     leases: Vec<i64>,
     names: Vec<Vec<u8>>,
+    /// Empty where each record is written over whatever is there.
     expected: Vec<i64>,
     versions: Vec<i64>,
     sealed: Vec<Option<Vec<u8>>>,
     tombstones: Vec<Option<Vec<u8>>>,
-    work: Vec<Vec<u8>>,
-    lanes: Vec<Option<Vec<u8>>>,
-    states: Vec<i16>,
-    dues: Vec<Option<i64>>,
-    ends: Vec<Option<i64>>,
-    persons: Vec<Option<Vec<u8>>>,
+    work: Columns,
     fingerprints: Vec<Vec<u8>>,
     fingerprints_of: Vec<Vec<u8>>,
     new: Vec<Vec<u8>>,
 }
 
 impl Arguments {
-    fn of(batch: Batch) -> Result<Self, PostgresError> {
+    fn of(mut batch: Batch) -> Result<Self, PostgresError> {
         if batch.writes.len().max(batch.work.len()).max(batch.fences.len()) > MAX_WRITES {
             return Err(PostgresError::Batch("it has more records than one commit takes"));
         }
@@ -326,17 +298,22 @@ impl Arguments {
             return Err(PostgresError::Batch("it writes one record twice"));
         }
         let mut arguments = Self { keyring: signed(batch.keyring)?, ..Self::default() };
+        let is_expected = batch.writes.iter().any(|write| write.expected != Expected::Anything);
         for Fence { name, number, then } in batch.fences {
             arguments.claims.push(name.as_bytes().to_vec());
             arguments.fences.push(signed(number)?);
             arguments.leases.push(then.millis());
         }
+        // The server takes their rows in this order.
+        batch.writes.sort_unstable_by_key(|write| write.name);
         for write in batch.writes {
             if write.version <= write.expected.version() {
                 return Err(PostgresError::Batch("a record's version must go up"));
             }
             arguments.names.push(write.name.as_bytes().to_vec());
-            arguments.expected.push(write.expected.number()?);
+            if is_expected {
+                arguments.expected.push(write.expected.number()?);
+            }
             arguments.versions.push(signed(write.version)?);
             arguments.sealed.push(write.sealed);
             arguments.tombstones.push(write.tombstone);
@@ -347,22 +324,9 @@ impl Arguments {
         }
         arguments.new = batch.new.iter().map(|fingerprint| fingerprint.0.to_vec()).collect();
         for work in &batch.work {
-            arguments.add(work);
+            arguments.work.add(work);
         }
         Ok(arguments)
-    }
-
-    fn add(&mut self, work: &Work) {
-        let (name, lane, state, due, ends, person) = match *work {
-            Work::Put { name, lane, state, due, ends, person } => (name, Some(lane), state, due, ends, person),
-            Work::Gone(name) => (name, None, 0, None, None, None),
-        };
-        self.work.push(name.as_bytes().to_vec());
-        self.lanes.push(lane.map(Vec::from));
-        self.states.push(state);
-        self.dues.push(due.map(Timestamp::as_millis));
-        self.ends.push(ends.map(Timestamp::as_millis));
-        self.persons.push(person.map(Vec::from));
     }
 }
 

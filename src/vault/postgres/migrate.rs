@@ -6,10 +6,11 @@ use super::{Shared, cell, connection::take, error::PostgresError};
 
 /// What brings the schema from one version to the next, in order; the first makes version 1. None is ever changed once it was
 /// released: a migration only adds, so that older workers go on beside newer ones.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema_1.sql"),
     include_str!("schema_2.sql"),
     include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
     include_str!("schema_5.sql"),
 ];
 /// How often it is tried when others do the same at the same time.

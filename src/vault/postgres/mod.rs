@@ -26,7 +26,9 @@ mod leases;
 mod migrate;
 mod moving;
 mod news;
+mod questions;
 mod store;
+mod work;
 
 use std::{
     fmt,
@@ -44,24 +46,26 @@ use tokio_postgres::{
 
 pub use super::name::{Kind, Name};
 
-pub use self::store::{DatabaseInspection, Feed, Gone, Hold, InspectedVault, Item, Polled, Store, Told};
+pub use self::store::{
+    DatabaseInspection, DateBy, EndingDay, Ends, Feed, Gone, Hold, InspectedVault, InvalidPlace, Item, LaneCount,
+    MOST_DUE, Place, Polled, Store, Told,
+};
 pub use self::{
-    claims::{Claim, Claimed, LONGEST_LEASE, Lease, Seen},
-    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Work, Write, next_version},
+    claims::{Claim, Claimed, Due, LONGEST_LEASE, Lease, Seen},
+    commit::{Batch, Expected, Fence, MAX_BYTES, MAX_WRITES, Write, next_version},
     connection::Settings,
     error::PostgresError,
     lanes::{BudgetId, LaneId, LaneState, Pace, RESERVED_AHEAD, Reserved},
     news::{Cursor, Fresh, News},
+    work::{Dates, Facts, Person, Standing, Work},
 };
 use self::{
-    commit::Place,
+    commit::Place as CommitPlace,
     connection::{Maker, Pool, take},
     hints::Hints,
+    questions::Questions,
 };
-pub(in crate::vault) use self::{
-    moving::Moving,
-    store::{read_keyring, work_of},
-};
+pub(in crate::vault) use self::{moving::Moving, store::read_keyring};
 
 /// How many records are asked for at once, at most.
 pub const MAX_READS: usize = 1024;
@@ -104,7 +108,7 @@ struct Shared {
     allow_asynchronous: bool,
     sql: Sql,
     /// Places in which no commit is under way; each is as good as another.
-    places: Mutex<Vec<Place>>,
+    places: Mutex<Vec<CommitPlace>>,
     /// As many as there are free places.
     free: Semaphore,
     claiming: Semaphore,
@@ -166,7 +170,7 @@ impl Postgres {
             statement_timeout: settings.statement_timeout,
             allow_asynchronous: settings.allow_asynchronous,
             sql: Sql::of(&schema),
-            places: Mutex::new((0..size).rev().map(Place::new).collect()),
+            places: Mutex::new((0..size).rev().map(CommitPlace::new).collect()),
             free: Semaphore::new(usize::from(size)),
             claiming: Semaphore::new(claims::CLAIMING),
             hints: Hints::of(settings),
@@ -261,10 +265,13 @@ struct Sql {
     enlist: String,
     commit: String,
     settle: String,
-    claim: String,
+    claim_due: String,
+    put_off: String,
+    fetched: String,
+    bring_forward: String,
     claim_one: String,
     give_up: String,
-    holder: String,
+    questions: Questions,
     lease: String,
     prolong: String,
     reserve: String,
@@ -309,13 +316,21 @@ impl Sql {
             forget: format!("SELECT {schema}.forget_1($1, $2)"),
             enlist: format!("SELECT {schema}.enlist_1($1, $2, $3)"),
             commit: format!(
-                "SELECT {schema}.commit_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-                 $18, $19, $20, $21, $22)"
+                "SELECT {schema}.commit_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+                 $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)"
             ),
             settle: format!("SELECT {schema}.settle_1($1, $2, $3, $4)"),
-            claim: format!("SELECT claimed, number FROM {schema}.claim_1($1, $2, $3, $4, $5, $6, $7)"),
+            claim_due: format!(
+                "SELECT claimed, number, was_dated, due_ms, fetched_ms \
+                 FROM {schema}.claim_due_4($1, $2, $3, $4, $5, $6, $7, $8)"
+            ),
+            put_off: format!(
+                "SELECT {schema}.put_off_4($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+            ),
+            fetched: format!("SELECT {schema}.fetched_4($1, $2, $3)"),
+            bring_forward: format!("SELECT {schema}.bring_forward_4($1, $2, $3, $4)"),
             claim_one: format!("SELECT claimed, number FROM {schema}.claim_one_1($1, $2, $3, $4, $5, $6, $7)"),
-            holder: format!("SELECT name FROM {schema}.fingerprints WHERE fingerprint = $1"),
+            questions: Questions::of(schema),
             give_up: format!("SELECT {schema}.give_up_1($1, $2, $3, $4)"),
             lease: format!("SELECT {schema}.lease_1($1, $2, $3, $4)"),
             prolong: format!("SELECT {schema}.prolong_1($1, $2, $3, $4, $5)"),
@@ -338,7 +353,7 @@ impl Sql {
             announce: format!("SELECT {schema}.announce_5($1, $2, $3)"),
             arrive: format!("SELECT {schema}.arrive_5($1, $2, $3, $4, $5, $6)"),
             arrived: format!("SELECT {schema}.arrived_3($1, $2)"),
-            accept: format!("SELECT {schema}.accept_3($1, $2, $3, $4)"),
+            accept: format!("SELECT {schema}.accept_4($1, $2, $3, $4)"),
             counts: format!(
                 "SELECT count(*) FILTER (WHERE get_byte(name, 0) <> {meta}), count(*) FILTER (WHERE get_byte(name, 0) = {grant}) \
                  FROM {schema}.records WHERE sealed IS NOT NULL",

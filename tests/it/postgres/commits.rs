@@ -172,10 +172,10 @@ fn a_commit_waits_for_a_standby_and_nothing_takes_it_for_done_before() {
     let postgres = worker.postgres.clone();
     let batch = Batch { writes: vec![write(grant(1), version, b"second")], ..Batch::default() };
     let commit = worker.runtime.spawn(async move { postgres.commit(batch).await });
-    eventually("the commit waits for a standby", || (waiting(&cluster, "commit_1") == 1).then_some(()));
+    eventually("the commit waits for a standby", || (waiting(&cluster, "commit_2") == 1).then_some(()));
     assert_eq!(worker.read(grant(1)), Some((version, b"first".to_vec())), "nobody sees it");
     cluster.on_primary(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%commit_1(%'",
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%commit_2(%'",
     );
     eventually("it is asked for", || (waiting(&cluster, "settle_1") == 1).then_some(()));
     assert!(!commit.is_finished(), "the primary alone is no reason to call it done");

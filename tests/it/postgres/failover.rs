@@ -188,7 +188,7 @@ fn what_no_standby_had_is_settled_as_not_made_and_neither_claims_nor_news_are_ta
     let postgres: Postgres = worker.postgres.clone();
     let batch = Batch { writes: vec![write(grant(1), version, b"second")], ..Batch::default() };
     let commit = worker.runtime.spawn(async move { postgres.commit(batch).await });
-    eventually("the commit waits for a standby", || (waiting(&cluster, "commit_1") == 1).then_some(()));
+    eventually("the commit waits for a standby", || (waiting(&cluster, "commit_2") == 1).then_some(()));
     let numbers = "DO $$ BEGIN FOR i IN 1..50 LOOP PERFORM pg_current_xact_id(); ROLLBACK; END LOOP; END $$";
     cluster.on_primary(numbers);
     let number_of = |cluster: &Cluster| -> u64 {
@@ -197,7 +197,7 @@ fn what_no_standby_had_is_settled_as_not_made_and_neither_claims_nor_news_are_ta
     let before = number_of(&cluster);
     // The wait is cancelled, so that everybody sees what the primary alone has.
     cluster.on_primary(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%commit_1(%'",
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%commit_2(%'",
     );
     eventually("others see it", || (other.read(grant(1))?.1 == b"second").then_some(()));
     let (fresh, _) = other.runtime.block_on(news.poll()).expect("news");

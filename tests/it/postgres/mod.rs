@@ -8,7 +8,9 @@ pub(crate) mod bouncer;
 pub(crate) mod cluster;
 mod commands;
 mod commits;
+mod due;
 mod failover;
+mod fleet;
 mod hints;
 mod keepers;
 mod keys;
@@ -23,7 +25,8 @@ use std::{fmt::Write as _, time::Duration};
 use consentry::{
     model::Secret,
     vault::postgres::{
-        Batch, Claim, Claimed, Expected, Kind, Name, Postgres, PostgresError, Seen, Settings, Work, Write, next_version,
+        Batch, Claim, Claimed, Dates, Expected, Facts, Kind, Name, Person, Postgres, PostgresError, Seen, Settings,
+        Standing, Work, Write, next_version,
     },
 };
 use tokio::runtime::Runtime;
@@ -115,9 +118,26 @@ fn claim(worker: &Worker, name: Name, lease: Duration, seen: Seen) -> Option<Cla
     }
 }
 
+/// An active grant of which nobody worked dates out.
+fn facts(name: Name, lane: [u8; 16]) -> Facts {
+    Facts {
+        name,
+        lane,
+        standing: Standing::Active,
+        ends: None,
+        person: Person::Unknown,
+        organizations: 1,
+        paused: false,
+        end_assumed: false,
+        fetched: None,
+        dates: None,
+    }
+}
+
 fn due(name: Name, lane: [u8; 16]) -> Work {
     let long_ago = consentry::model::Timestamp::from_millis(1_000);
-    Work::Put { name, lane, state: 1, due: Some(long_ago), ends: None, person: None }
+    let dates = Dates { due: Some(long_ago), ..Dates::default() };
+    Work::Put(Facts { dates: Some(dates), ..facts(name, lane) })
 }
 
 /// The name of some grant's record.

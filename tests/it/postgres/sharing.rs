@@ -69,11 +69,12 @@ fn what_is_due_goes_to_one_worker_each() {
         let claim = |worker: &Worker| {
             let mut mine = Vec::new();
             loop {
-                let more = worker.runtime.block_on(worker.postgres.claim(lane, 7, LONG, UNSEEN)).expect("an answer");
+                let more =
+                    worker.runtime.block_on(worker.postgres.claim_due(lane, 7, 0, LONG, UNSEEN)).expect("an answer");
                 if more.is_empty() {
                     return mine;
                 }
-                mine.extend(more.iter().map(|claim| claim.name));
+                mine.extend(more.iter().map(|due| due.claim.name));
             }
         };
         let claiming = workers.each_ref().map(|worker| scope.spawn(move || claim(worker)));
@@ -84,7 +85,10 @@ fn what_is_due_goes_to_one_worker_each() {
     assert_eq!(all.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>(), "and every one once");
 
     // What is given up, and what has run out, can be had again.
-    let again = |lease| workers[1].runtime.block_on(workers[1].postgres.claim([4; 16], 9, lease, UNSEEN)).unwrap();
+    let again = |lease| {
+        let due = workers[1].runtime.block_on(workers[1].postgres.claim_due([4; 16], 9, 0, lease, UNSEEN)).unwrap();
+        due.iter().map(|due| due.claim).collect::<Vec<_>>()
+    };
     let claim = again(LONG);
     assert_eq!((claim.len(), again(LONG).len()), (1, 0));
     workers[1].runtime.block_on(workers[1].postgres.give_up(&claim)).unwrap();

@@ -91,6 +91,7 @@ impl Store {
             encoder: Mutex::new(Encoder::new()),
             highest: AtomicU64::new(fastrand::u64(FIRST_NUMBERS)),
             holds: Mutex::default(),
+            date_by: RwLock::default(),
             release,
             followed: Mutex::new(followed),
             stats: Mutex::new(VaultStats { records: 0, bytes: 0, strays: 0, data_key: 0 }),

@@ -24,7 +24,7 @@ use super::{
     Inner, Release, Store,
 };
 use crate::{
-    model::GrantId,
+    model::{GrantId, Intent},
     vault::{
         VaultError,
         name::{Kind, Name},
@@ -52,6 +52,19 @@ pub(super) struct Held {
     good_until: Mutex<Duration>,
     /// It was given up by a commit.
     pub(super) is_over: AtomicBool,
+    /// The exchange that was noted under it, as far as it is known here whether there is one.
+    noted: Mutex<Noted>,
+}
+
+/// What is known of a grant's intent.
+#[derive(Clone, Debug)]
+pub(super) enum Noted {
+    /// Nothing: it may have one.
+    Unknown,
+    /// It has none.
+    Nothing,
+    /// It has this one.
+    Intent(Intent),
 }
 
 impl fmt::Debug for Hold {
@@ -78,6 +91,33 @@ impl Hold {
 }
 
 impl Held {
+    /// A claim that was asked for at that moment.
+    pub(super) fn of(inner: &Arc<Inner>, grant: GrantId, claim: Claim, asked: Duration) -> Self {
+        Self::new(inner, grant, claim.name, Some(claim.number), asked)
+    }
+
+    fn new(inner: &Arc<Inner>, grant: GrantId, name: Name, number: Option<u64>, asked: Duration) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            grant,
+            name,
+            number,
+            good_until: Mutex::new(good_until(asked, inner.lease)),
+            is_over: AtomicBool::new(false),
+            noted: Mutex::new(Noted::Unknown),
+        }
+    }
+
+    /// What was written of its intent under this claim.
+    pub(super) fn noted(&self) -> Noted {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// That was committed.
+    pub(super) fn note(&self, noted: Noted) {
+        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = noted;
+    }
+
     fn good_until(&self) -> std::sync::MutexGuard<'_, Duration> {
         self.good_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,16 +207,9 @@ impl Store {
             held.prolonged(asked);
             return Ok(Some(Hold(held)));
         }
-        let held = Arc::new(Held {
-            inner: Arc::clone(inner),
-            grant,
-            name,
-            number,
-            good_until: Mutex::new(good_until(asked, inner.lease)),
-            is_over: AtomicBool::new(false),
-        });
+        let held = Arc::new(Held::new(inner, grant, name, number, asked));
         if number.is_some() {
-            inner.holds.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::downgrade(&held));
+            inner.enter(&held);
         }
         Ok(Some(Hold(held)))
     }
@@ -188,6 +221,20 @@ impl Store {
 }
 
 impl Inner {
+    /// Lets all in this process share a claim; false where they have a later one of the grant already.
+    pub(super) fn enter(&self, held: &Arc<Held>) -> bool {
+        // Kept until the lock is free, which its end takes.
+        let there;
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        there = holds.get(&held.name).and_then(Weak::upgrade);
+        let is_latest = there.as_ref().is_none_or(|there| there.number < held.number);
+        if is_latest {
+            holds.insert(held.name, Arc::downgrade(held));
+        }
+        drop(holds);
+        is_latest
+    }
+
     /// Asks for a claim. Should nobody wait for the answer any more when it comes, what was claimed is given up.
     async fn claim(self: &Arc<Self>, name: Name, mine: u64) -> Result<Claimed, PostgresError> {
         let (answer, answered) = oneshot::channel();

@@ -3,12 +3,12 @@
 use tokio_postgres::types::Type;
 
 use super::{
-    super::{Parameters, cell},
+    super::{Parameters, found},
     Store,
 };
 use crate::{
     model::{Fingerprint, Grant},
-    vault::{Stored, VaultError, codec::Record, name::Name},
+    vault::{Stored, VaultError, codec::Record},
 };
 
 impl Store {
@@ -21,15 +21,10 @@ impl Store {
     pub async fn holder(&self, fingerprint: Fingerprint) -> Result<Option<Stored<Grant>>, VaultError> {
         let inner = &*self.0;
         let parameters: Parameters<'_> = &[(&&fingerprint.0[..], Type::BYTEA)];
-        let rows = inner.postgres.0.query(&inner.postgres.0.sql.holder, parameters).await;
+        let rows = inner.postgres.0.query(&inner.postgres.0.sql.questions.holder, parameters).await;
         let rows = rows.map_err(|error| inner.failed(error))?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let name = cell(row, 0).map_err(|error| inner.failed(error))?;
-        let Some(name) = Name::parse(name) else { return Ok(None) };
-        let found = inner.postgres.read(&[name]).await.map_err(|error| inner.failed(error))?.pop();
-        match found {
-            Some(found) => inner.open(found).await,
-            None => Ok(None),
-        }
+        let found = found(row).map_err(|error| inner.failed(error))?;
+        inner.open(found).await
     }
 }

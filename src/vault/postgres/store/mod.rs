@@ -11,7 +11,10 @@
 
 mod accept;
 mod backup;
+mod census;
+mod due;
 mod feed;
+mod fleet;
 mod founding;
 mod hold;
 mod holder;
@@ -35,14 +38,17 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zeroize::Zeroizing;
 
-use self::{feed::Followed, hold::Holds, upkeep::Release};
+pub(in crate::vault) use self::founding::read_keyring;
 pub use self::{
+    census::{EndingDay, Ends, LaneCount},
+    due::{DateBy, MOST_DUE},
     feed::{Feed, Gone, Item, Polled},
+    fleet::{InvalidPlace, Place},
     hold::Hold,
     inspect::{DatabaseInspection, InspectedVault},
     lanes::Told,
 };
-pub(in crate::vault) use self::{founding::read_keyring, write::work_of};
+use self::{feed::Followed, hold::Holds, upkeep::Release};
 use super::{Found, Postgres, PostgresError, ReplicaId};
 use crate::{
     clock::SharedClock,
@@ -91,6 +97,8 @@ struct Inner {
     /// The highest number of any record that was read or written here.
     highest: AtomicU64,
     holds: Mutex<Holds>,
+    /// Works out what a grant's dates are, where anybody does.
+    date_by: RwLock<Option<DateBy>>,
     release: mpsc::UnboundedSender<Release>,
     followed: Mutex<Followed>,
     stats: Mutex<VaultStats>,

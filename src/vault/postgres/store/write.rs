@@ -10,15 +10,15 @@ use std::{
 };
 
 use super::{
-    super::{Batch, Expected, Lease, MAX_READS, MAX_WRITES, PostgresError, Work, Write},
+    super::{Batch, Dates, Expected, Facts, Lease, MAX_READS, MAX_WRITES, PostgresError, Work, Write},
     Hold, Inner, Store,
+    hold::Noted,
 };
 use crate::{
     model::{Fingerprint, Grant, GrantId, State},
     vault::{
         Change, Expectation, VaultError,
         codec::{Encoder, Record},
-        derived::Derived,
         name::{Kind, Name},
         shared::random_id,
     },
@@ -92,6 +92,7 @@ impl Inner {
             let error = match self.postgres.commit(batch).await {
                 Ok(()) => {
                     for (hold, ends) in holds.iter().zip(&ends) {
+                        hold.0.note(plan.noted(hold.grant(), holds));
                         if *ends {
                             hold.0.is_over.store(true, Ordering::Release);
                         } else {
@@ -159,24 +160,6 @@ impl Inner {
     }
 }
 
-/// What the database is told in clear about a grant.
-pub(in crate::vault) fn work_of(derived: &Derived, name: Name, grant: &Grant) -> Work {
-    Work::Put {
-        name,
-        lane: derived.lane(&grant.provider),
-        state: match grant.state {
-            State::Active => 1,
-            State::Failing(_) => 2,
-            State::InDoubt(_) => 3,
-            State::Lost => 4,
-        },
-        // Every process has its own timers for now; a column that changes with each exchange would cost an index entry.
-        due: None,
-        ends: grant.consent.as_ref().and_then(|consent| consent.expires_at),
-        person: grant.subject.as_ref().map(|subject| derived.person(&grant.provider, subject)),
-    }
-}
-
 /// What is to be written, each record once.
 struct Plan {
     entries: Vec<Entry>,
@@ -228,16 +211,17 @@ impl Plan {
             let place = places.get(&name).ok_or_else(|| fault("a record is expected and not written"))?;
             plan.entries[*place].expected = expected;
         }
-        plan.add_work(inner);
+        plan.add_work(inner, holds);
         Ok(plan)
     }
 
     /// What the grants among the entries mean for what the database knows in clear.
-    fn add_work(&mut self, inner: &Inner) {
+    fn add_work(&mut self, inner: &Inner, holds: &[Hold]) {
         for entry in &self.entries {
             match &entry.change {
                 Change::PutGrant(grant) => {
-                    self.work.push(work_of(&inner.derived, entry.name, grant));
+                    let dates = self.dates(inner, grant, holds);
+                    self.work.push(Work::Put(Facts::of(&inner.derived, entry.name, grant, dates)));
                     let all: HashSet<Fingerprint> = grant.spent.iter().copied().chain([grant.fingerprint]).collect();
                     self.fingerprints.extend(all.into_iter().map(|fingerprint| (fingerprint, entry.name)));
                 }
@@ -245,6 +229,27 @@ impl Plan {
                 _ => {}
             }
         }
+    }
+
+    /// The dates of a grant that is written. One that is in doubt is due by its intent: where nobody here knows that, whoever claims the
+    /// grant next works them out.
+    fn dates(&self, inner: &Inner, grant: &Grant, holds: &[Hold]) -> Option<Dates> {
+        match self.noted(grant.id, holds) {
+            Noted::Intent(intent) => inner.dates(grant, Some(&intent)),
+            Noted::Unknown if matches!(grant.state, State::InDoubt(_)) => None,
+            Noted::Unknown | Noted::Nothing => inner.dates(grant, None),
+        }
+    }
+
+    /// What is known of a grant's intent once this is written.
+    fn noted(&self, grant: GrantId, holds: &[Hold]) -> Noted {
+        let written = self.entries.iter().find_map(|entry| match &entry.change {
+            Change::PutIntent(intent) if intent.grant == grant => Some(Noted::Intent(intent.clone())),
+            Change::DeleteIntent(id) if *id == grant => Some(Noted::Nothing),
+            _ => None,
+        });
+        // One that nobody holds is new.
+        written.unwrap_or_else(|| hold_of(holds, grant).map_or(Noted::Nothing, |hold| hold.0.noted()))
     }
 
     /// Whether nothing in it depends on what is there, but for claims.
