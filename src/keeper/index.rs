@@ -11,6 +11,7 @@ use hashbrown::{HashTable, hash_table};
 
 use super::{
     brief::Second,
+    fingerprints::{Fingerprints, Start},
     slot::{Slot, fingerprint_key},
     subjects::Subjects,
 };
@@ -25,7 +26,7 @@ pub(super) struct Index {
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
     /// By id.
     slots: RwLock<HashTable<Arc<Slot>>>,
-    fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
+    pub(super) fingerprints: Fingerprints,
     pub(super) subjects: Subjects,
     /// Spent tokens of grants that are gone: which record remembers each, and since when.
     graves: RwLock<HashMap<u64, (GrantId, Timestamp)>>,
@@ -60,7 +61,7 @@ impl Index {
             hasher: RandomState::new(),
             organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
             slots: RwLock::default(),
-            fingerprints: RwLock::default(),
+            fingerprints: Fingerprints::default(),
             subjects: Subjects::default(),
             graves: RwLock::default(),
             changes: AtomicU64::new(1),
@@ -161,17 +162,6 @@ impl Index {
         }
     }
 
-    /// Forgets the fingerprints of the grant that a slot stood for.
-    pub(super) fn forget_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
-        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
-        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
-            let key = fingerprint_key(*fingerprint);
-            if fingerprints.get(&key).is_some_and(|other| Arc::ptr_eq(other, slot)) {
-                fingerprints.remove(&key);
-            }
-        }
-    }
-
     /// How many slots there are.
     pub(super) fn slot_count(&self) -> usize {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -182,22 +172,15 @@ impl Index {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Which slot may hold a secret with this fingerprint; verify it against the stored grant.
-    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Option<Arc<Slot>> {
-        self.fingerprints.read().unwrap_or_else(PoisonError::into_inner).get(&fingerprint_key(fingerprint)).cloned()
-    }
-
-    /// Remembers the grant's fingerprints, current and spent.
-    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
-        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
-        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
-            fingerprints.insert(fingerprint_key(*fingerprint), Arc::clone(slot));
+    /// Which slots may have, or have had, a secret with this fingerprint; verify it against the stored grants.
+    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Vec<Arc<Slot>> {
+        let found = self.fingerprints.find(fingerprint);
+        if found.is_empty() {
+            return Vec::new();
         }
-    }
-
-    /// Forgets a fingerprint that its grant no longer remembers.
-    pub(super) fn forget_fingerprint(&self, fingerprint: Fingerprint) {
-        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let of_start = |start: Start| slots.iter_hash(start.hash()).filter(move |slot| Start::of(slot.id) == start);
+        found.into_iter().flat_map(of_start).cloned().collect()
     }
 
     /// Remembers the spent tokens of a grant that is gone.
@@ -240,9 +223,6 @@ impl Index {
     }
 }
 
-/// Ids of grants are random and of our own making: nobody can choose colliding ones, and a part of one is as good as a hash.
 fn hash_of(id: GrantId) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&id.as_bytes()[..8]);
-    u64::from_be_bytes(first)
+    Start::of(id).hash()
 }

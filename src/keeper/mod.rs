@@ -24,6 +24,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod fingerprints;
 mod following;
 mod forecast;
 mod hold;

@@ -40,16 +40,16 @@ impl Shared {
         }
         for old in before {
             if *old != grant.fingerprint && !grant.spent.contains(old) {
-                self.index.forget_fingerprint(*old);
+                self.index.fingerprints.forget_one(grant.id, *old);
             }
         }
-        self.know_fingerprints(slot, grant);
+        self.know_fingerprints(grant);
     }
 
     /// Remembers whose secrets these are; a database that is shared remembers it by itself.
-    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+    pub(super) fn know_fingerprints(&self, grant: &Grant) {
         if !self.vault.is_shared() {
-            self.index.know_fingerprints(slot, grant);
+            self.index.fingerprints.know(grant);
         }
     }
 

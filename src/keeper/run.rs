@@ -128,7 +128,7 @@ impl Shared {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
             let by_wall = boot_moment(due, now);
-            self.timers.set(&slot, |state| state.timer.map(|timer| timer.get().min(by_wall)));
+            self.timers.set(&slot, |state| state.timer().map(|timer| timer.get().min(by_wall)));
         }
     }
 
@@ -141,7 +141,7 @@ impl Shared {
             let (brief, timer, flying) = {
                 let mut state = slot.lock();
                 state.calm_down(now.boot);
-                (state.brief(), state.timer, state.flight().is_some())
+                (state.brief(), state.timer(), state.flight().is_some())
             };
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {
