@@ -383,7 +383,7 @@ fn a_vault_of_older_workers_is_taken_as_it_is_and_nothing_in_it_is_dated() {
             FROM generate_series(1, 300) AS i",
     );
     let worker = Worker::open(&cluster.url(), "older");
-    assert_eq!(sql("SELECT version FROM {schema}.migrations"), "4");
+    assert_eq!(sql("SELECT version FROM {schema}.migrations"), "5");
     let claim = |most| {
         let claimed = worker.postgres.claim_due([5; 16], 10, most, Duration::from_mins(1), UNSEEN);
         worker.runtime.block_on(claimed).expect("an answer")
