@@ -6,10 +6,7 @@ use std::{
 };
 
 use consentry::{
-    model::{
-        Credential, DoubtReason, FailingReason, Fingerprint, Grant, GrantId, Organization, ProviderName, Secret, State,
-        Timestamp,
-    },
+    model::{Credential, DoubtReason, FailingReason, Fingerprint, Grant, Organization, ProviderName, Secret, State},
     vault::{
         Change, Stored,
         postgres::{LaneCount, Place},

@@ -212,15 +212,15 @@ impl Inner {
             }
         }
         let now = self.clock.now().wall;
-        let mut dated = Vec::with_capacity(undated.len());
+        let mut known = Vec::with_capacity(undated.len());
         for ((stored, hold), name) in undated.into_iter().zip(names) {
             let dates = self.dates(&stored.value, intents.get(&name));
             let is_due = dates.and_then(|dates| dates.due).is_some_and(|due| due <= now);
             let facts = Facts::of(&self.derived, hold.0.name, &stored.value, dates);
             put_off.push(PutOff { hold: hold.clone(), dates: Written::Facts(Box::new(facts)), ends: !is_due });
-            dated.push((stored, hold, is_due));
+            known.push((stored, hold, is_due));
         }
-        Ok(dated)
+        Ok(known)
     }
 
     async fn put_off(&self, put_off: Vec<PutOff>) -> Result<(), VaultError> {
