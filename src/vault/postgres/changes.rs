@@ -14,7 +14,7 @@ const PAGE: i64 = 1000;
 
 /// Where a reading goes on: after that record.
 #[derive(Clone, Debug)]
-pub(super) struct From {
+pub(super) struct Since {
     pub(super) cursor: Cursor,
     pub(super) name: Vec<u8>,
 }
@@ -29,7 +29,7 @@ pub(super) struct Changes {
     /// Each as it was then; `None`: it was deleted.
     pub(super) written: Vec<(Name, Option<Vec<u8>>)>,
     /// Where it goes on, if this is not all.
-    pub(super) next: Option<From>,
+    pub(super) next: Option<Since>,
 }
 
 /// How much there is.
@@ -78,7 +78,7 @@ impl Postgres {
     }
 
     /// What was written from there on: at most a thousand records.
-    pub(super) async fn changes(&self, from: &From) -> Result<Changes, PostgresError> {
+    pub(super) async fn changes(&self, from: &Since) -> Result<Changes, PostgresError> {
         let (transaction, name_after) = (from.cursor.transaction.to_string(), &from.name[..]);
         let parameters: Parameters<'_> = &[
             (&from.cursor.timeline, Type::INT4),
@@ -96,7 +96,7 @@ impl Postgres {
                 continue;
             }
             let name = name(row, 0)?;
-            last = Some(From { cursor: at, name: name.as_bytes().to_vec() });
+            last = Some(Since { cursor: at, name: name.as_bytes().to_vec() });
             written.push((name, cell(row, 1)?));
         }
         let (settled, records) = here.ok_or_else(|| PostgresError::Failed("it did not say where it is".to_owned()))?;

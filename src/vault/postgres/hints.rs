@@ -60,16 +60,14 @@ impl Postgres {
         if self.0.hints.url.is_none() {
             return;
         }
-        for task in [true, false] {
-            let (shared, ending) = (Arc::downgrade(&self.0), ending.clone());
-            tokio::spawn(async move {
-                let working = async { if task { give(shared).await } else { hear(shared).await } };
-                tokio::select! {
-                    () = working => {}
-                    () = ending.cancelled() => {}
-                }
-            });
-        }
+        let (ending, giving, hearing) = (ending.clone(), Arc::downgrade(&self.0), Arc::downgrade(&self.0));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = give(giving) => {}
+                () = hear(hearing) => {}
+                () = ending.cancelled() => {}
+            }
+        });
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_postgres::types::Type;
 use super::{
     super::{
         Parameters, cell,
-        changes::{Changes, From},
+        changes::{Changes, Since},
     },
     Inner, PAGE, Store,
 };
@@ -51,11 +51,11 @@ impl Store {
         let _one = inner.backing_up.try_lock().map_err(|_| VaultError::BackupUnderWay)?;
         inner.read_keys_again().await?;
         // Before anything is read.
-        let from = From { cursor: inner.postgres.news().await?.cursor(), name: Vec::new() };
+        let from = Since { cursor: inner.postgres.news().await?.cursor(), name: Vec::new() };
         let extent = inner.postgres.extent().await?;
         let header = Header { begun_at, sequence: extent.highest + ABOVE, records: extent.records };
         let keys = inner.keyring();
-        let mut copy = Copy {
+        let mut copy = Writing {
             output: Output::begin(&keyring::parse_own(&keys.recipients)?, header, output)?,
             mark: Mark { applied: header.sequence, ..Mark::default() },
             read: Vec::new(),
@@ -150,7 +150,7 @@ impl Inner {
 }
 
 /// A backup that is being written.
-struct Copy<W: Write> {
+struct Writing<W: Write> {
     output: Output<W>,
     /// Of what is in it.
     mark: Mark,
@@ -166,7 +166,7 @@ struct Copy<W: Write> {
     keys: Keyring,
 }
 
-impl<W: Write> Copy<W> {
+impl<W: Write> Writing<W> {
     async fn read_all(&mut self, inner: &Inner) -> Result<(), VaultError> {
         let mut after = Vec::new();
         loop {
@@ -189,7 +189,7 @@ impl<W: Write> Copy<W> {
     }
 
     /// Brings in what was written from there on, until one statement has given all of it.
-    async fn catch_up(&mut self, inner: &Inner, mut from: From) -> Result<(), VaultError> {
+    async fn catch_up(&mut self, inner: &Inner, mut from: Since) -> Result<(), VaultError> {
         for _ in 0..MOST_ROUNDS {
             let first = inner.postgres.changes(&from).await?;
             let (settled, records, mut next) = (first.settled, first.records, first.next.clone());
@@ -204,7 +204,7 @@ impl<W: Write> Copy<W> {
                 self.take(more)?;
             }
             self.keep_keys(inner).await?;
-            from = From { cursor: settled, name: Vec::new() };
+            from = Since { cursor: settled, name: Vec::new() };
         }
         Err(VaultError::BackupOutrun { limit: MOST_ROUNDS * 1000 })
     }
