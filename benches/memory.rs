@@ -35,7 +35,7 @@ const SIZES: [u64; 3] = [10, 25_000, 100_000];
 const MILLION: u64 = 1_000_000;
 /// How long a worker that has nothing to do any more is left alone before it is looked at: threads that have nothing to do end
 /// after ten seconds, and what they had put by goes with them.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(20);
 /// Connections on which every organization is fetched.
 const CONNECTIONS: usize = 16;
 /// How often the issuer is asked how far the refreshes are, and how long they may take.
@@ -172,7 +172,7 @@ impl Found {
     fn report(mut self) -> Result<()> {
         let mut report = Report::new("memory");
         report.note(
-            "15 s after the worker had nothing to do any more; what is mapped from files is in the resident set alone",
+            "20 s after the worker had nothing to do any more; what is mapped from files is in the resident set alone",
         );
         self.rows.sort_by(|a, b| (&a[1], &a[0]).cmp(&(&b[1], &b[0])));
         let columns = [

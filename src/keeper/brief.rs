@@ -340,9 +340,10 @@ impl Six {
         Self(bytes)
     }
 
-    const fn get(self) -> u64 {
-        let [a, b, c, d, e, f] = self.0;
-        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    fn get(self) -> u64 {
+        let mut number = [0; 8];
+        number[..self.0.len()].copy_from_slice(&self.0);
+        u64::from_le_bytes(number)
     }
 }
 

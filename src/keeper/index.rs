@@ -17,7 +17,8 @@ use super::{
 };
 use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
 
-const SHARDS: usize = 64;
+/// Tables double when they are full. These do so at other sizes than those that are one table: no power of two.
+const SHARDS: usize = 80;
 
 /// Organization to slot, grant to slot, fingerprint to slot.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ const QUIET: Duration = Duration::from_secs(1);
 const MOST_WAITS: u32 = 30;
 /// The allocator keeps for a second what was freed, and then gives it back to the system when it is next asked for something large. So it is
 /// asked: so long after pages were let go of, and when threads have ended that read much, as they do after ten seconds without work.
-const PURGES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(12)];
+const PURGES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(9)];
 /// So large, in bytes, that it gets a place of its own.
 const LARGE: usize = 2 * 1024 * 1024;
 
@@ -156,8 +156,8 @@ mod tests {
     fn what_was_used_is_let_go_of_when_it_is_quiet_and_no_thread_outlives_the_database() {
         let temporary = tempfile::tempdir().unwrap();
         let db = ::sled::open(temporary.path()).unwrap();
-        let namer = Namer::new(&[0; 32]);
-        let names: Vec<Name> = (0..MOST + 10).map(|id| namer.name(Kind::Grant, &id.to_be_bytes())).collect();
+        let of_key = Namer::new(&[0; 32]);
+        let names: Vec<Name> = (0..MOST + 10).map(|id| of_key.name(Kind::Grant, &id.to_be_bytes())).collect();
         let uses = Uses::default();
         uses.note(&db, &names);
         {
