@@ -38,11 +38,8 @@ pub struct OrganizationId(Text);
 /// A text in 16 bytes, and what is longer than that takes.
 #[derive(Clone)]
 enum Text {
-    Short {
-        length: u8,
-        bytes: [u8; SHORT],
-    },
-    #[expect(clippy::redundant_allocation, reason = "a pointer with a length would need eight bytes more in every id")]
+    Short { length: u8, bytes: [u8; SHORT] },
+    // Twice boxed: a pointer with a length would need eight bytes more in every id.
     Long(Box<Box<str>>),
 }
 
