@@ -476,7 +476,7 @@ mod tests {
         let access = BriefAccess {
             issued_at: at(123),
             expires_at: at(3_600_123),
-            expires_boot: Duration::from_nanos(7_200_000_010_000),
+            expires_boot: Duration::from_micros(7_200_000_010),
             refresh_after: seconds(2700),
         };
         let first_refusal = FirstRefusal { at: at(1), ago: seconds(1), seen: seconds(2) };

@@ -143,7 +143,7 @@ impl Shared {
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
         let mut not_after = self.may_try_doubtful(slot, &grant, open.as_ref(), at_risk)?;
-        let sent = grant.fingerprint;
+        let fingerprint = grant.fingerprint;
         let mut intent = None;
         if one_time {
             let next = self.next_attempt(&grant, open, now);
@@ -158,7 +158,7 @@ impl Shared {
         Ok(Some(Prepared {
             grant,
             sequence,
-            sent,
+            sent: fingerprint,
             one_time,
             intent,
             asked: self.now(),

@@ -200,8 +200,9 @@ impl<W: Write> Writing<W> {
             }
             while let Some(from) = next {
                 let more = inner.postgres.changes(&from).await?;
-                next = more.next.clone();
+                let after = more.next.clone();
                 self.take(more)?;
+                next = after;
             }
             self.keep_keys(inner).await?;
             from = Since { cursor: settled, name: Vec::new() };
