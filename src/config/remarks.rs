@@ -25,12 +25,7 @@ pub(super) fn remarks(config: &Config) -> Vec<String> {
             "http.listen {listen} can be reached from other machines, and it shows organizations' ids: keep it inside"
         ));
     }
-    if config.vault.backup_dir.is_some() && config.vault.postgres.is_some() {
-        remarks.push(
-            "vault.backup_dir is of no use with vault.engine \"postgres\": back the database up, and the identity"
-                .to_owned(),
-        );
-    } else if config.vault.backup_dir.is_some() && config.schedule.backup.is_empty() {
+    if config.vault.backup_dir.is_some() && config.schedule.backup.is_empty() {
         remarks.push(
             "vault.backup_dir is set and schedule.backup is not, so no backups are made by themselves".to_owned(),
         );

@@ -41,8 +41,6 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use tokio::runtime::Handle as Runtime;
-
 pub use self::scheduled::ScheduledBackups;
 use self::tee::MAX_TEE_BYTES;
 pub(super) use self::{
@@ -74,7 +72,7 @@ impl Vault {
     /// One can be made at a time. One that takes so long that more is committed meanwhile than is kept for it fails.
     pub fn backup(&self, begun_at: Timestamp, output: impl Write) -> Result<BackedUp, VaultError> {
         if let Some(store) = self.store() {
-            return Runtime::current().block_on(store.backup(begun_at, output));
+            return store.backup(begun_at, output);
         }
         self.backup_within(MAX_TEE_BYTES, begun_at, output)
     }

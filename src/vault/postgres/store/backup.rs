@@ -41,18 +41,15 @@ const ABOVE: u64 = 1 << 32;
 const MOST_ROUNDS: usize = 1000;
 
 impl Store {
-    /// Writes a backup to `output`. One is made at a time by a process.
-    pub(in crate::vault) async fn backup(
-        &self,
-        begun_at: Timestamp,
-        output: impl Write,
-    ) -> Result<BackedUp, VaultError> {
-        let inner = &*self.0;
+    /// Writes a backup to `output`. One is made at a time by a process. Blocks; `output` is written to outside of the runtime, so that it
+    /// may block, too.
+    pub(in crate::vault) fn backup(&self, begun_at: Timestamp, output: impl Write) -> Result<BackedUp, VaultError> {
+        let (inner, here) = (&*self.0, Runtime::current());
         let _one = inner.backing_up.try_lock().map_err(|_| VaultError::BackupUnderWay)?;
-        inner.read_keys_again().await?;
+        here.block_on(inner.read_keys_again())?;
         // Before anything is read.
-        let from = Since { cursor: inner.postgres.news().await?.cursor(), name: Vec::new() };
-        let extent = inner.postgres.extent().await?;
+        let from = Since { cursor: here.block_on(inner.postgres.news())?.cursor(), name: Vec::new() };
+        let extent = here.block_on(inner.postgres.extent())?;
         let header = Header { begun_at, sequence: extent.highest + ABOVE, records: extent.records };
         let keys = inner.keyring();
         let mut copy = Writing {
@@ -63,9 +60,10 @@ impl Store {
             numbers: BTreeSet::new(),
             newest: 0,
             keys,
+            here,
         };
-        copy.read_all(inner).await?;
-        copy.catch_up(inner, from).await?;
+        copy.read_all(inner)?;
+        copy.catch_up(inner, from)?;
         copy.end(inner)
     }
 }
@@ -164,13 +162,15 @@ struct Writing<W: Write> {
     newest: u64,
     /// The keys, with every data key that there was since it was begun.
     keys: Keyring,
+    /// Asks the database.
+    here: Runtime,
 }
 
 impl<W: Write> Writing<W> {
-    async fn read_all(&mut self, inner: &Inner) -> Result<(), VaultError> {
+    fn read_all(&mut self, inner: &Inner) -> Result<(), VaultError> {
         let mut after = Vec::new();
         loop {
-            let page = inner.postgres.scan(&after, &END, PAGE).await?;
+            let page = self.here.block_on(inner.postgres.scan(&after, &END, PAGE))?;
             let is_last = page.len() < PAGE;
             for found in page {
                 after = found.name.as_bytes().to_vec();
@@ -181,7 +181,7 @@ impl<W: Write> Writing<W> {
                 self.read.push((*found.name.as_bytes(), tag.to_le_bytes()));
                 self.output.record(&found.name, &sealed)?;
             }
-            self.keep_keys(inner).await?;
+            self.keep_keys(inner)?;
             if is_last {
                 return Ok(());
             }
@@ -189,13 +189,13 @@ impl<W: Write> Writing<W> {
     }
 
     /// Brings in what was written from there on, until one statement has given all of it.
-    async fn catch_up(&mut self, inner: &Inner, mut from: Since) -> Result<(), VaultError> {
+    fn catch_up(&mut self, inner: &Inner, mut from: Since) -> Result<(), VaultError> {
         for _ in 0..MOST_ROUNDS {
-            let first = inner.postgres.changes(&from).await?;
+            let first = self.here.block_on(inner.postgres.changes(&from))?;
             let (settled, records, mut next) = (first.settled, first.records, first.next.clone());
             self.take(first)?;
             if next.is_none() {
-                self.keep_keys(inner).await?;
+                self.keep_keys(inner)?;
                 return self.judge(records);
             }
             while let Some(from) = next {
@@ -204,7 +204,7 @@ impl<W: Write> Writing<W> {
                 self.take(more)?;
                 next = after;
             }
-            self.keep_keys(inner).await?;
+            self.keep_keys(inner)?;
             from = Since { cursor: settled, name: Vec::new() };
         }
         Err(VaultError::BackupOutrun { limit: MOST_ROUNDS * 1000 })
@@ -245,13 +245,13 @@ impl<W: Write> Writing<W> {
     }
 
     /// Keeps every data key under which anything in the file is sealed: it may go before the file is complete.
-    async fn keep_keys(&mut self, inner: &Inner) -> Result<(), VaultError> {
+    fn keep_keys(&mut self, inner: &Inner) -> Result<(), VaultError> {
         let missing =
             |keys: &Keyring, numbers: &BTreeSet<u32>| numbers.iter().any(|number| !keys.data_keys.contains_key(number));
         if !missing(&self.keys, &self.numbers) {
             return Ok(());
         }
-        inner.read_keys_again().await?;
+        self.here.block_on(inner.read_keys_again())?;
         let now = inner.keyring();
         self.keys.data_keys.extend(now.data_keys);
         (self.keys.current, self.keys.recipients) = (now.current, now.recipients);
