@@ -268,11 +268,11 @@ fn grants_that_nobody_dated_count_as_due_once() {
 
     // An older worker makes that unknown again.
     let at = "SELECT count(*) FROM undated.work WHERE NOT dated AND due IS NULL";
-    pair.cluster.on_primary(&format!(
-        "SELECT undated.commit_1('\\x01', 0::smallint, 1, false, 0, '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', \
-            ARRAY[name], ARRAY[lane], ARRAY[state], '{{NULL}}', '{{NULL}}', ARRAY[person], '{{}}', '{{}}', '{{}}') \
-         FROM undated.work, undated.enlist_1('\\x01', 1, false) WHERE organizations = 1 LIMIT 1"
-    ));
+    pair.cluster.on_primary(
+        "SELECT undated.commit_1('\\x01', 0::smallint, 1, false, 0, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', \
+            ARRAY[name], ARRAY[lane], ARRAY[state], '{NULL}', '{NULL}', ARRAY[person], '{}', '{}', '{}') \
+         FROM undated.work, undated.enlist_1('\\x01', 1, false) WHERE organizations = 1 LIMIT 1",
+    );
     assert_eq!(pair.cluster.on_primary(at), "1");
 }
 
