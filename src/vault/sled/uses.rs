@@ -28,11 +28,11 @@ const MOST: usize = 1024;
 /// The places of a queue: so often each is used, so that none of those before it waits any more.
 const PLACES: usize = 64;
 /// How long nothing must have been used, and how many times that is waited for at most.
-const QUIET: Duration = Duration::from_secs(1);
-const MOST_WAITS: u32 = 30;
+const QUIET: Duration = Duration::from_secs(5);
+const MOST_WAITS: u32 = 6;
 /// The allocator keeps for a second what was freed, and then gives it back to the system when it is next asked for something large. So it is
 /// asked: so long after pages were let go of, and when threads have ended that read much, as they do after ten seconds without work.
-const PURGES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(9)];
+const PURGES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(7)];
 /// So large, in bytes, that it gets a place of its own.
 const LARGE: usize = 2 * 1024 * 1024;
 
