@@ -60,6 +60,8 @@ impl Shared {
     }
 
     async fn exchange_once(&self, slot: &Arc<Slot>, in_flight: &InFlight) -> Result<Exchanged, KeeperError> {
+        // Its commits, and those of others that are under way, may share a sync.
+        let _announced = self.vault.announce();
         let prepared = match self.prepare(slot, in_flight).await {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return Ok(Exchanged::Elsewhere),
