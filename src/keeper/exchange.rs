@@ -219,9 +219,10 @@ impl Shared {
         // A shared vault is not looked through at start.
         let outdated = lifecycle::out_of_date(grant, self.vault.epoch(), self.vault.epoch_reason(), now.wall);
         let Some(notice) = outdated.or(crashed) else { return Ok(None) };
-        let events = self.notice_events(grant, notice).await;
+        // Boxed, as in `store` what is seldom needed: every exchange is moved into its task, with room for all that it may have to do.
+        let events = Box::pin(self.notice_events(grant, notice)).await;
         let changes = vec![VaultChange::PutGrant(Box::new(grant.clone()))];
-        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
+        let commit = Box::pin(self.outbox.commit_held(&[&held.hold], changes, events)).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, intent, &[]);
         self.tell(grant, notice);

@@ -27,6 +27,15 @@ impl Shared {
             }
             return Ok(Some((held, self.read(slot).await?)));
         }
+        Box::pin(self.claim_to_exchange(slot, in_flight)).await
+    }
+
+    /// The same where others may be at it.
+    async fn claim_to_exchange(
+        &self,
+        slot: &Arc<Slot>,
+        in_flight: &InFlight,
+    ) -> Result<Option<(Held, Stored<Grant>)>, KeeperError> {
         let until = self.now().boot + self.patience();
         let mut joining = None;
         loop {

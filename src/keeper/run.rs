@@ -21,8 +21,8 @@ use crate::{
     vault::OnDuty,
 };
 
-/// Due slots that are taken from the timers at once.
-const BATCH: usize = 1000;
+/// Due slots that are taken from the timers at once: fetches of the same thread wait until all of them are queued.
+const BATCH: usize = 64;
 /// A change of wall time against the boot-time clock by more than this is a jump.
 const JUMP: Duration = Duration::from_secs(5);
 /// A grant fetched within this time has its turn before the idle ones.
@@ -201,13 +201,14 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchanging = {
             let shared = Arc::clone(&shared);
-            async move {
+            // Boxed, since it is large, and moved a few times until it is where it stays.
+            Box::pin(async move {
                 if Arc::clone(&shared).exchange(slot, in_flight).await == Exchanged::Elsewhere {
                     // Each replica takes a turn for what is due; one of them uses it.
                     shared.lanes[number].budget.give_back(taken);
                 }
                 drop(permit);
-            }
+            })
         };
         let exchanging = shared.tasks.spawn(exchanging);
         if on_trial {
