@@ -199,7 +199,7 @@ impl<W: Write> Writing<W> {
                 return self.judge(records);
             }
             while let Some(from) = next {
-                let more = inner.postgres.changes(&from).await?;
+                let more = self.here.block_on(inner.postgres.changes(&from))?;
                 let after = more.next.clone();
                 self.take(more)?;
                 next = after;
