@@ -10,7 +10,7 @@ use crate::{
     vault::{Hold, Stored, VaultError},
 };
 
-/// How often whoever waits for another process asks for the claim again, should the news of its end not come.
+/// How often whoever waits for another process asks for the claim again, while the news tell nothing of its end.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How often a claim is looked after while the issuer is waited for; it is prolonged when half of it is over.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -58,7 +58,6 @@ impl Shared {
         let until = self.now().boot + self.patience();
         let mut joining = None;
         loop {
-            let heard = self.news.heard();
             seat.take().await;
             {
                 let record = self.record(slot).await?;
@@ -81,7 +80,7 @@ impl Shared {
             seat.leave();
             // Somebody waits: the news are asked for more often.
             joining.get_or_insert_with(|| self.news.join());
-            let _ = tokio::time::timeout(ASK_AGAIN, heard.next()).await;
+            let _ = tokio::time::timeout(ASK_AGAIN, self.hear_of_the_end(slot, in_flight)).await;
             if slot.lock().is_removed() {
                 return Err(KeeperError::UnknownOrganization);
             }
@@ -91,6 +90,18 @@ impl Shared {
             if self.now().boot >= until || self.stopping.is_cancelled() {
                 return Err(KeeperError::VaultUnavailable(VaultError::Held.to_string()));
             }
+        }
+    }
+
+    /// Waits until the news tell that the exchange is over. Only then, or after a while, the claim is asked for again: whoever asks costs the
+    /// database a statement.
+    async fn hear_of_the_end(&self, slot: &Slot, in_flight: &InFlight) {
+        loop {
+            let heard = self.news.heard();
+            if self.is_done(slot, in_flight) || slot.lock().is_removed() {
+                return;
+            }
+            heard.next().await;
         }
     }
 
