@@ -83,36 +83,45 @@ fn measure() -> Result<()> {
 
 /// The same refreshes by a worker with files, and by one, two and three that share.
 fn refreshes(report: &mut Report, cluster: &Cluster, servers: &Servers, issuer: &Issuer) -> Result<()> {
-    let mut sides = WORKERS.map(|_| <[Series; 3]>::default());
+    let mut sides = WORKERS.map(|_| <[Series; 4]>::default());
     for round in 0..rounds(ROUNDS) {
-        for (workers, [rate, worker_cpu, database_cpu]) in WORKERS.into_iter().zip(&mut sides) {
+        for (workers, [rate, worker_cpu, database_cpu, in_vain]) in WORKERS.into_iter().zip(&mut sides) {
             let schema = format!("refresh_{round}_{workers}");
             let seen = shared::refresh(cluster, servers, issuer, &schema, workers, EXCHANGES)?;
             rate.push(seen.rate);
             worker_cpu.push(seen.worker_cpu);
             database_cpu.push(seen.database_cpu);
+            in_vain.push(seen.in_vain);
         }
     }
     let baseline = sides[0][0].median();
-    let rows = WORKERS.into_iter().zip(&sides).map(|(workers, [rate, worker_cpu, database_cpu])| {
+    let rows = WORKERS.into_iter().zip(&sides).map(|(workers, [rate, worker_cpu, database_cpu, in_vain])| {
         vec![
             shared::name(workers),
             rate.shown(0),
             format!("{:.2}", rate.median() / baseline),
             worker_cpu.shown(0),
             database_cpu.shown(0),
+            format!("{:.2}", in_vain.median()),
         ]
     });
-    let columns =
-        ["who refreshes", "exchanges/s", "ratio", "workers' CPU µs an exchange", "servers' CPU µs an exchange"];
+    let columns = [
+        "who refreshes",
+        "exchanges/s",
+        "ratio",
+        "workers' CPU µs an exchange",
+        "servers' CPU µs an exchange",
+        "claims asked in vain",
+    ];
     table(&columns, &rows.collect::<Vec<_>>());
-    let kept = WORKERS.into_iter().zip(&sides).map(|(workers, [rate, worker_cpu, database_cpu])| {
+    let kept = WORKERS.into_iter().zip(&sides).map(|(workers, [rate, worker_cpu, database_cpu, in_vain])| {
         json!({
             "sharing": workers,
             "exchanges_per_second": rate.json(),
             "rate_ratio": rate.median() / baseline,
             "worker_cpu_microseconds_per_exchange": worker_cpu.json(),
             "database_cpu_microseconds_per_exchange": database_cpu.json(),
+            "claims_in_vain_per_exchange": in_vain.json(),
         })
     });
     report.keep("exchanges", json!(EXCHANGES));
@@ -128,7 +137,7 @@ fn whole_fleet(
     issuer: &Issuer,
     organizations: u64,
 ) -> Result<()> {
-    let Refreshed { rate, worker_cpu, database_cpu, took, shares } =
+    let Refreshed { rate, worker_cpu, database_cpu, took, shares, in_vain } =
         shared::refresh(cluster, servers, issuer, "fleet", 3, organizations)?;
     let shares: Vec<String> = shares.iter().map(|share| thousands(*share as f64, 0)).collect();
     table(
@@ -139,6 +148,7 @@ fn whole_fleet(
             "by each worker",
             "workers' CPU µs",
             "servers' CPU µs",
+            "claims in vain",
         ],
         &[vec![
             thousands(organizations as f64, 0),
@@ -147,6 +157,7 @@ fn whole_fleet(
             shares.join(" / "),
             thousands(worker_cpu, 0),
             thousands(database_cpu, 0),
+            format!("{in_vain:.2}"),
         ]],
     );
     report.keep(
@@ -158,6 +169,7 @@ fn whole_fleet(
             "by_each_worker": shares,
             "worker_cpu_microseconds_per_exchange": worker_cpu,
             "database_cpu_microseconds_per_exchange": database_cpu,
+            "claims_in_vain_per_exchange": in_vain,
         }),
     );
     Ok(())

@@ -28,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_millis(10);
 /// What is said of organizations that have been refreshed, by reason and provider.
 const REFRESHED: &str = "consentry_token_refresh_total{";
+/// What is said of claims that were asked for.
+const CLAIMED: &str = "consentry_claims_total{";
 
 /// What came of it.
 pub(crate) struct Refreshed {
@@ -40,6 +42,8 @@ pub(crate) struct Refreshed {
     pub(crate) took: Duration,
     /// How many each worker has made.
     pub(crate) shares: Vec<u64>,
+    /// How often a claim was asked for that another worker had, for each exchange.
+    pub(crate) in_vain: f64,
 }
 
 /// What a number of workers that share is called; 0: one with files.
@@ -86,6 +90,7 @@ pub(crate) fn refresh(
     }
     let all = issuer.reaches(organizations, patience)?;
     let shares = running.iter().map(Running::refreshed).collect::<Result<Vec<_>>>()?;
+    let held = running.iter().map(Running::asked_in_vain).sum::<Result<u64>>()?;
     ensure!(all == organizations, "{all} exchanges for {organizations} organizations");
     ensure!(shares.iter().sum::<u64>() == all, "the workers count {shares:?}, and the issuer {all}");
     for Running { worker, .. } in running {
@@ -100,6 +105,7 @@ pub(crate) fn refresh(
         database_cpu: each(database_cpu),
         took,
         shares,
+        in_vain: held as f64 / all as f64,
     })
 }
 
@@ -119,13 +125,23 @@ impl Running {
 
     /// How many exchanges it has made.
     fn refreshed(&self) -> Result<u64> {
+        self.count(REFRESHED, "result=\"ok\"")
+    }
+
+    /// How often it asked for a claim that another had.
+    fn asked_in_vain(&self) -> Result<u64> {
+        self.count(CLAIMED, "result=\"held\"")
+    }
+
+    fn count(&self, metric: &str, label: &str) -> Result<u64> {
         let mut connection = Connection::new(TcpStream::connect(("127.0.0.1", self.port))?);
         connection.ask(&get("/metrics"))?;
         let text = String::from_utf8(connection.answer()?.body)?;
-        let ok = text.lines().filter(|line| line.starts_with(REFRESHED) && line.contains("result=\"ok\""));
-        let counts = ok.map(|line| Ok(line.rsplit(' ').next().context("a value")?.parse::<f64>()?));
+        let samples = text.lines().filter(|line| line.starts_with(metric) && line.contains(label));
+        let counts = samples.map(|line| Ok(line.rsplit(' ').next().context("a value")?.parse::<f64>()?));
         let count: f64 = counts.sum::<Result<f64>>()?;
-        Ok(format!("{count:.0}").parse()?)
+        // The sum of nothing is -0.
+        Ok(format!("{:.0}", count.abs()).parse()?)
     }
 }
 

@@ -400,7 +400,7 @@ mod tests {
         let before = slot.lock().force(seconds(101)).expect("nothing was forced");
         slot.lock().force(seconds(111)).expect("ten seconds later");
         slot.lock().unforce(seconds(101), before);
-        assert_eq!(slot.lock().force(seconds(112)), Err(seconds(9)), "another was forced since");
+        assert_eq!(slot.lock().force(seconds(112)), Err(seconds(19)), "another was forced since");
     }
 
     fn slot() -> Arc<Slot> {
