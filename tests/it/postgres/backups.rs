@@ -107,12 +107,12 @@ fn a_backup_is_of_one_moment_whatever_is_written_meanwhile_and_comes_back_into_e
             eventually("the first key goes", || other.store.rekeying().is_none().then_some(()));
         }
     };
-    let (taken, takes) = mpsc::sync_channel(0);
+    let (taken, next) = mpsc::sync_channel(0);
     let (writes, written) = mpsc::sync_channel(0);
     let (made, bytes, rounds) = thread::scope(|scope| {
         let writing = scope.spawn(move || {
             let mut rounds = 0;
-            while takes.recv().is_ok() {
+            while next.recv().is_ok() {
                 rounds += 1;
                 change(rounds);
                 if writes.send(()).is_err() {

@@ -46,15 +46,16 @@ struct Transaction {
 impl Transaction {
     fn begin(replica: &Replica, cluster: &Cluster) -> Self {
         replica.runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&cluster.url(), tokio_postgres::NoTls).await.unwrap();
+            let (client, connection) =
+                tokio_postgres::connect(&cluster.url(), tokio_postgres::NoTls).await.expect("it connects");
             tokio::spawn(connection);
-            client.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+            client.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.expect("it begins");
             Self { client }
         })
     }
 
     fn run(&self, replica: &Replica, sql: &str) {
-        replica.runtime.block_on(self.client.batch_execute(sql)).unwrap();
+        replica.runtime.block_on(self.client.batch_execute(sql)).expect("it runs");
     }
 }
 
@@ -79,18 +80,18 @@ fn every_record_goes_under_a_new_key_and_the_old_key_goes_when_nothing_can_need_
     // As a commit that was begun before there was a new key, and brings a record under the old one when all others are sealed anew.
     cluster.on_primary("CREATE TABLE rekeyed.kept AS SELECT name, sealed FROM rekeyed.records");
     cluster.on_primary("ALTER TABLE rekeyed.kept OWNER TO keeper");
-    let late = Transaction::begin(one, cluster);
+    let unfinished = Transaction::begin(one, cluster);
     assert_eq!(rotate(one).unwrap(), 2);
     assert!(matches!(rotate(one), Err(VaultError::Rekeying { data_key: 2, .. })));
     eventually("all are sealed anew", || (older(cluster, "rekeyed", 2) == "0").then_some(()));
-    late.run(
+    unfinished.run(
         one,
         "UPDATE rekeyed.records AS r SET sealed = k.sealed FROM rekeyed.kept AS k WHERE r.name = k.name AND r.sealed IS NOT NULL",
     );
     other.commit(vec![put(grant(99))]).expect("whoever has the old keys reads them again");
     assert!(matches!(rotate(other), Err(VaultError::Rekeying { .. })), "both keys are there");
     assert!(one.store.rekeying().is_some());
-    late.run(one, "COMMIT");
+    unfinished.run(one, "COMMIT");
     for replica in [one, other] {
         eventually("the old key goes", || is_over(replica));
     }
@@ -129,7 +130,7 @@ fn when_the_worker_dies_that_seals_anew_another_goes_on_while_all_write() {
     for id in 1..=GRANTS {
         one.commit(vec![put(grant(id))]).unwrap();
     }
-    let late = Transaction::begin(&other, &cluster);
+    let unfinished = Transaction::begin(&other, &cluster);
     assert_eq!(rotate(&one).unwrap(), 2);
     eventually("it is at work", || (older(&cluster, "rekeyed_by_another", 2) == "0").then_some(()));
     let Replica { store, runtime } = one;
@@ -140,7 +141,7 @@ fn when_the_worker_dies_that_seals_anew_another_goes_on_while_all_write() {
     for id in 1..=GRANTS {
         other.change(id, |grant| grant.failures = 7).expect("it is written under the new keys");
     }
-    late.run(&other, "COMMIT");
+    unfinished.run(&other, "COMMIT");
     eventually("another ends it", || is_over(&other).filter(|()| other.store.stats().data_key == 2));
     assert_eq!(older(&cluster, "rekeyed_by_another", 2), "0");
     assert!((1..=GRANTS).all(|id| other.grant(id).expect("it opens").value.failures == 7));

@@ -52,7 +52,7 @@ impl Ledger {
         let mut note = |stored: consentry::vault::Stored<consentry::vault::Stray>| {
             let stray = stored.value;
             let token = stray.refresh_token.as_ref().map_or("", Secret::expose).to_owned();
-            strays.lock().expect("whole").push(Kept { refresh_token: token, why: stray.why.to_string() });
+            strays.lock().expect("whole").push(Kept { refresh_token: token, why: stray.why.clone() });
             Ok(())
         };
         self.runtime.block_on(self.vault.for_each_stray(&mut note)).expect("they can be read");
