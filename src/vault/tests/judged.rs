@@ -37,6 +37,10 @@ async fn killed() -> (Fixture, Fixture, u64) {
             last = vault.commit(changes).await.unwrap();
         }
     }
+    // The engine writes its table of pages when it is opened: what is older is then read piece by piece.
+    drop(vault.close());
+    let vault = fixture.open();
+    vault.commit(vec![put(9)]).await.unwrap();
     vault.checkpoint().unwrap();
     for number in 0..9 {
         last = vault.commit(vec![put(number)]).await.unwrap();
@@ -121,7 +125,7 @@ async fn whatever_is_flipped_after_a_kill_is_noticed_before_or_found_by_counting
             continue;
         }
         for number in 0..=u8::MAX {
-            let failures = if number < 9 { 0 } else { 2 };
+            let failures = if number <= 9 { 0 } else { 2 };
             match vault.grant(id(number)).at_once() {
                 Ok(Some(read)) => assert_eq!(read.value.failures, failures, "grant {number}, flipped at {at}"),
                 Ok(None) => panic!("grant {number} vanished silently, flipped at {at}"),
