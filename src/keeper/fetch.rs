@@ -31,7 +31,7 @@ impl Keeper {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
         let served = shared.token_of(&entry, min_ttl).await;
-        match shared.successor(&entry, &served) {
+        match shared.successor(&entry, &served).await {
             Some(entry) => shared.token_of(&entry, min_ttl).await,
             None => served,
         }
@@ -42,7 +42,7 @@ impl Keeper {
         let shared = &self.shared;
         let entry = shared.find(organization).await?;
         let served = shared.refreshed_token_of(&entry, rejected).await;
-        match shared.successor(&entry, &served) {
+        match shared.successor(&entry, &served).await {
             // What its new grant has is newer than anything that was refused.
             Some(entry) => shared.token_of(&entry, Duration::ZERO).await,
             None => served,
@@ -127,9 +127,13 @@ impl Shared {
 
     /// The organization as it is now, where it was given another grant while somebody was refused its old one's token:
     /// who fetches must not notice that a consent is renewed.
-    fn successor(&self, entry: &Entry, served: &Result<Served, KeeperError>) -> Option<Arc<Entry>> {
-        let refused = served.is_err();
-        let now = self.index.find(&entry.id).filter(|_| refused)?;
+    pub(super) async fn successor<T>(&self, entry: &Entry, outcome: &Result<T, KeeperError>) -> Option<Arc<Entry>> {
+        let refusal = outcome.as_ref().err()?;
+        if matches!(refusal, KeeperError::UnknownOrganization) && self.vault.is_shared() {
+            // Of what another process did to it, it may be known so far that its old grant is gone, and no more.
+            let _ = Box::pin(self.look_again(&entry.id)).await;
+        }
+        let now = self.index.find(&entry.id)?;
         (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)
     }
 

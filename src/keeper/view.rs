@@ -67,9 +67,17 @@ impl Shared {
     /// One organization as operators see it.
     pub(super) async fn view(&self, organization: &OrganizationId) -> Result<wire::Organization, KeeperError> {
         let entry = self.find(organization).await?;
-        match self.view_of(&entry).await {
+        let view = self.view_at(&entry).await;
+        match self.successor(&entry, &view).await {
+            Some(entry) => self.view_at(&entry).await,
+            None => view,
+        }
+    }
+
+    async fn view_at(&self, entry: &Entry) -> Result<wire::Organization, KeeperError> {
+        match self.view_of(entry).await {
             Ok(view) => view.ok_or(KeeperError::UnknownOrganization),
-            Err(KeeperError::VaultUnavailable(_)) => Ok(self.unreadable(&entry)),
+            Err(KeeperError::VaultUnavailable(_)) => Ok(self.unreadable(entry)),
             Err(error) => Err(error),
         }
     }
