@@ -6,7 +6,7 @@
 //! [`Conflict`](PostgresError::Conflict). A commit is done when the server says so *and* its standbys have it; where nobody can tell
 //! whether it was done, that is settled before anything else is committed in its place.
 //!
-//! [`Postgres::claim`] says who may work on a grant for a while, [`Postgres::lease`] who does what one does for all;
+//! [`Postgres::claim_one`] says who may work on a grant for a while, [`Postgres::lease`] who does what one does for all;
 //! [`Postgres::reserve`] shares a provider's budget, and [`Postgres::news`] tells what others have written. [`Store`] is the vault on top
 //! of it: it seals, opens, and holds claims.
 //!
