@@ -4,9 +4,6 @@
 //! exchanges are under way until none is left. What is counted is what the issuer answered between the first tenth and
 //! the last twentieth; before it counts, every one of them must be active. A one-time token takes an intent that is
 //! durable before the request leaves, a connection of its own, and a second commit; a re-use token takes one commit.
-//!
-//! A row of its own tells what of that is the vault's: as many of the same records read and committed, and nothing exchanged. No
-//! worker on this vault can be faster than that and its client together.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -56,8 +53,6 @@ enum Subject {
     Reqwest,
     /// The worker's own provider client: request, answer and verdict, nothing stored.
     Provider,
-    /// The vault: the same records committed, nothing exchanged.
-    Vault,
     /// The worker.
     Worker,
 }
@@ -74,7 +69,6 @@ fn main() -> Result<()> {
         Some((role, _)) if role == "issuer" => issuer::serve(),
         Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, BASELINE_EXCHANGES),
         Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, BASELINE_EXCHANGES),
-        Some((role, arguments)) if role == "vault" => bare::vault_loop(&arguments, EXCHANGES),
         Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
         None => measure(),
     }
@@ -98,7 +92,7 @@ fn measure() -> Result<()> {
     let mut rows = Vec::new();
     let mut kept = Vec::new();
     for (usage, name) in [(Usage::Reuse, "re-use"), (Usage::OneTime, "one-time")] {
-        let subjects = [Subject::Reqwest, Subject::Provider, Subject::Vault, Subject::Worker];
+        let subjects = [Subject::Reqwest, Subject::Provider, Subject::Worker];
         let mut measured = subjects.map(|_| Measured::default());
         for _ in 0..rounds(ROUNDS) {
             for (subject, measured) in subjects.iter().zip(&mut measured) {
@@ -148,7 +142,6 @@ impl Subject {
         match self {
             Self::Reqwest => "reqwest alone",
             Self::Provider => "the worker's client, nothing stored",
-            Self::Vault => "the vault's commits alone",
             Self::Worker => "consentry",
         }
     }
@@ -181,7 +174,7 @@ impl Issuer {
 
     fn round(&self, subject: Subject, usage: Usage, cores: Cores) -> Result<Seen> {
         let site = Site::new(Options { issuer: Some(self.address), ..Options::default() })?;
-        if matches!(subject, Subject::Vault | Subject::Worker) {
+        if matches!(subject, Subject::Worker) {
             site.fill(0, EXCHANGES, Fleet::Due(usage))?;
         }
         let mut count = Count::new(self)?;
@@ -191,17 +184,6 @@ impl Issuer {
             Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, cores.subject)?, BASELINE_EXCHANGES),
             Subject::Provider => {
                 count.watch(&Process::role("provider", &arguments, cores.subject)?, BASELINE_EXCHANGES)
-            }
-            Subject::Vault => {
-                let mut process = Process::role("vault", &arguments, cores.subject)?;
-                process.line()?;
-                let (started, before) = (Instant::now(), process.cpu()?);
-                let used = process.wait_counted()?.saturating_sub(before);
-                Ok(Seen {
-                    rate: EXCHANGES as f64 / started.elapsed().as_secs_f64(),
-                    cpu: used.as_secs_f64() * 1e6 / EXCHANGES as f64,
-                    connections: 0.0,
-                })
             }
             Subject::Worker => {
                 let worker = Worker::start(&site, cores.subject)?;

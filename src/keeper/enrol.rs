@@ -64,9 +64,9 @@ impl Keeper {
         let index = &self.shared.index;
         let secret = enrolment.refresh_token.as_ref().or(enrolment.api_key.as_ref());
         let fingerprint = secret.map(|secret| self.shared.vault.fingerprint(secret));
-        let holders = fingerprint.map(|fingerprint| index.by_fingerprint(fingerprint)).unwrap_or_default();
+        let holder = fingerprint.and_then(|fingerprint| index.by_fingerprint(fingerprint)).map(|slot| slot.id);
         let serves = index.find(organization).map(|entry| entry.slot.id);
-        (fingerprint, holders.iter().map(|slot| slot.id).chain(serves).collect())
+        (fingerprint, holder.into_iter().chain(serves).collect())
     }
 }
 
@@ -121,10 +121,8 @@ impl Shared {
         if self.vault.is_shared() {
             return self.holder_in_vault(fingerprint).await;
         }
-        for slot in self.index.by_fingerprint(fingerprint) {
-            if slot.lock().is_removed() {
-                continue;
-            }
+        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
+        if let Some(slot) = slot {
             let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
                 return Ok(Some((slot, grant)));

@@ -66,8 +66,6 @@ impl Shared {
         in_flight: &InFlight,
         seat: &mut Seat,
     ) -> Result<Exchanged, KeeperError> {
-        // Its commits, and those of others that are under way, may share a sync.
-        let _announced = self.vault.announce();
         let prepared = match self.prepare(slot, in_flight, seat).await {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return Ok(Exchanged::Elsewhere),
@@ -230,10 +228,9 @@ impl Shared {
         // A shared vault is not looked through at start.
         let outdated = lifecycle::out_of_date(grant, self.vault.epoch(), self.vault.epoch_reason(), now.wall);
         let Some(notice) = outdated.or(crashed) else { return Ok(None) };
-        // Boxed, as in `store` what is seldom needed: every exchange is moved into its task, with room for all that it may have to do.
-        let events = Box::pin(self.notice_events(grant, notice)).await;
+        let events = self.notice_events(grant, notice).await;
         let changes = vec![VaultChange::PutGrant(Box::new(grant.clone()))];
-        let commit = Box::pin(self.outbox.commit_held(&[&held.hold], changes, events)).await;
+        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, intent, &[]);
         self.tell(grant, notice);

@@ -11,14 +11,12 @@ use hashbrown::{HashTable, hash_table};
 
 use super::{
     brief::Second,
-    fingerprints::{Fingerprints, Start},
     slot::{Slot, fingerprint_key},
     subjects::Subjects,
 };
 use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
 
-/// Tables double when they are full. These do so at other sizes than those that are one table: no power of two.
-const SHARDS: usize = 80;
+const SHARDS: usize = 64;
 
 /// Organization to slot, grant to slot, fingerprint to slot.
 #[derive(Debug)]
@@ -27,7 +25,7 @@ pub(super) struct Index {
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
     /// By id.
     slots: RwLock<HashTable<Arc<Slot>>>,
-    pub(super) fingerprints: Fingerprints,
+    fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
     pub(super) subjects: Subjects,
     /// Spent tokens of grants that are gone: which record remembers each, and since when.
     graves: RwLock<HashMap<u64, (GrantId, Timestamp)>>,
@@ -62,7 +60,7 @@ impl Index {
             hasher: RandomState::new(),
             organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
             slots: RwLock::default(),
-            fingerprints: Fingerprints::default(),
+            fingerprints: RwLock::default(),
             subjects: Subjects::default(),
             graves: RwLock::default(),
             changes: AtomicU64::new(1),
@@ -163,6 +161,17 @@ impl Index {
         }
     }
 
+    /// Forgets the fingerprints of the grant that a slot stood for.
+    pub(super) fn forget_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
+            let key = fingerprint_key(*fingerprint);
+            if fingerprints.get(&key).is_some_and(|other| Arc::ptr_eq(other, slot)) {
+                fingerprints.remove(&key);
+            }
+        }
+    }
+
     /// How many slots there are.
     pub(super) fn slot_count(&self) -> usize {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -173,15 +182,22 @@ impl Index {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Which slots may have, or have had, a secret with this fingerprint; verify it against the stored grants.
-    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Vec<Arc<Slot>> {
-        let found = self.fingerprints.find(fingerprint);
-        if found.is_empty() {
-            return Vec::new();
+    /// Which slot may hold a secret with this fingerprint; verify it against the stored grant.
+    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Option<Arc<Slot>> {
+        self.fingerprints.read().unwrap_or_else(PoisonError::into_inner).get(&fingerprint_key(fingerprint)).cloned()
+    }
+
+    /// Remembers the grant's fingerprints, current and spent.
+    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
+            fingerprints.insert(fingerprint_key(*fingerprint), Arc::clone(slot));
         }
-        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        let of_start = |start: Start| slots.iter_hash(start.hash()).filter(move |slot| Start::of(slot.id) == start);
-        found.into_iter().flat_map(of_start).cloned().collect()
+    }
+
+    /// Forgets a fingerprint that its grant no longer remembers.
+    pub(super) fn forget_fingerprint(&self, fingerprint: Fingerprint) {
+        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
     }
 
     /// Remembers the spent tokens of a grant that is gone.
@@ -224,6 +240,9 @@ impl Index {
     }
 }
 
+/// Ids of grants are random and of our own making: nobody can choose colliding ones, and a part of one is as good as a hash.
 fn hash_of(id: GrantId) -> u64 {
-    Start::of(id).hash()
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.as_bytes()[..8]);
+    u64::from_be_bytes(first)
 }

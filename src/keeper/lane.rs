@@ -87,7 +87,12 @@ impl InFlight {
     /// Tells those who wait, while the flight goes on: nobody starts another.
     pub(super) fn tell(&self, result: Result<(), KeeperError>) {
         if let Some(end) = &self.end {
-            end.tell(result);
+            end.send_if_modified(|told| {
+                told.is_none() && {
+                    *told = Some(result);
+                    true
+                }
+            });
         }
     }
 

@@ -387,7 +387,7 @@ impl Shared {
             return;
         }
         self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
-        self.know_fingerprints(grant);
+        self.know_fingerprints(&slot, grant);
         self.set_timer(&slot, now);
     }
 }

@@ -24,7 +24,6 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
-mod fingerprints;
 mod following;
 mod forecast;
 mod hold;

@@ -245,6 +245,6 @@ impl Shared {
         self.recount_subject(slot.provider, Some(brief), None);
         self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
         self.index.remove_slot(slot);
-        self.index.fingerprints.forget(grant);
+        self.index.forget_fingerprints(slot, grant);
     }
 }

@@ -40,16 +40,16 @@ impl Shared {
         }
         for old in before {
             if *old != grant.fingerprint && !grant.spent.contains(old) {
-                self.index.fingerprints.forget_one(grant.id, *old);
+                self.index.forget_fingerprint(*old);
             }
         }
-        self.know_fingerprints(grant);
+        self.know_fingerprints(slot, grant);
     }
 
     /// Remembers whose secrets these are; a database that is shared remembers it by itself.
-    pub(super) fn know_fingerprints(&self, grant: &Grant) {
+    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
         if !self.vault.is_shared() {
-            self.index.fingerprints.know(grant);
+            self.index.know_fingerprints(slot, grant);
         }
     }
 

@@ -22,8 +22,8 @@ use crate::{
     vault::OnDuty,
 };
 
-/// Due slots that are taken from the timers at once: fetches of the same thread wait until all of them are queued.
-const BATCH: usize = 64;
+/// Due slots that are taken from the timers at once.
+const BATCH: usize = 1000;
 /// A change of wall time against the boot-time clock by more than this is a jump.
 const JUMP: Duration = Duration::from_secs(5);
 /// A grant fetched within this time has its turn before the idle ones.
@@ -128,7 +128,7 @@ impl Shared {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
             let by_wall = boot_moment(due, now);
-            self.timers.set(&slot, |state| state.timer().map(|timer| timer.get().min(by_wall)));
+            self.timers.set(&slot, |state| state.timer.map(|timer| timer.get().min(by_wall)));
         }
     }
 
@@ -141,7 +141,7 @@ impl Shared {
             let (brief, timer, flying) = {
                 let mut state = slot.lock();
                 state.calm_down(now.boot);
-                (state.brief(), state.timer(), state.flight().is_some())
+                (state.brief(), state.timer, state.flight().is_some())
             };
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {
@@ -202,13 +202,12 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchanging = {
             let (shared, seat) = (Arc::clone(&shared), Seat::new(&lane.permits, Some(permit)));
-            // Boxed, since it is large, and moved a few times until it is where it stays.
-            Box::pin(async move {
+            async move {
                 if Arc::clone(&shared).exchange(slot, in_flight, seat).await == Exchanged::Elsewhere {
                     // Each replica takes a turn for what is due; one of them uses it.
                     shared.lanes[number].budget.give_back(taken);
                 }
-            })
+            }
         };
         let exchanging = shared.tasks.spawn(exchanging);
         if on_trial {

@@ -1,18 +1,18 @@
 use std::{
     num::NonZeroU64,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::{OwnedMutexGuard, watch};
 
 pub(super) use super::brief::{
-    Brief, BriefAccess, LATEST_TIMER, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
+    Brief, BriefAccess, FirstRefusal, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
 };
-use super::brief::{PackedBrief, Rare, Second};
+use super::brief::{PackedBrief, Second};
 use super::{KeeperError, answer::CachedToken};
 use crate::model::{Fingerprint, Grant, GrantId, Timestamp, Usage};
 
@@ -37,10 +37,12 @@ pub(super) struct SlotState {
     packed: PackedBrief,
     /// The access token, while the bounded cache keeps it.
     pub(super) token: Option<Arc<CachedToken>>,
+    /// Its key in the timers, on the boot-time clock in milliseconds.
+    pub(super) timer: Option<NonZeroU64>,
     busy: Option<Box<Busy>>,
 }
 
-/// What a slot has only while something happens to its grant, and what few have.
+/// What a slot has only while something happens to its grant.
 #[derive(Debug, Default)]
 struct Busy {
     /// The exchange that is queued or under way.
@@ -50,7 +52,7 @@ struct Busy {
     record: Option<RecordLock>,
     /// Exchanges that callers forced.
     forced: Forced,
-    rare: Rare,
+    first_refusal: Option<FirstRefusal>,
 }
 
 /// A place in a queue: the smallest goes first.
@@ -75,56 +77,22 @@ pub(super) enum Urgency {
     Idle,
 }
 
-/// An exchange that others may wait for. When many grants are due at once, each that waits for its turn has one.
+/// An exchange that others may wait for: `None` while it goes on.
 #[derive(Debug, Clone)]
-pub(super) struct Flight(Arc<Told>);
+pub(super) struct Flight(watch::Receiver<Option<Result<(), KeeperError>>>);
 
-/// The end of a flight that tells: once, and nothing if it is dropped before.
-#[derive(Debug)]
-pub(super) struct FlightEnd(Arc<Told>);
-
-#[derive(Debug, Default)]
-struct Told {
-    /// What was told; `None` where the exchange's task died without telling.
-    end: OnceLock<Option<Result<(), KeeperError>>>,
-    waiting: Notify,
-}
+/// The end of a flight that tells.
+pub(super) type FlightEnd = watch::Sender<Option<Result<(), KeeperError>>>;
 
 impl Flight {
     pub(super) fn new() -> (FlightEnd, Self) {
-        let told = Arc::new(Told::default());
-        (FlightEnd(Arc::clone(&told)), Self(told))
+        let (end, flight) = watch::channel(None);
+        (end, Self(flight))
     }
 
     /// Waits for the end; `None` where the exchange's task died without telling.
-    pub(super) async fn ended(self) -> Option<Result<(), KeeperError>> {
-        // Hears of what is told from here on.
-        let told = self.0.waiting.notified();
-        if self.0.end.get().is_none() {
-            told.await;
-        }
-        self.0.end.get().cloned().flatten()
-    }
-}
-
-impl FlightEnd {
-    /// Tells those who wait and those who come; what was told first stays.
-    pub(super) fn tell(&self, result: Result<(), KeeperError>) {
-        self.0.tell(Some(result));
-    }
-}
-
-impl Drop for FlightEnd {
-    fn drop(&mut self) {
-        self.0.tell(None);
-    }
-}
-
-impl Told {
-    fn tell(&self, end: Option<Result<(), KeeperError>>) {
-        if self.end.set(end).is_ok() {
-            self.waiting.notify_waiters();
-        }
+    pub(super) async fn ended(mut self) -> Option<Result<(), KeeperError>> {
+        self.0.wait_for(Option::is_some).await.ok().and_then(|end| end.clone())
     }
 }
 
@@ -165,12 +133,12 @@ impl Forced {
 }
 
 impl Slot {
-    /// With the two counters of its `Arc` it fills 128 bytes, which is what the allocator gives for anything above 112.
-    pub(super) const SIZE: usize = 112;
+    /// With the two counters of its `Arc` it fills 160 bytes, which is what the allocator gives for anything above 128.
+    pub(super) const SIZE: usize = 144;
 
     pub(super) fn new(id: GrantId, provider: u16, brief: Brief, last_fetched: Option<Timestamp>) -> Self {
         const { assert!(size_of::<Self>() <= Self::SIZE) };
-        let mut state = SlotState { packed: PackedBrief::default(), token: None, busy: None };
+        let mut state = SlotState { packed: PackedBrief::of(&brief), token: None, timer: None, busy: None };
         state.set_brief(&brief);
         Self { id, provider, last_fetched: AtomicU32::new(Second::of(last_fetched).0), state: Mutex::new(state) }
     }
@@ -204,46 +172,34 @@ impl Slot {
 
 impl SlotState {
     pub(super) fn brief(&self) -> Brief {
-        self.packed.open(self.busy.as_ref().map(|busy| busy.rare).unwrap_or_default())
+        self.packed.open(self.busy.as_ref().and_then(|busy| busy.first_refusal))
     }
 
     pub(super) fn set_brief(&mut self, brief: &Brief) {
-        let rare = self.packed.put(brief);
-        if rare != Rare::default() || self.busy.is_some() {
-            self.busy().rare = rare;
+        self.packed.put(brief);
+        if brief.first_refusal.is_some() || self.busy.is_some() {
+            self.busy().first_refusal = brief.first_refusal;
         }
         self.tidy();
     }
 
-    /// Its key in the timers, on the boot-time clock in milliseconds.
-    pub(super) fn timer(&self) -> Option<NonZeroU64> {
-        self.packed.timer()
-    }
-
-    /// Gives it another key in the timers, of [`LATEST_TIMER`] at most.
-    pub(super) fn set_timer(&mut self, timer: Option<NonZeroU64>) {
-        self.packed.set_timer(timer);
-    }
-
     /// The grant is gone from the vault: nothing may be started with this slot.
     pub(super) const fn is_removed(&self) -> bool {
-        self.packed.is_removed()
+        self.packed.removed
     }
 
     pub(super) const fn remove(&mut self) {
-        self.packed.remove();
+        self.packed.removed = true;
     }
 
     /// Notes a use of the token, so that the cache spares it once.
     pub(super) const fn use_token(&mut self) {
-        self.packed.set_used(true);
+        self.packed.used = true;
     }
 
     /// Whether the token was used since this was asked before.
     pub(super) const fn take_used(&mut self) -> bool {
-        let used = self.packed.is_used();
-        self.packed.set_used(false);
-        used
+        std::mem::replace(&mut self.packed.used, false)
     }
 
     /// The exchange that is queued or under way.
@@ -322,7 +278,7 @@ impl SlotState {
 impl Busy {
     fn is_idle(&self) -> bool {
         let nothing_goes_on = self.flight.is_none() && self.queued.is_none() && self.record.is_none();
-        nothing_goes_on && self.forced.last.is_none() && self.rare == Rare::default()
+        nothing_goes_on && self.forced.last.is_none() && self.first_refusal.is_none()
     }
 }
 
@@ -369,7 +325,6 @@ mod tests {
     use super::*;
     use crate::{
         clock::Now,
-        keeper::brief::FirstRefusal,
         lifecycle::{Enrolling, new_grant},
         model::{Credential, Secret},
     };
@@ -462,24 +417,6 @@ mod tests {
         drop(next);
         drop(slot.record().await);
         assert!(slot.lock().busy.is_none());
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_a_flight_is_told_what_was_told_first_or_that_nobody_will() {
-        let (end, flight) = Flight::new();
-        let mut waiting = Box::pin(flight.clone().ended());
-        assert!(is_pending(&mut waiting).await);
-        end.tell(Err(KeeperError::Starting));
-        end.tell(Ok(()));
-        assert!(matches!(waiting.await, Some(Err(KeeperError::Starting))));
-        drop(end);
-        assert!(matches!(flight.ended().await, Some(Err(KeeperError::Starting))), "also who comes later");
-
-        let (end, flight) = Flight::new();
-        let mut waiting = Box::pin(flight.clone().ended());
-        assert!(is_pending(&mut waiting).await);
-        drop(end);
-        assert!(waiting.await.is_none() && flight.ended().await.is_none());
     }
 
     /// Whether it is not done when it is asked once.

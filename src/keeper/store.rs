@@ -69,7 +69,7 @@ impl Shared {
                 if self.vault.is_shared() {
                     // Without the claim of its grant it can be no more than that.
                     let why = "another replica was at work on its grant when the worker stopped";
-                    let _ = Box::pin(self.keep_stray(prepared, None, outcome, why)).await;
+                    let _ = self.keep_stray(prepared, None, outcome, why).await;
                 }
                 return Err(error);
             }
@@ -102,7 +102,7 @@ impl Shared {
             Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
                 let why = "its grant had been removed when the answer came";
-                let kept = Box::pin(self.keep_stray(prepared, Some(under), outcome, why)).await;
+                let kept = self.keep_stray(prepared, Some(under), outcome, why).await;
                 kept.map_err(|error| self.not_committed(&error, hold))?;
                 return Ok(Err(KeeperError::UnknownOrganization));
             }
@@ -121,9 +121,7 @@ impl Shared {
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
         let committed = match self.commit_end(prepared, under, outcome, &end, true).await {
-            Err(VaultError::TooLarge { .. }) => {
-                Box::pin(self.commit_less(prepared, under, &ended, &stored, &mut end)).await
-            }
+            Err(VaultError::TooLarge { .. }) => self.commit_less(prepared, under, &ended, &stored, &mut end).await,
             committed => committed,
         };
         let sequence = committed.map_err(|error| self.not_committed(&error, hold))?;
@@ -211,7 +209,7 @@ impl Shared {
         with_access: bool,
     ) -> Result<u64, VaultError> {
         let events = match end.verdict.notice {
-            Some(notice) => Box::pin(self.notice_events(&end.grant, notice)).await,
+            Some(notice) => self.notice_events(&end.grant, notice).await,
             None => Vec::new(),
         };
         self.outbox.commit_held(&[hold], self.changes(prepared, outcome, end, with_access), events).await

@@ -82,7 +82,7 @@ impl Shared {
     pub(super) async fn tell_refreshed(&self, grant: &Grant) {
         let make = async || {
             let moment = grant.refreshed_at.unwrap_or_default().as_millis().to_le_bytes();
-            Box::pin(self.events(EventKind::TokenRefreshed, grant, &moment)).await
+            self.events(EventKind::TokenRefreshed, grant, &moment).await
         };
         self.outbox.live(make).await;
     }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     runtime::Handle as Runtime,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
 };
 use zeroize::Zeroizing;
 
@@ -26,6 +26,8 @@ use crate::model::{
     RevokedLinks, Secret, Timestamp,
 };
 
+/// How many commits may be under way or wait; more wait for a place.
+pub(super) const MAX_WAITING: usize = 4096;
 /// How long closing waits for records that are still being counted after a crash. Then that is left to the next opening.
 const JUDGING_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -51,6 +53,7 @@ struct Handle {
     shared: Arc<Shared>,
     /// `None` only while it is dropped.
     requests: Option<mpsc::UnboundedSender<Request>>,
+    places: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -73,7 +76,8 @@ impl Vault {
         requests: mpsc::UnboundedSender<Request>,
         writer: Option<JoinHandle<()>>,
     ) -> Self {
-        Self(Kept::Local(Arc::new(Handle { shared, requests: Some(requests), writer })))
+        let places = Arc::new(Semaphore::new(MAX_WAITING));
+        Self(Kept::Local(Arc::new(Handle { shared, requests: Some(requests), places, writer })))
     }
 
     /// Whether other processes may change what is in it.
@@ -249,17 +253,6 @@ impl Vault {
                 Box::pin(store.commit_held(&holds, changes)).await
             }
         }
-    }
-
-    /// Says that a commit will come before long, until what this gives is dropped: others, of this process and on this machine, then wait
-    /// for it for a millisecond at most, and share its sync. Held while an exchange is under way.
-    pub fn announce(&self) -> Announced {
-        let local = match &self.0 {
-            Kept::Local(local) => Some(Arc::clone(&local.shared)),
-            // Each commit is a transaction of its own there, and the database gathers them as it is told to.
-            Kept::Shared(_) => None,
-        };
-        Announced::by(local)
     }
 
     /// What other processes write; `None` where there are none.
@@ -545,40 +538,11 @@ impl Hold {
     }
 }
 
-/// A commit is about to come, as [`Vault::announce`] says.
-#[must_use = "it is over when this is dropped"]
-pub struct Announced(Option<Arc<Shared>>);
-
-impl Announced {
-    fn by(shared: Option<Arc<Shared>>) -> Self {
-        if let Some(shared) = &shared {
-            shared.gathering.announce();
-        }
-        Self(shared)
-    }
-}
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.0 {
-            shared.gathering.done();
-        }
-    }
-}
-
-impl fmt::Debug for Announced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Announced").finish_non_exhaustive()
-    }
-}
-
 impl Handle {
     async fn commit(&self, changes: Vec<Change>) -> Result<u64, VaultError> {
-        let gathering = &self.shared.gathering;
-        let place = Arc::clone(&gathering.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| VaultError::Closed)?;
         let (done, answer) = oneshot::channel();
         self.send(Request::Commit(Commit { changes, done, _place: place }))?;
-        gathering.came();
         answer.await.map_err(|_| self.shared.gone())?
     }
 

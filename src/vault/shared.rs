@@ -15,7 +15,6 @@ use super::{
     derived::Derived,
     engine::{Engine, Mark},
     folder::Lock,
-    gather::Gathering,
     keyring::Keyring,
     name::{Kind, Name, Namer, Part},
     rekey::Rekeying,
@@ -36,8 +35,6 @@ pub(super) struct Shared {
     pub(super) poison: OnceLock<String>,
     /// What is durable in the journal and not yet in the engine; where that failed, it stays here.
     pub(super) backlog: Backlog,
-    /// Who is about to commit.
-    pub(super) gathering: Gathering,
     /// Whether what is in the engine is known to be all that should be.
     pub(super) judgement: watch::Sender<Judgement>,
     /// The vault is to be closed without a judgement.
@@ -95,7 +92,6 @@ impl Shared {
             own: Vec::new(),
             poison: OnceLock::new(),
             backlog: Backlog::default(),
-            gathering: Gathering::default(),
             judgement: watch::Sender::new(Judgement::Whole),
             ending: AtomicBool::new(false),
             rekeying: Mutex::default(),

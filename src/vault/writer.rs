@@ -100,7 +100,6 @@ impl Writer {
         let waiting = runtime::Builder::new_current_thread().enable_time().build();
         let waiting = waiting.map_err(|error| VaultError::io(&path, &error))?;
         let run = move || {
-            writer.shared.gathering.begin();
             if let Err(panic) = caught(|| writer.run(&mut requests, &waiting)) {
                 writer.shared.poison(&VaultError::Engine { detail: panic });
             }
@@ -249,8 +248,10 @@ impl Writer {
             }
             next = requests.try_recv().ok();
             if next.is_none() && !stood_back {
+                // Where cores are scarce, whoever makes commits was put aside when the first of them woke this thread: let
+                // them go on for once, and their commits share the sync. Where a core is free, this takes no time.
                 stood_back = true;
-                self.shared.gathering.stand_back();
+                thread::yield_now();
                 next = requests.try_recv().ok();
             }
         }

@@ -177,7 +177,7 @@ async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmles
     world.advance(HOUR);
     world.until(|world| world.sent("key-b") == 2).await;
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    world.until(|_| slot.lock().flight().is_none() && slot.lock().timer().is_none()).await;
+    world.until(|_| slot.lock().flight().is_none() && slot.lock().timer.is_none()).await;
     assert_eq!(world.keeper.sweep(), 0, "it waits for an operator, and nothing was forgotten");
     assert_eq!(world.sent("one-1-one-a"), 1);
     world.keeper.remove(&org("b"), false).await.expect("removed");
@@ -281,7 +281,7 @@ async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_toke
     world.advance(HOUR.mul_f64(0.85));
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
     let now = world.keeper.shared.now().boot;
-    world.until(|_| slot.lock().timer().is_some_and(|timer| u128::from(timer.get()) > (now + HOUR).as_millis())).await;
+    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer.get()) > (now + HOUR).as_millis())).await;
     assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
     world.until(|world| world.issuer.count() == 2).await;
 }

@@ -8,7 +8,6 @@ mod backup_parts;
 mod compact;
 mod damage;
 mod fuzz;
-mod gather;
 mod judged;
 mod killed;
 mod moving;
@@ -23,7 +22,6 @@ use std::{
 use super::{
     engine::{Each, Engine, Mark},
     folder::Folder,
-    gather::Gathering,
     journal::Journal,
     keyring::Keyring,
     memory::Memory,
@@ -475,15 +473,6 @@ fn lock_bytes(fixture: &Fixture) -> u64 {
 
 /// A vault over the fixture's journal and keys with an engine in memory, which holds the first commit.
 fn with_memory(fixture: &Fixture, prepare: impl FnOnce(&mut Journal)) -> (Vault, std::sync::Arc<Memory>) {
-    with_gathering(fixture, prepare, Gathering::default())
-}
-
-/// The same, with a writer that waits for others as `gathering` says.
-fn with_gathering(
-    fixture: &Fixture,
-    prepare: impl FnOnce(&mut Journal),
-    gathering: Gathering,
-) -> (Vault, std::sync::Arc<Memory>) {
     struct Lent(std::sync::Arc<Memory>);
     impl Engine for Lent {
         fn get(&self, name: &name::Name) -> Result<Option<Vec<u8>>, VaultError> {
@@ -523,6 +512,5 @@ fn with_gathering(
     prepare(&mut journal);
     let opened = Opened { engine: Box::new(Lent(std::sync::Arc::clone(&engine))), lock: None };
     let shared = Shared::new(opened, keyring, codec::Meta::NEW, &mark, journal.bytes(), Metrics::new(&[]));
-    let shared = Shared { gathering, ..shared };
     (Writer::start(shared, Folder::at(&fixture.config.path), journal, mark).unwrap(), engine)
 }
