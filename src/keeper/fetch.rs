@@ -131,7 +131,7 @@ impl Shared {
         let refusal = outcome.as_ref().err()?;
         if matches!(refusal, KeeperError::UnknownOrganization) && self.vault.is_shared() {
             // Of what another process did to it, it may be known so far that its old grant is gone, and no more.
-            let _ = Box::pin(self.look_again(&entry.id)).await;
+            let _ = Box::pin(self.look_now(&entry.id)).await;
         }
         let now = self.index.find(&entry.id)?;
         (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)

@@ -281,6 +281,11 @@ impl Shared {
         if self.news.is_away.load(Ordering::Relaxed) {
             return Ok(false);
         }
+        self.look_now(id).await
+    }
+
+    /// The same, also where the latest poll failed: whoever was just answered by the vault need not wait for the next.
+    pub(super) async fn look_now(&self, id: &OrganizationId) -> Result<bool, KeeperError> {
         let looking = async {
             let stored = self.vault.organization(id).await?;
             let known = self.index.find(id).map(|entry| entry.slot.id);
