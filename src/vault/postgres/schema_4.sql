@@ -72,6 +72,7 @@ DECLARE
     v_here CONSTANT xid8 := pg_current_xact_id();
     v_last bigint;
     v_count bigint;
+    v_there bytea[];
 BEGIN
     PERFORM {schema}.synchronous_1(p_asynchronous);
 
@@ -189,7 +190,9 @@ BEGIN
         END IF;
     END IF;
 
-    PERFORM 1 FROM {schema}.records WHERE name = ANY (p_names) ORDER BY name FOR UPDATE;
+    -- What is there stays as it is from here on. What is not may be written by another at any moment: that is found out by the insertion.
+    SELECT coalesce(array_agg(r.name), '{}') INTO v_there FROM (
+        SELECT name FROM {schema}.records WHERE name = ANY (p_names) ORDER BY name FOR UPDATE) AS r;
     IF EXISTS (
         SELECT 1 FROM unnest(p_names, p_expected) AS w (name, expected)
             LEFT JOIN {schema}.records AS r ON r.name = w.name
@@ -202,14 +205,14 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
     END IF;
-    -- Before the update, so that it finds none of these. A unique violation means that a record has another version.
+    -- A unique violation means that another has written such a record since: it has another version.
     INSERT INTO {schema}.records
         SELECT w.name, w.version, w.sealed, w.tombstone,
                 CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, v_timeline, v_here
             FROM unnest(p_names, p_expected, p_versions, p_sealed, p_tombstones)
                 AS w (name, expected, version, sealed, tombstone)
             WHERE (w.sealed IS NOT NULL OR w.expected = 0)
-                AND NOT EXISTS (SELECT 1 FROM {schema}.records AS r WHERE r.name = w.name)
+                AND NOT w.name = ANY (v_there)
             ORDER BY w.name;
     -- What is deleted and not there stays as it is, unless its version was named.
     UPDATE {schema}.records AS r
@@ -217,7 +220,7 @@ BEGIN
             gone = CASE WHEN w.sealed IS NULL THEN clock_timestamp() END, timeline = v_timeline, changed = v_here
         FROM unnest(p_names, p_expected, p_versions, p_sealed, p_tombstones)
             AS w (name, expected, version, sealed, tombstone)
-        WHERE r.name = w.name AND r.version < w.version
+        WHERE r.name = w.name AND r.name = ANY (v_there) AND r.version < w.version
             AND (w.sealed IS NOT NULL OR r.sealed IS NOT NULL OR w.expected >= 0);
 
     IF cardinality(p_work) = 0 THEN

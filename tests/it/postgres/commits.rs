@@ -47,6 +47,22 @@ fn what_was_committed_is_read_back_directly_and_through_a_pooler() {
     }
 }
 
+/// What becomes of all of them when each writes that record as it should find it, at the same time; and who of them was told that it is
+/// done.
+fn rivals(workers: &[Worker], record: Name, expected: Expected, version: u64) -> Vec<u8> {
+    let results: Vec<_> = thread::scope(|scope| {
+        let rivals = workers.iter().enumerate().map(|(rival, worker)| {
+            let sealed = Some(vec![u8::try_from(rival).expect("few rivals")]);
+            let writes = vec![Write { name: record, expected, version, sealed, tombstone: None }];
+            scope.spawn(move || worker.commit(Batch { writes, ..Batch::default() }))
+        });
+        let rivals: Vec<_> = rivals.collect();
+        rivals.into_iter().map(|rival| rival.join().expect("a rival")).collect()
+    });
+    assert!(results.iter().all(|result| matches!(result, Ok(()) | Err(PostgresError::Conflict))), "{results:?}");
+    (0u8..).zip(&results).filter(|(_, result)| result.is_ok()).map(|(rival, _)| rival).collect()
+}
+
 #[test]
 fn of_many_who_write_one_version_one_succeeds() {
     if !is_installed() {
@@ -54,25 +70,21 @@ fn of_many_who_write_one_version_one_succeeds() {
     }
     let cluster = Cluster::shared();
     let bouncer = Bouncer::start(&cluster);
-    let workers: Vec<_> = [cluster.url(), bouncer.url(), bouncer.url()].map(|url| Worker::open(&url, "rivals")).into();
+    let workers = [cluster.url(), bouncer.url(), bouncer.url()].map(|url| Worker::open(&url, "rivals"));
     let mut expected = 0;
     for _ in 0..5 {
         let version = next_version(expected);
-        let results: Vec<_> = thread::scope(|scope| {
-            let rivals = workers.iter().enumerate().map(|(rival, worker)| {
-                let sealed = Some(vec![u8::try_from(rival).expect("few rivals")]);
-                let expected = found(expected);
-                let writes = vec![Write { name: grant(1), expected, version, sealed, tombstone: None }];
-                scope.spawn(move || worker.commit(Batch { writes, ..Batch::default() }))
-            });
-            let rivals: Vec<_> = rivals.collect();
-            rivals.into_iter().map(|rival| rival.join().expect("a rival")).collect()
-        });
-        let won: Vec<_> = (0u8..).zip(&results).filter(|(_, result)| result.is_ok()).map(|(rival, _)| rival).collect();
-        assert_eq!(won.len(), 1, "{results:?}");
-        assert!(results.iter().all(|result| matches!(result, Ok(()) | Err(PostgresError::Conflict))), "{results:?}");
+        let won = rivals(&workers, grant(1), found(expected), version);
+        assert_eq!(won.len(), 1, "{won:?}");
         assert_eq!(workers[0].read(grant(1)), Some((version, won)));
         expected = version;
+    }
+    // Nothing is there that could be locked.
+    for id in 2..=200 {
+        let version = next_version(0);
+        let won = rivals(&workers, grant(id), found(0), version);
+        assert_eq!(won.len(), 1, "of record {id}: {won:?}");
+        assert_eq!(workers[0].read(grant(id)), Some((version, won)));
     }
 }
 
