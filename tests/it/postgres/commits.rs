@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use consentry::vault::postgres::{Batch, Fence, Lease, Postgres, PostgresError, Write, next_version};
+use consentry::vault::postgres::{Batch, Expected, Fence, Lease, Name, Postgres, PostgresError, Write, next_version};
 use tokio::runtime::Runtime;
 
 use super::{
