@@ -201,7 +201,7 @@ BEGIN
         RAISE EXCEPTION 'a record has another version' USING ERRCODE = 'CV004';
     ELSIF EXISTS (
         SELECT 1 FROM unnest(p_names, p_versions) AS w (name, version)
-            JOIN {schema}.records AS r ON r.name = w.name WHERE r.version >= w.version
+            JOIN {schema}.records AS r ON r.name = w.name WHERE r.name = ANY (v_there) AND r.version >= w.version
     ) THEN
         RAISE EXCEPTION 'a record has a later version' USING ERRCODE = 'CV006';
     END IF;
