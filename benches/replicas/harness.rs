@@ -1,5 +1,8 @@
 //! What the tests' cluster asks of the tests' harness.
 
+#[path = "../../tests/it/harness/ports.rs"]
+pub(crate) mod ports;
+
 use std::{
     thread,
     time::{Duration, Instant},

@@ -13,12 +13,13 @@ use serde_json::Value;
 
 use crate::{
     PATIENCE, PATIENCE_EACH,
-    cluster::{Cluster, free_port},
+    cluster::Cluster,
     common::{
         caller::{Connection, get},
         site::{Database, Fleet, Options, Site},
         worker::Worker,
     },
+    harness::ports::free_port,
     issuer::Issuer,
 };
 

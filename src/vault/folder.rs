@@ -87,6 +87,14 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A process that is just being started from this one has the file open as well until it becomes another program: closing it here
+        // alone would leave it locked for that moment.
+        let _ = self.file.unlock();
+    }
+}
+
 impl Folder {
     pub(super) fn at(path: &Path) -> Self {
         Self { path: path.to_owned() }

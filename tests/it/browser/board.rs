@@ -20,8 +20,9 @@ use super::{
 };
 use crate::harness::{
     eventually,
+    ports::free_port,
     sandbox::{CONSENTS, Stand},
-    worker::{Setup, Worker, free_port},
+    worker::{Setup, Worker},
 };
 
 const ORGANIZATIONS: usize = 10_000;

@@ -10,8 +10,9 @@ use super::{
     pictures,
 };
 use crate::harness::{
+    ports::free_port,
     sandbox::{CONSENTS, Stand},
-    worker::{Setup, free_port},
+    worker::Setup,
 };
 
 #[test]

@@ -18,7 +18,8 @@ use super::{
 use crate::harness::{
     LOOK_EVERY,
     oidc::{Peer, REUSE},
-    worker::{Setup, Worker, free_port},
+    ports::free_port,
+    worker::{Setup, Worker},
 };
 
 /// The host name of the consent pages.

@@ -2,10 +2,12 @@
 
 use std::{
     env, fs,
-    os::unix::fs::chown,
+    os::unix::{fs::chown, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use rustix::process::Signal;
 
 use super::{Process, installed, is_root, output, path, run, skipped, text};
 use crate::harness::{eventually, http};
@@ -102,6 +104,11 @@ fn runs(store: &Store, container: &str, folder: &Path) {
     let shell =
         output(store.buildah().args(["run", "--isolation", "chroot", container, "--", "/bin/sh", "-c", "true"]));
     assert!(!shell.status.success(), "there is a shell in the image");
+    // It is asked itself: where whoever started it is killed, it lives on.
+    let stream = UnixStream::connect(&socket).expect("it listens");
+    let pid = rustix::net::sockopt::socket_peercred(&stream).expect("the kernel knows").pid;
+    rustix::process::kill_process(pid, Signal::TERM).expect("root may");
+    eventually("it stops", || worker.0.try_wait().expect("it is our child").map(drop));
 }
 
 #[test]

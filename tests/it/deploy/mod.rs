@@ -15,7 +15,6 @@ mod watched;
 
 use std::{
     env, fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -104,12 +103,6 @@ fn documents(yaml: &str) -> Vec<Value> {
 /// The one document of a YAML text.
 fn document(yaml: &str) -> Value {
     documents(yaml).pop().expect("a document")
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback address");
-    listener.local_addr().expect("it is bound").port()
 }
 
 /// The code blocks of a page in this language.

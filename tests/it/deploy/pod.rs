@@ -21,11 +21,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
-    Process, free_port, installed, is_root,
+    Process, installed, is_root,
     kubernetes::{container, find, rendered},
     output, path, text,
 };
-use crate::harness::{caller::Caller, eventually, http, sandbox::Stand};
+use crate::harness::{caller::Caller, eventually, http, ports::free_port, sandbox::Stand};
 
 /// What the manifest's image has there, is there under this name here: `/usr` is the machine's.
 const BINARY: &str = "/consentry";

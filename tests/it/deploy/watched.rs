@@ -15,8 +15,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Process, free_port, path, text};
-use crate::harness::{eventually, http};
+use super::{Process, path, text};
+use crate::harness::{eventually, http, ports::free_port};
 
 /// A Prometheus that scrapes one worker every second, as the job that the rules expect.
 pub(super) struct Prometheus {

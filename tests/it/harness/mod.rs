@@ -11,6 +11,7 @@ pub(crate) mod hooks;
 pub(crate) mod http;
 pub(crate) mod node;
 pub(crate) mod oidc;
+pub(crate) mod ports;
 pub(crate) mod sandbox;
 pub(crate) mod tap;
 pub(crate) mod worker;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::Read,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -27,6 +27,7 @@ use super::{
     description, eventually,
     http::{self, Headers, Response},
     oidc::{Client, Peer},
+    ports::free_port,
     sandbox::{CONSENTS, KEYS, Stand},
 };
 
@@ -431,7 +432,7 @@ impl Worker {
     pub(crate) fn started(mut self) -> Self {
         self.launch();
         if let Some(status) = self.ready() {
-            panic!("the worker ended with {status} before it was ready");
+            panic!("the worker ended with {status} before it was ready\n{}", self.log());
         }
         self
     }
@@ -549,10 +550,4 @@ fn consentry(config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_consentry"));
     command.env("CONSENTRY_CONFIG", config).env_remove("RUST_LOG");
     command
-}
-
-/// A port that nobody listens on. Another process could take it before the worker does; it then says so and ends.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback address");
-    listener.local_addr().expect("it is bound").port()
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Stage, a_second_later, word};
-use crate::harness::{http::over_tcp, worker::free_port};
+use crate::harness::{http::over_tcp, ports::free_port};
 
 /// The answer to a request of these very bytes.
 fn raw(pages: &str, request: &str) -> String {

@@ -12,8 +12,8 @@ use super::{Stage, a_second_later, word};
 use crate::harness::{
     chance::{Seed, number, tell},
     eventually,
+    ports::free_port,
     sandbox::Stand,
-    worker::free_port,
 };
 
 /// How many kills there are, unless `CONSENTRY_KILLS` says otherwise: one here for so many under load.

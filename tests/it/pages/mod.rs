@@ -11,8 +11,9 @@ use self::person::{Person, Visit};
 use crate::harness::{
     eventually,
     http::Response,
+    ports::free_port,
     sandbox::{CONSENTS, Stand},
-    worker::{Setup, Worker, free_port},
+    worker::{Setup, Worker},
 };
 
 /// A worker with pages, the issuer, and the way from one to the other.

@@ -9,8 +9,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::cluster::{Cluster, DATABASE, ROLE, free_port};
-use crate::harness::eventually;
+use super::cluster::{Cluster, DATABASE, ROLE};
+use crate::harness::{eventually, ports::free_port};
 
 /// So few that clients have to share them.
 const SERVER_CONNECTIONS: usize = 2;

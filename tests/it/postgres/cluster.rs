@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -17,7 +16,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::harness::{chance::tell, eventually};
+use crate::harness::{chance::tell, eventually, ports::free_port};
 
 /// The database that the tests use, and the role that owns it: no superuser.
 pub(crate) const DATABASE: &str = "vault";
@@ -88,12 +87,6 @@ impl Account {
             chown(path, Some(uid), Some(gid)).expect("root may give a file away");
         }
     }
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("its number").port()
 }
 
 impl Cluster {
