@@ -31,6 +31,7 @@ use crate::{
     notice::{self, Notice, ReceiverProblem, Receivers},
     outbox::Outbox,
     provider::SetupError,
+    serve::OwnThread,
     shutdown::{Request, Signals},
     vault::{Identity, Singular, Vault, VaultError, recipients_differ},
 };
@@ -39,6 +40,8 @@ use crate::{
 const WATCHDOG_SHARE: u32 = 3;
 /// And at least so often, since a sleep over a minute is late where a machine was suspended.
 const WATCHDOG_LONGEST: Duration = Duration::from_secs(30);
+/// The name of the thread that answers the socket's callers.
+const CALLERS_THREAD: &str = "callers";
 /// How long exchanges under way may take to end when the worker stops, beyond their own time limit.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -72,6 +75,9 @@ pub enum DaemonError {
     /// The sweep's schedule makes no sense.
     #[error(transparent)]
     Cron(#[from] CronError),
+    /// The thread that answers callers cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// The process cannot take its signals.
     #[error("cannot take over the process's signals: {0}")]
     Signals(std::io::Error),
@@ -126,7 +132,12 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let providers = providers(&config, &clock)?;
     let receivers = Receivers::open(&config.webhooks, &clock)?;
 
-    let socket = ApiServer::bind(&config.socket)?;
+    // Callers of tokens that live are answered by a thread that does nothing else: they do not wait while exchanges have their turns.
+    let callers = OwnThread::new().map_err(DaemonError::Thread)?;
+    let socket = {
+        let _its_own = callers.enter();
+        ApiServer::bind(&config.socket)?
+    };
     let listener = match config.http_listen {
         Some(addr) => Some(http::bind(addr).await?),
         None => None,
@@ -141,7 +152,8 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let current = Current::default();
     let api = Api::new(current.clone(), access(&config), metrics.clone(), clock.clone());
     let (serving, stop_serving) = (TaskTracker::new(), CancellationToken::new());
-    serving.spawn(socket.serve(api.clone(), stop_serving.clone()));
+    let answering = socket.serve(api.clone(), tokio::runtime::Handle::current(), stop_serving.clone());
+    serving.spawn(callers.run(CALLERS_THREAD, answering).map_err(DaemonError::Thread)?);
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
@@ -211,7 +223,8 @@ async fn begin(
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let counted = current.clone();
-    let count = Arc::new(move || counted.get()?.outlook());
+    let here = tokio::runtime::Handle::current();
+    let count = Arc::new(move || here.block_on(counted.get()?.outlook()));
     let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count, vault.duty(Singular::Digest, clock));
     let swept = current.clone();
     let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());

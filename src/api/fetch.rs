@@ -13,12 +13,14 @@ use axum::{
     body::{Body, Bytes},
     extract::Request,
     http::{HeaderMap, HeaderValue, Method, Uri, header},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use bytes::Buf;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Api, Peer, routes};
+use super::{Api, Peer, problems::Refusal, routes};
 use crate::{
     config::Role,
     keeper::{AnswerText, Served},
@@ -28,14 +30,21 @@ use crate::{
 /// How many headers an answer with a token has.
 const HEADERS: usize = 3;
 
-/// Answers one request of `peer`.
-pub(super) fn answer(api: &Api, routes: &routes::Routes, peer: &Peer, request: Request<Incoming>) -> Answering {
+/// Answers one request of `peer`: at once, or by a task of `work` that ends when nobody waits for it any more.
+pub(super) fn answer(
+    api: &Api,
+    routes: &routes::Routes,
+    work: &Handle,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Answering {
     // Nothing of what was looked at is used after a panic; the router meets the same fault, or answers.
     let at_once = catch_unwind(AssertUnwindSafe(|| at_once(api, peer, request.method(), request.uri())));
-    match at_once {
-        Ok(Some(served)) => Answering::AtOnce(Some(served)),
-        _ => Answering::Routed(Box::pin(routes::answer(routes.clone(), peer.clone(), request))),
+    if let Ok(Some(served)) = at_once {
+        return Answering::AtOnce(Some(served));
     }
+    let answering = work.spawn(routes::answer(routes.clone(), peer.clone(), request));
+    Answering::Routed(AbortOnDropHandle::new(answering))
 }
 
 /// What answers `GET /v1/organizations/{org}/token` where the caller may have the token and it is at hand. `None` is no
@@ -90,7 +99,7 @@ pub(super) enum Answering {
     /// The token is there. The response is made where it is sent, since it is large and would be moved several times.
     AtOnce(Option<Served>),
     /// The router makes it.
-    Routed(Pin<Box<dyn Future<Output = Response> + Send>>),
+    Routed(AbortOnDropHandle<Response>),
 }
 
 impl Future for Answering {
@@ -99,7 +108,10 @@ impl Future for Answering {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response<Reply>> {
         match &mut *self {
             Self::AtOnce(served) => served.take().map_or(Poll::Pending, |served| Poll::Ready(respond(served))),
-            Self::Routed(answer) => answer.as_mut().poll(context).map(|response| response.map(Reply::Routed)),
+            Self::Routed(answer) => Pin::new(answer).poll(context).map(|answered| {
+                // A panic was caught before, so that a task ends without an answer only where the runtime itself does.
+                answered.unwrap_or_else(|_| Refusal::internal().into_response()).map(Reply::Routed)
+            }),
         }
     }
 }

@@ -27,7 +27,7 @@ pub use access::{Access, Reach};
 use arc_swap::ArcSwap;
 pub use listener::BindError;
 pub use peer::Peer;
-use tokio::{net::UnixStream, sync::Semaphore, time::timeout_at};
+use tokio::{net::UnixStream, runtime::Handle, sync::Semaphore, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{clock::SharedClock, config::SocketConfig, keeper::Current, metrics::Metrics, serve};
@@ -58,16 +58,23 @@ pub struct Bound(listener::Listening);
 impl Bound {
     /// Serves until `shutdown`. Then nothing new is accepted, idle connections are closed, requests under way finish
     /// within 25 s, and at last the socket's file is removed, if it is still this one's.
-    pub fn serve(self, app: Api, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+    ///
+    /// Tokens that are at hand are given by the task that polls this; `work` is where everything else is done.
+    pub fn serve(
+        self,
+        app: Api,
+        work: Handle,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let listener::Listening { listener, file } = self.0;
         async move {
             let router = routes::router(app.clone(), shutdown.clone());
             let changes = app.0.changes.clone();
             let greet = move |stream: &UnixStream| {
                 let peer = met(stream)?;
-                let (api, router) = (app.clone(), router.clone());
+                let (api, router, work) = (app.clone(), router.clone(), work.clone());
                 let caller = serve::Caller::User(peer.uid);
-                Some((caller, move |request| fetch::answer(&api, &router, &peer, request)))
+                Some((caller, move |request| fetch::answer(&api, &router, &work, &peer, request)))
             };
             let limits = serve::Limits::at_most(MAX_CONNECTIONS, SHARE_OF_DESCRIPTORS);
             let deadline = serve::serve(listener, limits, shutdown, greet).await;

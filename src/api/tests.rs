@@ -30,7 +30,7 @@ fn starting(own_uid: u32) -> Starting {
     let access = Access::new(Vec::new(), own_uid);
     let api = Api::new(Current::default(), access, metrics.clone(), Arc::new(SystemClock::new()));
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(bound.serve(api.clone(), shutdown.clone()));
+    let served = tokio::spawn(bound.serve(api.clone(), Handle::current(), shutdown.clone()));
     Starting { path, metrics, api, shutdown, served, _folder: folder }
 }
 

@@ -6,6 +6,7 @@
 
 mod places;
 mod tcp;
+mod thread;
 mod watched;
 
 use std::{
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::{
     places::{Caller, Limits},
     tcp::{Bound, bind},
+    thread::OwnThread,
 };
 use self::{
     places::{Place, Places, Why},

@@ -2,17 +2,22 @@
 
 use std::{
     collections::BTreeMap,
-    env, thread,
+    env,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
 use consentry::{
+    daemon,
     model::Usage,
     sandbox::{Entry, GrantType, Outcome},
 };
 use serde_json::json;
+use tokio::runtime;
 
 use crate::harness::{
+    eventually,
     sandbox::{CONSENTS, KEYS, Stand},
     worker::{Setup, Worker},
 };
@@ -24,6 +29,30 @@ const EXCHANGE: Duration = Duration::from_millis(200);
 /// For how long there are fetches, unless `CONSENTRY_ALIVE_SECONDS` says otherwise.
 const RUN_SECONDS: u64 = 40;
 const FETCHERS: usize = 3;
+
+#[test]
+fn a_token_that_lives_is_given_while_everything_else_waits_for_its_turn() {
+    let stand = Stand::start(3600);
+    let worker = Setup::default().sandbox(&stand).prepare();
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let running = runtime.block_on(daemon::start(worker.parsed())).expect("it starts");
+    eventually("the worker is ready", || running.is_ready().then_some(()));
+    let body = json!({ "provider": CONSENTS, "refresh_token": stand.consent("alice", Usage::Reuse, &["org-a"]) });
+    assert_eq!(worker.enrol("org-a", &body).status, 201);
+
+    let (is_taken, taken) = mpsc::channel();
+    let (let_go, held) = mpsc::channel::<()>();
+    runtime.spawn(async move {
+        is_taken.send(()).expect("awaited");
+        let _ = held.recv();
+    });
+    taken.recv().expect("the only thread is taken");
+    assert!(stand.takes(&worker.fetch("org-a")));
+
+    drop(let_go);
+    assert_eq!(worker.get("/v1/status").status, 200);
+    runtime.block_on(running.stop()).expect("it stops");
+}
 
 #[test]
 fn every_fetch_gives_a_living_token_while_tokens_come_and_go() {
