@@ -48,8 +48,10 @@ pub struct Ended<'a> {
     pub frozen: bool,
     /// The vault's epoch.
     pub epoch: u32,
-    /// The open intent, if any.
+    /// The intent of this exchange, if it had one.
     pub intent: Option<&'a Intent>,
+    /// The intent that is stored now: another's where another worker has taken the grant over and has an exchange of its own.
+    pub open: Option<&'a Intent>,
     /// This boot of the machine.
     pub boot_id: u128,
     /// Uniform in `[0, 1)`.
@@ -258,7 +260,7 @@ fn proves_death(count: u32, since_first: Duration, others_answered: Option<Durat
         || (count >= LOST_REFUSALS && since_first >= LOST_AFTER)
 }
 
-/// A failure that shows that the credential was not spent by it. A doubt from an earlier attempt stays.
+/// A failure that shows that the credential was not spent by it. A doubt from an earlier attempt stays; that of this very one goes.
 fn harmless_failure(
     grant: &mut Grant,
     ended: &Ended<'_>,
@@ -266,8 +268,21 @@ fn harmless_failure(
     retry_after: Option<Duration>,
     now: Timestamp,
 ) -> Verdict {
+    let is_unfounded = has_raised_the_doubt(grant, ended);
+    if is_unfounded {
+        set_state(grant, State::Failing(reason), now);
+    }
     fail(grant, reason, retry_after, ended.chance, now);
-    Verdict::quiet(!matches!(grant.state, State::InDoubt(_)))
+    let notice = is_unfounded.then_some(Notice::Recovered);
+    Verdict { notice, ..Verdict::quiet(!matches!(grant.state, State::InDoubt(_))) }
+}
+
+/// Whether nothing but this exchange's intent has put the grant in doubt: another worker took the grant over while this one stood still,
+/// found the intent open, and could not know what was sent under it. Nothing was done under another intent of that token, since that
+/// one would be the second.
+fn has_raised_the_doubt(grant: &Grant, ended: &Ended<'_>) -> bool {
+    let is_first = ended.intent.is_some_and(|intent| intent.attempt == 1);
+    grant.state == State::InDoubt(DoubtReason::Crashed) && is_first && ended.intent == ended.open
 }
 
 fn fail(grant: &mut Grant, reason: FailingReason, retry_after: Option<Duration>, chance: f64, now: Timestamp) {
@@ -344,4 +359,4 @@ fn set_state(grant: &mut Grant, state: State, now: Timestamp) {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -20,6 +20,8 @@ mod warning;
 
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use self::ended::tests as fixtures;
 pub use backoff::{MAX_BACKOFF, MAX_RETRY_AFTER, backoff};
 pub use due::{DoubtfulTry, Fleet, REFUSED_INTERVAL, Situation, due, may_try, refresh_after, retry_in_grace, warm};
 pub use ended::{

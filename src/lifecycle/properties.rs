@@ -102,6 +102,7 @@ fn run(mut grant: Grant, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     since_refusal: grant.refusals.map(|refusals| at.wall.since(refusals.first_at)).unwrap_or_default(),
                     frozen,
                     intent: intent.as_ref(),
+                    open: intent.as_ref(),
                     ..ended(&outcome, None)
                 };
                 let verdict = exchange_ended(&mut grant, &facts, &policy, at);

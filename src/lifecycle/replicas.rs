@@ -171,6 +171,7 @@ struct Seen {
     doubts: u32,
     replays: u32,
     looked_away: u32,
+    unfounded: u32,
     late: u32,
     strays: u32,
 }
@@ -330,9 +331,7 @@ impl<'a> Life<'a> {
                     Doing::Looked(exchange)
                 } else {
                     self.seen.looked_away += 1;
-                    let note = if exchange.in_doubt { Note::Leave } else { Note::Close };
-                    self.commit(worker, Batch { note, ..batch(worker, exchange.fence) });
-                    Doing::GivingBack
+                    Doing::Answered(exchange, ExchangeOutcome::NotSent { detail: String::new() })
                 }
             }
             Doing::Looked(exchange) => self.write(worker, exchange)?,
@@ -456,11 +455,16 @@ impl<'a> Life<'a> {
             sent: exchange.sent,
             given,
             since_refusal: now.wall.since(first_at),
-            intent: open.as_ref(),
+            intent: Some(&exchange.intent),
+            open: open.as_ref(),
             boot_id: boot_id(worker),
             ..ended(&outcome, None)
         };
+        let was_doubtful = matches!(grant.state, State::InDoubt(_));
         let verdict = exchange_ended(&mut grant, &facts, &self.policy, now);
+        let is_doubtful = matches!(grant.state, State::InDoubt(_));
+        let is_unsent = matches!(outcome, ExchangeOutcome::NotSent { .. });
+        self.seen.unfounded += u32::from(is_unsent && was_doubtful && !is_doubtful);
         let closes_own = closes(&verdict, Some(&exchange.intent), open.as_ref());
         let closes = if self.keeps(Rule::CloseOwn) { closes_own } else { verdict.close_intent };
         let stray = verdict.stray.and(given);
@@ -516,8 +520,8 @@ fn goes_wrong(without: Option<Rule>, lives: u64, seen: &mut Seen) -> Option<Stri
 fn no_token_is_sent_twice_but_as_doubt_allows_and_no_answer_is_lost() {
     let mut seen = Seen::default();
     assert_eq!(goes_wrong(None, 2000, &mut seen), None);
-    let Seen { exchanges, doubts, replays, looked_away, late, strays } = seen;
-    let all = [exchanges, doubts, replays, looked_away, late, strays];
+    let Seen { exchanges, doubts, replays, looked_away, unfounded, late, strays } = seen;
+    let all = [exchanges, doubts, replays, looked_away, unfounded, late, strays];
     assert!(all.iter().all(|times| *times > 0), "not all of it has happened: {all:?}");
 }
 

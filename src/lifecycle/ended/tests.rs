@@ -7,11 +7,11 @@ use crate::{
     model::{Consent, GrantId, NoAnswer, Secret},
 };
 
-pub(in crate::lifecycle) fn now() -> Now {
+pub(crate) fn now() -> Now {
     Now { wall: Timestamp::from_millis(1_800_000_000_000), boot: Duration::from_secs(100_000) }
 }
 
-pub(in crate::lifecycle) fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         refresh_at: 0.75,
         keep_warm: KeepWarm::Always,
@@ -21,7 +21,7 @@ pub(in crate::lifecycle) fn policy() -> Policy {
     }
 }
 
-pub(in crate::lifecycle) fn key_grant() -> Grant {
+pub(crate) fn key_grant() -> Grant {
     let now = now().wall;
     Grant {
         id: GrantId::from_bytes([7; 16]),
@@ -94,6 +94,7 @@ pub(in crate::lifecycle) fn ended(outcome: &ExchangeOutcome, given: Option<u8>) 
         frozen: false,
         epoch: 1,
         intent: None,
+        open: None,
         boot_id: 1,
         chance: 0.5,
     }
@@ -162,6 +163,39 @@ fn a_second_attempt_within_a_grace_that_gives_no_refresh_token_leaves_the_doubt_
     let of_first = Ended { intent: Some(&first), ..ended(&outcome, None) };
     exchange_ended(&mut grant, &of_first, &policy(), now());
     assert_eq!(grant.state, State::Active);
+}
+
+#[test]
+fn a_doubt_goes_that_was_raised_by_the_intent_of_an_exchange_which_sent_nothing() {
+    let grant = consent_grant();
+    let first = Intent {
+        grant: grant.id,
+        fingerprint: grant.fingerprint,
+        attempt: 1,
+        first_at: now().wall,
+        first_boot: now().boot,
+        boot_id: 1,
+    };
+    let second = Intent { attempt: 2, ..first.clone() };
+    let another = Intent { boot_id: 2, ..first.clone() };
+    let (crashed, silent) = (DoubtReason::Crashed, DoubtReason::NoAnswer);
+    let not_sent = ExchangeOutcome::NotSent { detail: detail() };
+    let failing = State::Failing(FailingReason::ProviderUnavailable);
+    let (goes, stays) = ((Some(Notice::Recovered), true), (None, false));
+    for (doubt, own, open, verdict, state) in [
+        (crashed, &first, Some(&first), goes, failing),
+        (silent, &first, Some(&first), stays, State::InDoubt(silent)),
+        (crashed, &second, Some(&second), stays, State::InDoubt(crashed)),
+        (crashed, &first, Some(&second), stays, State::InDoubt(crashed)),
+        (crashed, &first, Some(&another), stays, State::InDoubt(crashed)),
+        (crashed, &first, None, stays, State::InDoubt(crashed)),
+    ] {
+        let mut doubtful = Grant { state: State::InDoubt(doubt), ..grant.clone() };
+        let facts = Ended { intent: Some(own), open, ..ended(&not_sent, None) };
+        let Verdict { notice, stray, close_intent } = exchange_ended(&mut doubtful, &facts, &policy(), now());
+        assert_eq!(((notice, close_intent), stray, doubtful.state), (verdict, None, state), "{own:?} {open:?}");
+        assert!(doubtful.retry_at.is_some());
+    }
 }
 
 #[test]
