@@ -40,6 +40,12 @@ impl Cores {
         }
     }
 
+    /// Where to measure what should be measured on one core and on all, with what to call that: on all alone where none can be chosen.
+    pub(crate) fn places(self) -> impl Iterator<Item = (Option<usize>, &'static str)> {
+        let one = self.subject.map(|core| (Some(core), "one"));
+        one.into_iter().chain([(None, "all")])
+    }
+
     /// For the report.
     pub(crate) fn in_words(self) -> String {
         match (self.subject, self.other) {

@@ -1,4 +1,4 @@
-//! The baselines: the same exchanges with nothing stored.
+//! The baselines: the same exchanges with nothing stored, and what is stored with nothing exchanged.
 
 use std::{
     path::PathBuf,
@@ -11,14 +11,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use consentry::{
-    clock::SystemClock,
+    clock::{Clock as _, Now, SystemClock},
     config::{Config, locate},
-    model::{Credential, ExchangeOutcome, Secret, Usage},
+    model::{Credential, ExchangeOutcome, GrantId, Intent, Secret, Usage},
     provider::{Exchange, Provider, TokenEndpoint as _, install_tls_provider},
+    vault::{Change, Vault},
 };
 use tokio::task::JoinSet;
 
-use crate::common::{CLIENT_ID, site::refresh_token};
+use crate::common::{
+    CLIENT_ID, access_token,
+    report::say,
+    site::{open, refresh_token},
+};
 
 /// Exchanges under way at once; the worker's `refresh.concurrency`.
 pub(crate) const IN_FLIGHT: usize = 64;
@@ -26,6 +31,8 @@ pub(crate) const IN_FLIGHT: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const POOL_IDLE: Duration = Duration::from_secs(30);
 const POOL_SIZE: usize = 64;
+/// What begins a measurement of the vault.
+const BEGIN: &str = "begin";
 
 /// Its word between processes.
 pub(crate) const fn word(usage: Usage) -> &'static str {
@@ -92,6 +99,49 @@ pub(crate) fn provider_loop(arguments: &[String], exchanges: u64) -> Result<()> 
             }
         }
     })
+}
+
+/// What is durable of the same exchanges, and nothing else: each record is read, of a one-time token the intent is committed, and then the
+/// record with another access token. `arguments`: a configuration whose vault is filled, the usage.
+pub(crate) fn vault_loop(arguments: &[String], exchanges: u64) -> Result<()> {
+    let usage = usage(arguments)?;
+    let file = PathBuf::from(arguments.first().context("a configuration")?);
+    let vault = open(&Config::load(&locate(Some(&file))?)?)?;
+    let mut grants = Vec::new();
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(vault.for_each_grant(&mut |stored| {
+        grants.push(stored.value.id);
+        Ok(())
+    }))?;
+    ensure!(grants.len() as u64 == exchanges, "{} grants instead of {exchanges}", grants.len());
+    let grants = Arc::new(grants);
+    let clock = Arc::new(SystemClock::new());
+    say(BEGIN);
+    run(exchanges, move |number| {
+        let (vault, grants, clock) = (vault.clone(), Arc::clone(&grants), Arc::clone(&clock));
+        async move { store(&vault, grants[usize::try_from(number)?], usage, number, clock.now()).await }
+    })
+}
+
+async fn store(vault: &Vault, id: GrantId, usage: Usage, number: u64, now: Now) -> Result<()> {
+    let mut grant = vault.grant(id).await?.context("the grant is there")?.value;
+    let mut changes = Vec::new();
+    if usage == Usage::OneTime {
+        let fingerprint = grant.fingerprint;
+        let intent =
+            Intent { grant: id, fingerprint, attempt: 1, first_at: now.wall, first_boot: now.boot, boot_id: 1 };
+        vault.commit(vec![Change::PutIntent(intent)]).await?;
+        let token = Secret::new(refresh_token(number, usage, 1));
+        grant.spent = vec![fingerprint];
+        grant.fingerprint = vault.fingerprint(&token);
+        grant.credential = Credential::RefreshToken(token);
+        changes.push(Change::DeleteIntent(id));
+    }
+    let access = grant.access.as_mut().context("an access token")?;
+    access.token = Secret::new(access_token(&format!("{number:036}"), number));
+    access.issued_at = now.wall;
+    changes.push(Change::PutGrant(Box::new(grant)));
+    vault.commit(changes).await?;
+    Ok(())
 }
 
 /// Does `exchange` for every number, with [`IN_FLIGHT`] at once.

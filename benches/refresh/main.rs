@@ -4,6 +4,12 @@
 //! exchanges are under way until none is left. What is counted is what the issuer answered between the first tenth and
 //! the last twentieth; before it counts, every one of them must be active. A one-time token takes an intent that is
 //! durable before the request leaves, a connection of its own, and a second commit; a re-use token takes one commit.
+//!
+//! A row of its own tells what of that is the vault's: as many of the same records read and committed, and nothing exchanged. No
+//! worker on this vault can be faster than that and its client together.
+//!
+//! Each is measured on one core, with the issuer on another; and on all cores, as it is run, with the issuer on one of them. What a thread of the vault's
+//! adds shows in the second.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -47,12 +53,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a round may take.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// In the order in which they have their turns. The first two are baselines.
+const SUBJECTS: [Subject; 4] = [Subject::Reqwest, Subject::Provider, Subject::Vault, Subject::Worker];
+
 #[derive(Clone, Copy)]
 enum Subject {
     /// reqwest, set up as the worker's is, and the body read.
     Reqwest,
     /// The worker's own provider client: request, answer and verdict, nothing stored.
     Provider,
+    /// The vault: the same records committed, nothing exchanged.
+    Vault,
     /// The worker.
     Worker,
 }
@@ -69,6 +80,7 @@ fn main() -> Result<()> {
         Some((role, _)) if role == "issuer" => issuer::serve(),
         Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, BASELINE_EXCHANGES),
         Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, BASELINE_EXCHANGES),
+        Some((role, arguments)) if role == "vault" => bare::vault_loop(&arguments, EXCHANGES),
         Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
         None => measure(),
     }
@@ -92,42 +104,49 @@ fn measure() -> Result<()> {
     let mut rows = Vec::new();
     let mut kept = Vec::new();
     for (usage, name) in [(Usage::Reuse, "re-use"), (Usage::OneTime, "one-time")] {
-        let subjects = [Subject::Reqwest, Subject::Provider, Subject::Worker];
-        let mut measured = subjects.map(|_| Measured::default());
-        for _ in 0..rounds(ROUNDS) {
-            for (subject, measured) in subjects.iter().zip(&mut measured) {
-                let seen = issuer.round(*subject, usage, cores)?;
-                measured.rate.push(seen.rate);
-                measured.cpu.push(seen.cpu);
-                measured.connections.push(seen.connections);
+        for (core, place) in cores.places() {
+            let measured = issuer.rounds(usage, core)?;
+            let baselines = [&measured[0], &measured[1]].map(|side| side.rate.median());
+            for (subject, side) in SUBJECTS.iter().zip(&measured) {
+                let rate_ratios = baselines.map(|rate| side.rate.median() / rate);
+                let cpu_ratio = side.cpu.median() / measured[0].cpu.median();
+                rows.push(vec![
+                    name.to_owned(),
+                    place.to_owned(),
+                    subject.name().to_owned(),
+                    side.rate.shown(0),
+                    format!("{:.2}", rate_ratios[0]),
+                    format!("{:.2}", rate_ratios[1]),
+                    side.cpu.shown(0),
+                    format!("{cpu_ratio:.2}"),
+                    format!("{:.2}", side.connections.median()),
+                ]);
+                kept.push(json!({
+                    "usage": name,
+                    "cores": place,
+                    "subject": subject.name(),
+                    "exchanges_per_second": side.rate.json(),
+                    "cpu_microseconds_per_exchange": side.cpu.json(),
+                    "connections_per_exchange": side.connections.json(),
+                    "rate_ratio": rate_ratios[0],
+                    "rate_ratio_to_own_client": rate_ratios[1],
+                    "cpu_ratio": cpu_ratio,
+                }));
             }
-        }
-        let baseline = &measured[0];
-        for (subject, side) in subjects.iter().zip(&measured) {
-            let rate_ratio = side.rate.median() / baseline.rate.median();
-            let cpu_ratio = side.cpu.median() / baseline.cpu.median();
-            rows.push(vec![
-                name.to_owned(),
-                subject.name().to_owned(),
-                side.rate.shown(0),
-                format!("{rate_ratio:.2}"),
-                side.cpu.shown(0),
-                format!("{cpu_ratio:.2}"),
-                format!("{:.2}", side.connections.median()),
-            ]);
-            kept.push(json!({
-                "usage": name,
-                "subject": subject.name(),
-                "exchanges_per_second": side.rate.json(),
-                "cpu_microseconds_per_exchange": side.cpu.json(),
-                "connections_per_exchange": side.connections.json(),
-                "rate_ratio": rate_ratio,
-                "cpu_ratio": cpu_ratio,
-            }));
         }
     }
     table(
-        &["token", "who exchanges", "exchanges/s", "ratio", "CPU µs an exchange", "ratio", "connections each"],
+        &[
+            "token",
+            "cores",
+            "who exchanges",
+            "exchanges/s",
+            "ratio",
+            "to own client",
+            "CPU µs an exchange",
+            "ratio",
+            "connections each",
+        ],
         &rows,
     );
     report.keep("in_flight", json!(bare::IN_FLIGHT));
@@ -142,6 +161,7 @@ impl Subject {
         match self {
             Self::Reqwest => "reqwest alone",
             Self::Provider => "the worker's client, nothing stored",
+            Self::Vault => "the vault's commits alone",
             Self::Worker => "consentry",
         }
     }
@@ -172,21 +192,44 @@ impl Issuer {
         Ok((seen.rate(), cpu.as_secs_f64() * 1e6 / seen.answers as f64))
     }
 
-    fn round(&self, subject: Subject, usage: Usage, cores: Cores) -> Result<Seen> {
+    /// What every subject did in its rounds.
+    fn rounds(&self, usage: Usage, core: Option<usize>) -> Result<[Measured; SUBJECTS.len()]> {
+        let mut measured = SUBJECTS.map(|_| Measured::default());
+        for _ in 0..rounds(ROUNDS) {
+            for (subject, measured) in SUBJECTS.iter().zip(&mut measured) {
+                let seen = self.round(*subject, usage, core)?;
+                measured.rate.push(seen.rate);
+                measured.cpu.push(seen.cpu);
+                measured.connections.push(seen.connections);
+            }
+        }
+        Ok(measured)
+    }
+
+    fn round(&self, subject: Subject, usage: Usage, core: Option<usize>) -> Result<Seen> {
         let site = Site::new(Options { issuer: Some(self.address), ..Options::default() })?;
-        if matches!(subject, Subject::Worker) {
+        if matches!(subject, Subject::Vault | Subject::Worker) {
             site.fill(0, EXCHANGES, Fleet::Due(usage))?;
         }
         let mut count = Count::new(self)?;
         let arguments =
             [site.config_file().display().to_string(), bare::word(usage).to_owned(), self.address.to_string()];
         match subject {
-            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, cores.subject)?, BASELINE_EXCHANGES),
-            Subject::Provider => {
-                count.watch(&Process::role("provider", &arguments, cores.subject)?, BASELINE_EXCHANGES)
+            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, core)?, BASELINE_EXCHANGES),
+            Subject::Provider => count.watch(&Process::role("provider", &arguments, core)?, BASELINE_EXCHANGES),
+            Subject::Vault => {
+                let mut process = Process::role("vault", &arguments, core)?;
+                process.line()?;
+                let (started, before) = (Instant::now(), process.cpu()?);
+                let used = process.wait_counted()?.saturating_sub(before);
+                Ok(Seen {
+                    rate: EXCHANGES as f64 / started.elapsed().as_secs_f64(),
+                    cpu: used.as_secs_f64() * 1e6 / EXCHANGES as f64,
+                    connections: 0.0,
+                })
             }
             Subject::Worker => {
-                let worker = Worker::start(&site, cores.subject)?;
+                let worker = Worker::start(&site, core)?;
                 let seen = count.watch(&worker.process, EXCHANGES)?;
                 all_active(&worker)?;
                 worker.process.terminate()?;
