@@ -107,10 +107,7 @@ async fn list(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri
     let reach = reach_to_operate(access.scope(&peer, Role::Operate), &peer)?;
     let filter = request::filter(&uri)?;
     let mut page = api.keeper()?.list(filter, &|organization| reach.covers(organization)).await?;
-    page.next_cursor = page.next_cursor.and_then(|next| {
-        let last = page.organizations.last().map(|last| last.organization.clone());
-        last.or_else(|| next.parse().ok()).map(|last| request::to_cursor(&last))
-    });
+    page.next_cursor = page.next_cursor.and_then(|next| Some(request::to_cursor(&next.parse().ok()?)));
     Ok(json(StatusCode::OK, &page))
 }
 

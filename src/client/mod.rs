@@ -118,7 +118,7 @@ impl Client {
         fetched(&self.call(call).await?)
     }
 
-    /// All organizations that fit, page by page, in order of their ids.
+    /// All organizations that fit, page by page, in the order of the worker.
     pub fn list(&self, filter: ListFilter) -> Pages<'_> {
         Pages { client: self, filter, cursor: None, ended: false }
     }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     problem::Unfit,
-    raw::RawPostgres,
+    raw::{RawPostgres, Whole},
     sections::Section,
     values::{self, Bounds},
 };
@@ -15,6 +15,9 @@ const MAX_URL: usize = 4096;
 const MAX_SCHEMA: usize = 63;
 
 const STATEMENT_TIMEOUT: Bounds = Bounds::seconds(1, 120, "from 1s to 120s");
+/// The fewest are for tests: docs/replicas.md says how many are wise.
+const FEWEST_RESIDENT: i64 = 10;
+const MOST_RESIDENT: i64 = 100_000_000;
 const LEASE: Bounds = Bounds::seconds(5, 120, "from 5s to 120s");
 const POLL: Bounds = Bounds::millis(50, 10_000, "from 50ms to 10s");
 
@@ -41,6 +44,8 @@ pub struct PostgresConfig {
     pub lease: Duration,
     /// Where it is listened for hints that others have written, without a password; `None`: polling does.
     pub listen_url: Option<String>,
+    /// How many grants this worker keeps in memory at most: 10 or more; `None`: all of them.
+    pub resident: Option<usize>,
 }
 
 /// Reads the section. Its keys are looked at whatever the engine is, and needed where it is PostgreSQL.
@@ -58,6 +63,7 @@ pub(super) fn read(raw: RawPostgres, is_used: bool, section: &Section<'_>) -> Po
         poll: section.value("poll", raw.poll, Duration::from_millis(500), |text| values::duration(&text, POLL)),
         lease: section.value("lease", raw.lease, Duration::from_secs(30), |text| values::duration(&text, LEASE)),
         listen_url: section.optional("listen_url", raw.listen_url, url),
+        resident: section.value("resident", raw.resident, None, resident),
     };
     match (&config.url, &config.url_file) {
         (Some(_), Some(_)) => section.wrong("says twice where the database is; give url or url_file".to_owned()),
@@ -87,6 +93,14 @@ fn url(text: &str) -> Result<String, Unfit> {
         );
     }
     Ok(text.to_owned())
+}
+
+/// Zero stands for all of them.
+fn resident(number: Whole) -> Result<Option<usize>, Unfit> {
+    if number.0 != 0 && number.0 < FEWEST_RESIDENT {
+        return Err(Unfit::Expected(format!("0 for all, or a whole number from {FEWEST_RESIDENT}")));
+    }
+    values::whole(number, 0..=MOST_RESIDENT).map(|most| Some(most).filter(|most| *most > 0))
 }
 
 fn schema(text: String) -> Result<String, Unfit> {

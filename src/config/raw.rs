@@ -53,6 +53,7 @@ pub(super) struct RawPostgres {
     pub(super) poll: Option<String>,
     pub(super) lease: Option<String>,
     pub(super) listen_url: Option<String>,
+    pub(super) resident: Option<Whole>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -87,6 +87,9 @@ fn a_database_is_told_where_it_is_and_only_then_used() {
     let postgres = config.vault.postgres.expect("it is used");
     assert_eq!((postgres.poll, postgres.lease), (Duration::from_millis(50), Duration::from_secs(30)));
     assert!(!postgres.allow_asynchronous && postgres.url.is_none());
+    let resident =
+        |lines: &str| good(&format!("{text}url_file = \"x\"\n{lines}")).vault.postgres.expect("it is used").resident;
+    assert_eq!([resident(""), resident("resident = 0"), resident("resident = 50000")], [None, None, Some(50_000)]);
     assert_eq!(good("[vault.postgres]\nurl = \"postgresql://a@h1:5432,h2/v?connect_timeout=3\"").vault.postgres, None);
     let twice = format!("{text}url = \"postgresql://h/v\"\nurl_file = \"x\"");
     assert!(problems(&twice).contains("give url or url_file"));
@@ -191,6 +194,10 @@ fn a_full_configuration_is_understood() {
 #[case::in_a_list(
     "[[access]]\nuid = 1\nrole = \"fetch\"\n[[access]]\nuidd = 1\nrole = \"fetch\"",
     "5: access[1].uidd: unknown key; did you mean access[1].uid?"
+)]
+#[case::too_few(
+    "[vault.postgres]\nresident = 9",
+    "2: vault.postgres.resident: given 9; expected 0 for all, or a whole number from 10"
 )]
 #[case::engine("[vault]\nengine = \"mysql\"", "2: vault.engine: given \"mysql\"; expected \"sled\" or \"postgres\"")]
 #[case::database_with_a_password(

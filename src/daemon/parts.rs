@@ -42,6 +42,7 @@ pub(super) fn keep(
         organization_series: config.organization_series,
         clock: clock.clone(),
         metrics: metrics.clone(),
+        resident: config.vault.postgres.as_ref().and_then(|postgres| postgres.resident),
         seed: fastrand::u64(..),
     };
     Keeper::start(parts, CancellationToken::new(), TaskTracker::new())

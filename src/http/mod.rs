@@ -142,9 +142,11 @@ async fn answer(routes: Routes, request: Request<Incoming>) -> Response {
 async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<Semaphore>>) -> Response {
     let Ok(turn) = turns.acquire_owned().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     // Counting over every organization takes too long for a thread that serves connections.
+    let here = tokio::runtime::Handle::current();
     let rendered = tokio::task::spawn_blocking(move || {
         if let Some(keeper) = inside.keeper.get() {
-            inside.metrics.set_census(&keeper.census());
+            inside.metrics.set_census(&here.block_on(keeper.census()));
+            inside.metrics.set_resident(keeper.resident());
         }
         if let Some(VaultFigures { bytes, records, strays, asynchronous, news_age }) = (inside.vault)() {
             inside.metrics.set_vault(bytes, records, strays);

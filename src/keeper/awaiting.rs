@@ -29,6 +29,7 @@ impl Keeper {
         let _organizations = shared.changing_all(&organizations_of(&awaiting)).await;
         // Somebody may have confirmed or declined it while this waited.
         let awaiting = shared.newest_awaiting(organization)?;
+        let _here = shared.present_all(&organizations_of(&awaiting)).await?;
         shared.confirm(&awaiting, organization).await?;
         shared.view(organization).await
     }
@@ -41,7 +42,7 @@ impl Keeper {
         let awaiting = shared.newest_awaiting(organization)?;
         let _organizations = shared.changing_all(&organizations_of(&awaiting)).await;
         let awaiting = shared.newest_awaiting(organization)?;
-        let slot = shared.index.slot(awaiting.grant).ok_or(KeeperError::Starting)?;
+        let slot = shared.slot_of(awaiting.grant).await?.ok_or(KeeperError::Starting)?;
         shared.withdraw(&slot, &awaiting).await
     }
 }
@@ -71,7 +72,7 @@ impl Shared {
                 "this organization has got another consent since; that one stays, and the one that waited is forgotten";
             return Err(KeeperError::BadRequest(why.into()));
         }
-        let slot = self.index.slot(awaiting.grant).ok_or(KeeperError::Starting)?;
+        let slot = self.slot_of(awaiting.grant).await?.ok_or(KeeperError::Starting)?;
         // What serves now must not be replaced by what does not.
         match self.living_token(&slot).await {
             Ok(_) => {}
@@ -118,7 +119,7 @@ impl Shared {
         self.vault
             .for_each_awaiting(&mut |stored| {
                 let awaiting = stored.value;
-                if self.index.slot(awaiting.grant).is_some() {
+                if self.is_bounded() || self.index.slot(awaiting.grant).is_some() {
                     self.awaiting().insert(awaiting.grant, awaiting);
                 }
                 Ok(())
@@ -157,11 +158,12 @@ impl Shared {
             if self.stopping.is_cancelled() {
                 return;
             }
+            let Ok(_here) = self.present_all(&organizations_of(&awaiting)).await else { return };
             if !self.is_over(&awaiting, now) {
                 continue;
             }
             let _organizations = self.changing_all(&organizations_of(&awaiting)).await;
-            let Some(slot) = self.index.slot(awaiting.grant) else { continue };
+            let Ok(Some(slot)) = self.slot_of(awaiting.grant).await else { continue };
             let is_still_there = self.awaiting().get(&awaiting.grant) == Some(&awaiting);
             // What fails is tried again by the next sweep.
             if is_still_there && self.is_over(&awaiting, now) {
@@ -212,10 +214,18 @@ impl Shared {
         all.sort_by_key(|awaiting| awaiting.since);
         let mut named = Vec::new();
         for awaiting in all {
-            let provider = self.index.slot(awaiting.grant).map(|slot| self.lane(&slot).name.clone());
-            let Some(provider) = provider else { continue };
-            for place in &awaiting.places {
-                if named.len() < MAX_NAMED && scope.is_none_or(|scope| scope(&place.organization)) {
+            if named.len() >= MAX_NAMED {
+                break;
+            }
+            let mut places = awaiting.places.clone();
+            places.retain(|place| scope.is_none_or(|scope| scope(&place.organization)));
+            if places.is_empty() {
+                continue;
+            }
+            let Ok(Some(slot)) = self.slot_of(awaiting.grant).await else { continue };
+            let provider = self.lane(&slot).name.clone();
+            for place in &places {
+                if named.len() < MAX_NAMED {
                     named.push(wire::Awaiting {
                         organization: place.organization.clone(),
                         provider: provider.clone(),
@@ -231,13 +241,18 @@ impl Shared {
 
     /// The provider of each consent that an operator has to confirm, for an organization which `scope` allows.
     pub(super) fn to_be_confirmed(&self, scope: Option<Scope<'_>>) -> Vec<u16> {
+        let grants = self.grants_to_be_confirmed(scope);
+        grants.into_iter().filter_map(|grant| self.index.slot(grant)).map(|slot| slot.provider).collect()
+    }
+
+    /// The consents that an operator has to confirm, for an organization which `scope` allows.
+    pub(super) fn grants_to_be_confirmed(&self, scope: Option<Scope<'_>>) -> Vec<GrantId> {
         let waits = |awaiting: &&Awaiting| {
             let mut places = awaiting.places.iter();
             awaiting.reason != AwaitReason::Unfinished
                 && scope.is_none_or(|scope| places.any(|place| scope(&place.organization)))
         };
-        let grants: Vec<GrantId> = self.awaiting().values().filter(waits).map(|awaiting| awaiting.grant).collect();
-        grants.into_iter().filter_map(|grant| self.index.slot(grant)).map(|slot| slot.provider).collect()
+        self.awaiting().values().filter(waits).map(|awaiting| awaiting.grant).collect()
     }
 
     async fn subject_of(&self, grant: GrantId) -> Option<String> {

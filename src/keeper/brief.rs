@@ -1,11 +1,11 @@
 //! What a slot remembers of its grant: as the rest of the keeper reads it, and packed, since there may be a million.
 
-use std::{num::NonZeroI64, time::Duration};
+use std::{num::NonZeroU64, time::Duration};
 
 use crate::{
     clock::Now,
     lifecycle::{Standing, remaining},
-    model::{Credential, Grant, GrantKind, State, Timestamp},
+    model::{Credential, DoubtReason, FailingReason, Grant, GrantKind, State, Timestamp},
 };
 
 /// The living subject of a grant that is not alive.
@@ -151,32 +151,40 @@ impl Brief {
     }
 }
 
-/// A [`Brief`] in 88 bytes rather than more than twice that, without what few grants have: a first refusal.
+/// A [`Brief`] in 64 bytes rather than thrice that, with what the slot keeps beside it, and without what few grants have: [`Rare`].
 ///
 /// What tells tokens and exchanges apart keeps its milliseconds. Moments that are only shown, or by which a record is
 /// looked at that says it exactly, are whole seconds, rounded down.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PackedBrief {
-    sequence: u64,
-    issued_at: Option<Moment>,
-    expires_at: i64,
-    /// In nanoseconds.
-    expires_boot: u64,
-    due: Option<Moment>,
-    retry_at: Option<Moment>,
-    consent_ends: Option<Moment>,
-    living_subject: u64,
-    refresh_after: Eighths,
     since: Second,
     refreshed_at: Second,
     warns_at: Second,
+    /// How long the access token lives; [`LONG_LIFE`] where that does not fit.
+    life_millis: u32,
+    refresh_after: Share,
     organizations: u16,
-    state: State,
+    sequence: Six,
+    issued_at: Moment,
+    /// In steps of [`BOOT_STEP`].
+    expires_boot: Six,
+    due: Moment,
+    consent_ends: Moment,
+    living_subject: Six,
+    /// Its key in the timers, or zero. This one and the last two facts are the slot's own, and here since there is room.
+    timer: Six,
+    /// Its place among [`STATES`].
+    state: u8,
     facts: u8,
-    /// Set by each use of the slot's access token. This one and the next are the slot's own, and here since there is room.
-    pub(super) used: bool,
-    /// The grant is gone from the vault.
-    pub(super) removed: bool,
+}
+
+/// What few grants have at a time: it is in a box.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Rare {
+    first_refusal: Option<FirstRefusal>,
+    retry_at: Option<Timestamp>,
+    /// When an access token ends that lives for longer than seven weeks, or ends before it was issued.
+    expires_at: Option<Timestamp>,
 }
 
 const PAUSED: u8 = 1;
@@ -184,10 +192,34 @@ const ONE_TIME: u8 = 1 << 1;
 const OWN_CLIENT: u8 = 1 << 2;
 const END_ASSUMED: u8 = 1 << 3;
 const CONSENT: u8 = 1 << 4;
+/// The slot's access token was used.
+const USED: u8 = 1 << 5;
+/// The grant is gone from the vault.
+const REMOVED: u8 = 1 << 6;
+
+const LONG_LIFE: u32 = u32::MAX;
+/// Of the boot-time clock: 89 years of it fit.
+const BOOT_STEP: Duration = Duration::from_micros(10);
+
+/// Every state, by the byte that stands for it.
+const STATES: [State; 12] = [
+    State::Active,
+    State::Failing(FailingReason::Unverified),
+    State::Failing(FailingReason::Refused),
+    State::Failing(FailingReason::ProviderUnavailable),
+    State::Failing(FailingReason::RateLimited),
+    State::Failing(FailingReason::ClientRefused),
+    State::Failing(FailingReason::VaultUnavailable),
+    State::InDoubt(DoubtReason::NoAnswer),
+    State::InDoubt(DoubtReason::Crashed),
+    State::InDoubt(DoubtReason::Restored),
+    State::InDoubt(DoubtReason::RolledBack),
+    State::Lost,
+];
 
 impl PackedBrief {
-    pub(super) fn of(brief: &Brief) -> Self {
-        let access = brief.access;
+    /// Takes in what is newer; gives what has no room in it.
+    pub(super) fn put(&mut self, brief: &Brief) -> Rare {
         let facts = [
             (brief.paused, PAUSED),
             (brief.one_time, ONE_TIME),
@@ -195,80 +227,148 @@ impl PackedBrief {
             (brief.end_assumed, END_ASSUMED),
             (brief.kind == GrantKind::Consent, CONSENT),
         ];
-        Self {
-            sequence: brief.sequence,
-            issued_at: access.map(|access| Moment::of(access.issued_at)),
-            expires_at: access.map_or(0, |access| access.expires_at.as_millis()),
-            expires_boot: access.map_or(0, |access| u64::try_from(access.expires_boot.as_nanos()).unwrap_or(u64::MAX)),
-            due: brief.due.map(Moment::of),
-            retry_at: brief.retry_at.map(Moment::of),
-            consent_ends: brief.consent_ends.map(Moment::of),
-            living_subject: brief.living_subject,
-            refresh_after: access.map_or(Eighths(0), |access| Eighths::of(access.refresh_after)),
+        let facts = facts.iter().filter(|(holds, _)| *holds).fold(0, |facts, (_, bit)| facts | bit);
+        let mut rare = Rare { first_refusal: brief.first_refusal, retry_at: brief.retry_at, expires_at: None };
+        let (mut life_millis, mut refresh_after) = (0, Share::default());
+        if let Some(access) = &brief.access {
+            let life = access.expires_at.as_millis().checked_sub(access.issued_at.as_millis());
+            let life = life.and_then(|life| u32::try_from(life).ok()).filter(|life| *life != LONG_LIFE);
+            life_millis = life.unwrap_or(LONG_LIFE);
+            rare.expires_at = life.is_none().then_some(access.expires_at);
+            refresh_after = Share::of(access.refresh_after, access.expires_at.since(access.issued_at));
+        }
+        *self = Self {
             since: Second::of(Some(brief.since)),
             refreshed_at: Second::of(brief.refreshed_at),
             warns_at: Second::of(brief.warns_at),
+            life_millis,
+            refresh_after,
             organizations: u16::try_from(brief.organizations).unwrap_or(u16::MAX),
-            state: brief.state,
-            facts: facts.iter().filter(|(holds, _)| *holds).fold(0, |facts, (_, bit)| facts | bit),
-            used: false,
-            removed: false,
-        }
+            sequence: Six::of(brief.sequence),
+            issued_at: Moment::of(brief.access.map(|access| access.issued_at)),
+            expires_boot: Six::of(brief.access.map_or(0, |access| {
+                u64::try_from(access.expires_boot.as_nanos() / BOOT_STEP.as_nanos()).unwrap_or(u64::MAX)
+            })),
+            due: Moment::of(brief.due),
+            consent_ends: Moment::of(brief.consent_ends),
+            living_subject: Six::of(brief.living_subject),
+            timer: self.timer,
+            state: STATES
+                .iter()
+                .position(|state| *state == brief.state)
+                .and_then(|at| u8::try_from(at).ok())
+                .unwrap_or(0),
+            facts: facts | (self.facts & (USED | REMOVED)),
+        };
+        rare
     }
 
-    /// Takes in what is newer.
-    pub(super) fn put(&mut self, brief: &Brief) {
-        *self = Self { used: self.used, removed: self.removed, ..Self::of(brief) };
-    }
-
-    pub(super) fn open(&self, first_refusal: Option<FirstRefusal>) -> Brief {
-        let holds = |bit: u8| self.facts & bit != 0;
+    pub(super) fn open(&self, rare: Rare) -> Brief {
+        let access = self.issued_at.time().map(|issued_at| {
+            let life = Duration::from_millis(u64::from(self.life_millis));
+            let expires_at = rare.expires_at.unwrap_or(issued_at + life);
+            BriefAccess {
+                issued_at,
+                expires_at,
+                expires_boot: Duration::from_micros(self.expires_boot.get() * 10),
+                refresh_after: self.refresh_after.duration(expires_at.since(issued_at)),
+            }
+        });
         Brief {
-            sequence: self.sequence,
-            state: self.state,
+            sequence: self.sequence.get(),
+            state: STATES[usize::from(self.state)],
             since: self.since.time().unwrap_or_default(),
-            kind: if holds(CONSENT) { GrantKind::Consent } else { GrantKind::ApiKey },
-            paused: holds(PAUSED),
-            one_time: holds(ONE_TIME),
-            own_client: holds(OWN_CLIENT),
-            access: self.issued_at.map(|issued_at| BriefAccess {
-                issued_at: issued_at.time(),
-                expires_at: Timestamp::from_millis(self.expires_at),
-                expires_boot: Duration::from_nanos(self.expires_boot),
-                refresh_after: self.refresh_after.duration(),
-            }),
-            due: self.due.map(Moment::time),
+            kind: if self.holds(CONSENT) { GrantKind::Consent } else { GrantKind::ApiKey },
+            paused: self.holds(PAUSED),
+            one_time: self.holds(ONE_TIME),
+            own_client: self.holds(OWN_CLIENT),
+            access,
+            due: self.due.time(),
             refreshed_at: self.refreshed_at.time(),
-            retry_at: self.retry_at.map(Moment::time),
-            consent_ends: self.consent_ends.map(Moment::time),
-            end_assumed: holds(END_ASSUMED),
+            retry_at: rare.retry_at,
+            consent_ends: self.consent_ends.time(),
+            end_assumed: self.holds(END_ASSUMED),
             warns_at: self.warns_at.time(),
-            first_refusal,
-            living_subject: self.living_subject,
+            first_refusal: rare.first_refusal,
+            living_subject: self.living_subject.get(),
             organizations: u32::from(self.organizations),
         }
     }
-}
 
-/// A moment of the wall clock, exactly, that takes no more room where there may be none.
-#[derive(Debug, Clone, Copy)]
-struct Moment(NonZeroI64);
-
-impl Moment {
-    /// The one value that has no room: 292 million years ago.
-    const TAKEN: i64 = i64::MIN;
-
-    fn of(time: Timestamp) -> Self {
-        Self(NonZeroI64::new(time.as_millis() ^ Self::TAKEN).unwrap_or(NonZeroI64::MIN))
+    /// The slot's key in the timers: at most [`LATEST_TIMER`].
+    pub(super) fn timer(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.timer.get())
     }
 
-    const fn time(self) -> Timestamp {
-        Timestamp::from_millis(self.0.get() ^ Self::TAKEN)
+    pub(super) fn set_timer(&mut self, timer: Option<NonZeroU64>) {
+        self.timer = Six::of(timer.map_or(0, NonZeroU64::get));
+    }
+
+    pub(super) const fn is_removed(&self) -> bool {
+        self.holds(REMOVED)
+    }
+
+    pub(super) const fn remove(&mut self) {
+        self.facts |= REMOVED;
+    }
+
+    pub(super) const fn is_used(&self) -> bool {
+        self.holds(USED)
+    }
+
+    pub(super) const fn set_used(&mut self, used: bool) {
+        self.facts = if used { self.facts | USED } else { self.facts & !USED };
+    }
+
+    const fn holds(&self, fact: u8) -> bool {
+        self.facts & fact != 0
+    }
+}
+
+/// The latest moment that a timer can have, in milliseconds of the boot-time clock: after 8,900 years.
+pub(super) const LATEST_TIMER: u64 = Six::MOST;
+
+/// A number in six bytes; a larger one is the largest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Six([u8; 6]);
+
+impl Six {
+    const MOST: u64 = (1 << 48) - 1;
+
+    fn of(number: u64) -> Self {
+        let [bytes @ .., _, _] = number.min(Self::MOST).to_le_bytes();
+        Self(bytes)
+    }
+
+    fn get(self) -> u64 {
+        let mut number = [0; 8];
+        number[..self.0.len()].copy_from_slice(&self.0);
+        u64::from_le_bytes(number)
+    }
+}
+
+/// A moment of the wall clock, exactly, or none; from the year 1870 until after the year 10000.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moment(Six);
+
+impl Moment {
+    /// The earliest is this much before 1970, in milliseconds; zero is none.
+    const EARLIEST: i64 = 100 * 31_556_952_000;
+
+    fn of(time: Option<Timestamp>) -> Self {
+        let since =
+            |time: Timestamp| u64::try_from(time.as_millis().saturating_add(Self::EARLIEST)).unwrap_or(0).max(1);
+        Self(Six::of(time.map_or(0, since)))
+    }
+
+    fn time(self) -> Option<Timestamp> {
+        let since = i64::try_from(self.0.get()).unwrap_or(i64::MAX);
+        (since != 0).then(|| Timestamp::from_millis(since - Self::EARLIEST))
     }
 }
 
 /// A moment of the wall clock in whole seconds, rounded down, from 1970 until 2106; zero for none.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Second(pub(super) u32);
 
 impl Second {
@@ -281,28 +381,36 @@ impl Second {
     }
 }
 
-/// A duration in eighths of a second, rounded up, so that nothing is overdue before it is due; at most 17 years.
-#[derive(Debug, Clone, Copy)]
-struct Eighths(u32);
+/// A part of a token's life, rounded up, so that nothing is overdue before it is due.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share(u16);
 
-impl Eighths {
-    const MILLIS: u128 = 125;
+impl Share {
+    const WHOLE: u64 = 60_000;
+    /// So many of its steps are a microsecond for each millisecond of the life.
+    const OF_A_THOUSANDTH: u64 = Self::WHOLE / 1000;
 
-    fn of(duration: Duration) -> Self {
-        Self(u32::try_from(duration.as_millis().div_ceil(Self::MILLIS)).unwrap_or(u32::MAX))
+    fn of(part: Duration, life: Duration) -> Self {
+        let micros = u64::try_from(part.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
+        let share = micros.saturating_mul(Self::OF_A_THOUSANDTH).div_ceil(whole_millis(life).max(1));
+        Self(u16::try_from(share).unwrap_or(u16::MAX))
     }
 
-    fn duration(self) -> Duration {
-        Duration::from_millis(125) * self.0
+    fn duration(self, life: Duration) -> Duration {
+        Duration::from_micros(whole_millis(life).saturating_mul(u64::from(self.0)) / Self::OF_A_THOUSANDTH)
     }
 }
 
-/// A 64-bit hash of a text; only equality within one process matters. Never one of the words for no subject.
+fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A hash of a text, of 48 bits; only equality within one process matters. Never one of the words for no subject.
 pub(super) fn text_hash(text: &str) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    hasher.finish().max(UNKNOWN_SUBJECT + 1)
+    (hasher.finish() >> 16).max(UNKNOWN_SUBJECT + 1)
 }
 
 /// By what living grants of one subject are counted. An enrolment that was not finished counts: its token is alive. A
@@ -318,7 +426,6 @@ pub(super) fn living_subject(grant: &Grant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::FailingReason;
 
     const fn seconds(s: u64) -> Duration {
         Duration::from_secs(s)
@@ -369,12 +476,12 @@ mod tests {
         let access = BriefAccess {
             issued_at: at(123),
             expires_at: at(3_600_123),
-            expires_boot: Duration::from_nanos(7_200_000_000_001),
+            expires_boot: Duration::from_micros(7_200_000_010),
             refresh_after: seconds(2700),
         };
         let first_refusal = FirstRefusal { at: at(1), ago: seconds(1), seen: seconds(2) };
         Brief {
-            sequence: u64::MAX,
+            sequence: Six::MOST,
             state: State::Failing(FailingReason::Refused),
             since: at(0),
             kind: GrantKind::Consent,
@@ -389,21 +496,35 @@ mod tests {
             end_assumed: true,
             warns_at: Some(at(2000)),
             first_refusal: Some(first_refusal),
-            living_subject: u64::MAX,
+            living_subject: Six::MOST,
             organizations: 65_535,
         }
     }
 
     #[test]
     fn what_is_packed_is_as_it_was() {
+        let packed_and_opened = |brief: &Brief| {
+            let mut packed = PackedBrief::default();
+            let rare = packed.put(brief);
+            packed.open(rare)
+        };
         for brief in [plain(), full()] {
-            assert_eq!(PackedBrief::of(&brief).open(brief.first_refusal), brief);
+            assert_eq!(packed_and_opened(&brief), brief);
         }
         let alone = |change: &dyn Fn(&mut Brief)| {
             let mut brief = plain();
             change(&mut brief);
-            assert_eq!(PackedBrief::of(&brief).open(None), brief);
+            assert_eq!(packed_and_opened(&brief), brief);
         };
+        for state in STATES {
+            alone(&|brief| brief.state = state);
+        }
+        let issued_at = Timestamp::from_millis(-5);
+        for millis in [0, 1, 3_600_001, i64::from(LONG_LIFE) - 1, i64::from(LONG_LIFE), 1 << 40, -7] {
+            let expires_at = Timestamp::from_millis(issued_at.as_millis() + millis);
+            let (expires_boot, refresh_after) = (seconds(9), expires_at.since(issued_at) / 4);
+            alone(&|brief| brief.access = Some(BriefAccess { issued_at, expires_at, expires_boot, refresh_after }));
+        }
         alone(&|brief| brief.paused = true);
         alone(&|brief| brief.one_time = true);
         alone(&|brief| brief.own_client = true);
@@ -418,9 +539,16 @@ mod tests {
         assert_eq!(Second::of(Some(at(-1))).time(), Some(at(1_000)), "a moment is not taken for none");
         assert_eq!(Second::of(Some(at(i64::MAX))).time(), Some(at(i64::from(u32::MAX) * 1000)));
         assert_eq!(Second::of(None).time(), None);
-        assert_eq!(Eighths::of(Duration::from_millis(126)).duration(), Duration::from_millis(250));
-        for extreme in [i64::MIN + 1, -1, 0, i64::MAX] {
-            assert_eq!(Moment::of(at(extreme)).time(), at(extreme));
+        for (life, part) in [(seconds(3600), seconds(2700)), (seconds(7), Duration::from_millis(5001))] {
+            let kept = Share::of(part, life).duration(life);
+            assert!(kept >= part && kept <= part + life / 60_000, "{kept:?}");
+            assert_eq!(Share::of(kept, life).duration(life), kept, "it does not grow by being packed again");
         }
+        for exactly in [-Moment::EARLIEST + 1, -1, 0, 253_402_300_799_999] {
+            assert_eq!(Moment::of(Some(at(exactly))).time(), Some(at(exactly)));
+        }
+        assert_eq!(Moment::of(Some(at(i64::MIN))).time(), Some(at(1 - Moment::EARLIEST)), "it is not taken for none");
+        assert!(Moment::of(Some(at(i64::MAX))).time() > Some(at(253_402_300_799_999)));
+        assert_eq!((Moment::of(None).time(), Six::of(u64::MAX).get()), (None, Six::MOST));
     }
 }

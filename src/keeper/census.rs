@@ -6,6 +6,7 @@ use std::{
 
 use super::{
     Keeper, Scope, Shared,
+    bounded::{UNKNOWN_LIFE, whole},
     index::Entry,
     slot::{Brief, Slot},
 };
@@ -22,23 +23,31 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Keeper {
-    /// Counts over everything, for the metrics; remembered for a second.
-    pub fn census(&self) -> Arc<Census> {
-        let shared = &self.shared;
-        let boot = shared.now().boot;
-        let mut remembered = shared.census.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts over everything, for the metrics; remembered for a second, or a little longer where a database is asked. Where all is in memory it
+    /// looks at all of it before it waits for anything, so it is to be called where that may block.
+    pub async fn census(&self) -> Arc<Census> {
+        match &self.shared.bounded {
+            None => self.shared.census(),
+            Some(bounded) => self.shared.counted(bounded).await,
+        }
+    }
+}
+
+impl Shared {
+    /// Counts over everything in memory.
+    pub(super) fn census(&self) -> Arc<Census> {
+        let boot = self.now().boot;
+        let mut remembered = self.census.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, census)) = &*remembered
             && boot.saturating_sub(*at) < FRESH
         {
             return Arc::clone(census);
         }
-        let census = Arc::new(shared.count(None));
+        let census = Arc::new(self.count(None));
         *remembered = Some((boot, Arc::clone(&census)));
         census
     }
-}
 
-impl Shared {
     /// Counts over what `scope` allows.
     pub(super) fn count(&self, scope: Option<Scope<'_>>) -> Census {
         let mut counts: Vec<ProviderCensus> = self.lanes.iter().map(|lane| self.empty_count(lane)).collect();
@@ -51,25 +60,22 @@ impl Shared {
             let count = &mut counts[usize::from(entry.slot.provider)];
             let word = if brief.paused { "paused" } else { brief.state.word() };
             *count.states.entry(word).or_default() += 1;
-            if let Some(end) = brief.consent_ends
-                && (end <= now.wall + longest || brief.state != State::Active)
-            {
+            if let Some(end) = ends_attention(&brief, now.wall + longest) {
                 attention.push((end, Arc::clone(entry)));
             }
         });
         self.for_each_grant_once(scope, &mut |_, slot| {
             let brief = slot.brief();
             let provider = usize::from(slot.provider);
-            self.count_grant(&mut counts[provider], slot, brief);
-            needed[provider] += self.needed_per_minute(slot, brief);
+            let last_fetched = slot.last_fetched();
+            self.count_grant(&mut counts[provider], slot.provider, brief, last_fetched);
+            needed[provider] += self.needed_per_minute(slot.provider, brief, last_fetched);
         });
         for provider in self.to_be_confirmed(scope) {
             counts[usize::from(provider)].awaiting += 1;
         }
         for (count, needed) in counts.iter_mut().zip(needed) {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped, and never negative")]
-            let rounded = needed.ceil().clamp(0.0, f64::from(u32::MAX)) as u32;
-            count.needed_per_minute = rounded;
+            count.needed_per_minute = whole(needed);
         }
         attention.sort_unstable_by(|a, b| (a.0, &a.1.id).cmp(&(b.0, &b.1.id)));
         let dropped = attention.len().saturating_sub(self.organization_series);
@@ -88,7 +94,7 @@ impl Shared {
         }
     }
 
-    fn empty_count(&self, lane: &super::lane::Lane) -> ProviderCensus {
+    pub(super) fn empty_count(&self, lane: &super::lane::Lane) -> ProviderCensus {
         ProviderCensus {
             states: STATES.iter().map(|state| (*state, 0)).collect(),
             expiring_within: self.warn_before.iter().map(|before| (*before, 0)).collect(),
@@ -98,7 +104,13 @@ impl Shared {
         }
     }
 
-    fn count_grant(&self, count: &mut ProviderCensus, slot: &Slot, brief: Brief) {
+    pub(super) fn count_grant(
+        &self,
+        count: &mut ProviderCensus,
+        provider: u16,
+        brief: Brief,
+        last_fetched: Option<Timestamp>,
+    ) {
         let now = self.now();
         match brief.consent_ends {
             Some(end) if end <= now.wall => count.expired += 1,
@@ -110,7 +122,7 @@ impl Shared {
             None => {}
         }
         count.end_assumed += u64::from(brief.end_assumed);
-        if brief.paused || brief.state == State::Lost || !self.is_warm(slot, brief) {
+        if brief.paused || brief.state == State::Lost || !self.is_warm(provider, brief, last_fetched) {
             return;
         }
         let left = brief.access.map(|access| access.left(now)).unwrap_or_default();
@@ -119,15 +131,16 @@ impl Shared {
         count.overdue += u64::from(brief.access.is_none_or(|access| access.is_overdue(patient)));
     }
 
-    fn is_warm(&self, slot: &Slot, brief: Brief) -> bool {
-        warm(&self.lane(slot).policy, brief.refreshed_at, slot.last_fetched(), self.now().wall).is_ok()
+    fn is_warm(&self, provider: u16, brief: Brief, last_fetched: Option<Timestamp>) -> bool {
+        let policy = &self.lanes[usize::from(provider)].policy;
+        warm(policy, brief.refreshed_at, last_fetched, self.now().wall).is_ok()
     }
 
     /// Exchanges a minute that keep this grant warm.
-    fn needed_per_minute(&self, slot: &Slot, brief: Brief) -> f64 {
-        const UNKNOWN_LIFE: Duration = Duration::from_hours(1);
-        let policy = &self.lane(slot).policy;
-        let idle = matches!(policy.keep_warm, KeepWarm::FetchedWithin(_)) && !self.is_warm(slot, brief);
+    pub(super) fn needed_per_minute(&self, provider: u16, brief: Brief, last_fetched: Option<Timestamp>) -> f64 {
+        let policy = &self.lanes[usize::from(provider)].policy;
+        let idle =
+            matches!(policy.keep_warm, KeepWarm::FetchedWithin(_)) && !self.is_warm(provider, brief, last_fetched);
         if brief.paused || brief.state == State::Lost || idle {
             return 0.0;
         }
@@ -154,4 +167,9 @@ impl Shared {
             }
         });
     }
+}
+
+/// When the consent ends, where that is by `until`, or the grant is not well.
+pub(super) fn ends_attention(brief: &Brief, until: Timestamp) -> Option<Timestamp> {
+    brief.consent_ends.filter(|end| *end <= until || brief.state != State::Active)
 }

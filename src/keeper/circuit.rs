@@ -151,6 +151,11 @@ impl Circuit {
         self.frozen().filter(|reason| !(own_client && *reason == CLIENT_REFUSED))
     }
 
+    /// For how long it has been frozen.
+    pub(super) fn frozen_since(&self, boot: Duration) -> Duration {
+        self.lock().open.map_or(Duration::ZERO, |open| boot.saturating_sub(open.since))
+    }
+
     /// While frozen: how long until the next probe, which counts as made when this says zero.
     pub(super) fn until_probe(&self, boot: Duration) -> Duration {
         let mut state = self.lock();

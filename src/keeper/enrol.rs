@@ -12,7 +12,7 @@ use crate::{
         OrganizationId, State,
     },
     provider::ProviderError,
-    vault::{Change, Expectation, Hold, MAX_RECORD_BYTES},
+    vault::{Change, Expectation, Hold, MAX_RECORD_BYTES, Stored},
     wire,
 };
 
@@ -48,6 +48,7 @@ impl Keeper {
         let by_secret = usize::from(wanted.fingerprint.0[15]) % (LOCKS / 2);
         let _secret = shared.enrolling[by_secret].lock().await;
         let _organization = shared.changing(&wanted.organization).await;
+        let _here = shared.present(&wanted.organization).await?;
         match shared.holder(wanted.fingerprint).await? {
             Some((slot, grant)) => shared.join(&slot, &grant, wanted).await,
             None => shared.enrol_new(wanted, enrolling).await,
@@ -64,9 +65,9 @@ impl Keeper {
         let index = &self.shared.index;
         let secret = enrolment.refresh_token.as_ref().or(enrolment.api_key.as_ref());
         let fingerprint = secret.map(|secret| self.shared.vault.fingerprint(secret));
-        let holder = fingerprint.and_then(|fingerprint| index.by_fingerprint(fingerprint)).map(|slot| slot.id);
+        let holders = fingerprint.map(|fingerprint| index.by_fingerprint(fingerprint)).unwrap_or_default();
         let serves = index.find(organization).map(|entry| entry.slot.id);
-        (fingerprint, holder.into_iter().chain(serves).collect())
+        (fingerprint, holders.iter().map(|slot| slot.id).chain(serves).collect())
     }
 }
 
@@ -121,8 +122,10 @@ impl Shared {
         if self.vault.is_shared() {
             return self.holder_in_vault(fingerprint).await;
         }
-        let slot = self.index.by_fingerprint(fingerprint).filter(|slot| !slot.lock().is_removed());
-        if let Some(slot) = slot {
+        for slot in self.index.by_fingerprint(fingerprint) {
+            if slot.lock().is_removed() {
+                continue;
+            }
             let stored = self.vault.grant(slot.id).await.map_err(|error| self.vault_failed(&error))?;
             if let Some(grant) = stored.map(|stored| stored.value).filter(remembers) {
                 return Ok(Some((slot, grant)));
@@ -139,16 +142,13 @@ impl Shared {
 
     /// As [`holder`](Self::holder), where another process may have stored it a moment ago.
     async fn holder_in_vault(&self, fingerprint: Fingerprint) -> Result<Option<(Arc<Slot>, Grant)>, KeeperError> {
+        let before = self.index.before();
         let stored = self.vault.holder(fingerprint).await.map_err(|error| self.vault_failed(&error))?;
         let Some(stored) = stored else { return Ok(None) };
         if lifecycle::is_grave(&stored.value) {
             return Err(KeeperError::AlreadySpent);
         }
-        self.add(&stored.value, stored.sequence, None);
-        let slot = self.index.slot(stored.value.id).ok_or(KeeperError::Starting)?;
-        if slot.brief().sequence < stored.sequence {
-            self.learn(&slot, &stored).await;
-        }
+        let slot = self.take_in(&stored, &before).await?.ok_or(KeeperError::Starting)?;
         Ok(Some((slot, stored.value)))
     }
 
@@ -213,10 +213,11 @@ impl Shared {
         }
         // Stored without an organization first: whatever happens from here on, no rotated token is lost, and
         // whoever enrols the same secret again joins this grant.
+        let before = self.index.before();
         let commit = self.vault.commit(vec![Change::PutGrant(Box::new(grant.clone())), new_secret(&grant)]).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-        self.add(&grant, sequence, None);
-        let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
+        let stored = Stored { value: grant, sequence };
+        let slot = self.take_in(&stored, &before).await?.ok_or(KeeperError::Starting)?;
         let proven = match self.exchange_and_wait(&slot, None).await {
             Ok(()) => self.check_reach(&slot, &wanted.organization).await,
             Err(KeeperError::Lost { .. }) => Err(KeeperError::Refused("it answers invalid_grant".into())),
@@ -239,11 +240,19 @@ impl Shared {
         changes.extend([expect, new_secret(&grant)]);
         changes.extend(left.iter().flat_map(Left::changes));
         let holds: Vec<&Hold> = left.iter().map(Left::hold).collect();
+        let before = self.index.before();
         let commit = self.vault.commit_held(&holds, changes).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-        self.add(&grant, sequence, None);
-        let slot = self.index.slot(grant.id).ok_or(KeeperError::Starting)?;
-        self.moved(&wanted.organization, labels, &slot, &grant, left, sequence)
+        let stored = Stored { value: grant, sequence };
+        let Ok(Some(slot)) = self.take_in(&stored, &before).await else {
+            // Another worker has exchanged it already, and that cannot be read now: it is when it is asked for.
+            self.index.remove(&wanted.organization);
+            if let Some(left) = left.filter(|left| left.grant.organizations.is_empty()) {
+                self.forget(&left.slot, &left.grant, left.grave.as_ref());
+            }
+            return Err(KeeperError::Starting);
+        };
+        Ok(self.moved(&wanted.organization, labels, &slot, &stored.value, left, sequence))
     }
 
     /// Gives the organization this grant, in one commit with leaving the one that it had.
@@ -290,7 +299,7 @@ impl Shared {
         if renews {
             super::swap::tell_renewed(&grant, &wanted.organization);
         }
-        self.moved(&wanted.organization, labels, slot, &grant, left, sequence)
+        Ok(self.moved(&wanted.organization, labels, slot, &grant, left, sequence))
     }
 
     /// After the commit: the index follows. `labels` and `grant` are as they were stored.
@@ -302,9 +311,10 @@ impl Shared {
         grant: &Grant,
         left: Option<Left>,
         sequence: u64,
-    ) -> Result<Enrolled, KeeperError> {
+    ) -> Enrolled {
         let created = left.is_none();
-        self.index.insert(organization.clone(), Arc::clone(slot), None);
+        self.note_organization(organization);
+        let before = self.index.insert(organization.clone(), Arc::clone(slot), None);
         if let Some(left) = left {
             if left.grant.organizations.is_empty() {
                 self.forget(&left.slot, &left.grant, left.grave.as_ref());
@@ -312,8 +322,9 @@ impl Shared {
                 self.publish(&left.slot, &left.grant, sequence, left.intent.as_ref(), &[]);
             }
         }
-        let entry = self.index.find(organization).ok_or(KeeperError::UnknownOrganization)?;
-        Ok(Enrolled { created, changed: true, organization: Self::view_with(&entry, grant, labels) })
+        let last_fetched = before.and_then(|before| before.last_fetched());
+        let organization = Self::view_by(organization, &slot.brief(), last_fetched, grant, labels);
+        Enrolled { created, changed: true, organization }
     }
 
     /// Prepares that the organization leaves the grant it has, if it has one; `new` is the slot it goes to. Both

@@ -71,7 +71,7 @@ impl Shared {
             Ok(None) => return Ok(Exchanged::Elsewhere),
             Err(error) => {
                 if matches!(error, KeeperError::VaultUnavailable(_)) {
-                    self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", Duration::ZERO);
+                    self.metrics.exchanged(&self.lane(slot).name, "vault_unavailable", None);
                     self.hold_back(slot, self.now().wall + self.vault_pause());
                 }
                 return Err(error);
@@ -140,7 +140,7 @@ impl Shared {
             self.amend_brief(slot, now, |brief| brief.due = brief.due.and(Some(again)));
             return Err(KeeperError::ProviderUnavailable { reason, retry_after: FROZEN_RETRY });
         }
-        let mut not_after = self.may_try_doubtful(slot, &grant, open.as_ref(), at_risk)?;
+        let mut not_after = self.may_try_doubtful(slot, &grant, open.as_ref(), at_risk).await?;
         let fingerprint = grant.fingerprint;
         let mut intent = None;
         if one_time {
@@ -148,7 +148,7 @@ impl Shared {
             let commit = self.vault.commit_held(&[&held.hold], vec![VaultChange::PutIntent(next.clone())]).await;
             commit.map_err(|error| self.vault_failed(&error))?;
             // That may have taken long enough for a grace to be over.
-            not_after = self.may_try_doubtful(slot, &grant, Some(&next), at_risk)?;
+            not_after = self.may_try_doubtful(slot, &grant, Some(&next), at_risk).await?;
             intent = Some(next);
         }
         // Whoever takes the claim over finds the intent open, and sends nothing.
@@ -182,7 +182,7 @@ impl Shared {
 
     /// Whether a grant may be exchanged as far as a doubt about it goes, and when its request must have left; where not,
     /// it is due when the rules say.
-    fn may_try_doubtful(
+    async fn may_try_doubtful(
         &self,
         slot: &Arc<Slot>,
         grant: &Grant,
@@ -193,8 +193,8 @@ impl Shared {
         if at_risk {
             return Ok(None);
         }
-        let (now, policy) = (self.now(), &self.lane(slot).policy);
-        let (fleet, boot_id) = (self.fleet(slot.provider, grant), self.clock.boot_id());
+        let fleet = self.fleet_now(slot.provider, grant).await;
+        let (now, policy, boot_id) = (self.now(), &self.lane(slot).policy, self.clock.boot_id());
         let situation = Situation { grant, intent, policy, fleet, now, boot_id };
         match lifecycle::may_try(situation) {
             DoubtfulTry::Before(moment) => Ok(Some(moment)),
@@ -228,9 +228,10 @@ impl Shared {
         // A shared vault is not looked through at start.
         let outdated = lifecycle::out_of_date(grant, self.vault.epoch(), self.vault.epoch_reason(), now.wall);
         let Some(notice) = outdated.or(crashed) else { return Ok(None) };
-        let events = self.notice_events(grant, notice).await;
+        // Boxed, as in `store` what is seldom needed: every exchange is moved into its task, with room for all that it may have to do.
+        let events = Box::pin(self.notice_events(grant, notice)).await;
         let changes = vec![VaultChange::PutGrant(Box::new(grant.clone()))];
-        let commit = self.outbox.commit_held(&[&held.hold], changes, events).await;
+        let commit = Box::pin(self.outbox.commit_held(&[&held.hold], changes, events)).await;
         let sequence = commit.map_err(|error| self.vault_failed(&error))?;
         self.publish(slot, grant, sequence, intent, &[]);
         self.tell(grant, notice);
@@ -247,7 +248,7 @@ impl Shared {
     ) -> Option<Change> {
         let now = self.now();
         let took = now.boot.saturating_sub(started);
-        self.metrics.exchanged(&lane.name, outcome.label(), took);
+        self.metrics.exchanged(&lane.name, outcome.label(), Some(took));
         log_outcome(&prepared.grant, outcome, took);
         let grant = &prepared.grant;
         let id = grant.id.as_bytes();
@@ -304,6 +305,7 @@ impl Shared {
     pub(super) fn bring_back(&self, provider: u16) {
         use crate::model::FailingReason::{ClientRefused, ProviderUnavailable};
         const SPREAD: Duration = Duration::from_secs(5);
+        self.bring_forward(provider, SPREAD);
         let now = self.now();
         let waits = |brief: &Brief| {
             let outage = matches!(brief.state, State::Failing(ProviderUnavailable | ClientRefused));

@@ -125,15 +125,22 @@ impl Shared {
         }
     }
 
-    /// The organization as it is now, where it was given another grant while somebody was refused its old one's token:
-    /// who fetches must not notice that a consent is renewed.
+    /// The organization as it is now, where it was given another grant while somebody was refused its old one's token, or what he
+    /// wanted to do with it: nobody must notice that a consent is renewed.
     pub(super) async fn successor<T>(&self, entry: &Entry, outcome: &Result<T, KeeperError>) -> Option<Arc<Entry>> {
         let refusal = outcome.as_ref().err()?;
-        if matches!(refusal, KeeperError::UnknownOrganization) && self.vault.is_shared() {
-            // Of what another process did to it, it may be known so far that its old grant is gone, and no more.
-            let _ = Box::pin(self.look_now(&entry.id)).await;
+        if matches!(refusal, KeeperError::UnknownOrganization) {
+            // Whoever gives it another grant has the old one's record until that is known here, and may have committed it a moment ago.
+            drop(self.record(&entry.slot).await);
+            if self.vault.is_shared() {
+                // Of what another process did to it, it may be known so far that its old grant is gone, and no more.
+                let _ = Box::pin(self.look_now(&entry.id)).await;
+            }
         }
-        let now = self.index.find(&entry.id)?;
+        let now = match self.index.find(&entry.id) {
+            None if self.is_bounded() => self.present(&entry.id).await.ok().flatten()?,
+            found => found?,
+        };
         (!Arc::ptr_eq(&now.slot, &entry.slot)).then_some(now)
     }
 

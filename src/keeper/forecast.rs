@@ -33,20 +33,27 @@ pub(super) struct Forecast {
 
 /// How many consents end, and of how many of them the end was assumed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ends {
+pub(super) struct Ending {
     consents: u64,
     assumed: u64,
+}
+
+impl Ending {
+    pub(super) const fn add(&mut self, consents: u64, assumed: u64) {
+        self.consents += consents;
+        self.assumed += assumed;
+    }
 }
 
 impl Keeper {
     /// What a digest tells: what ends by week and provider, and how all consents stand; `None` while they are being loaded. Looks at
     /// every organization, so it takes a while where there are many.
-    pub fn outlook(&self) -> Option<(Vec<EndingWeek>, Outlook)> {
+    pub async fn outlook(&self) -> Option<(Vec<EndingWeek>, Outlook)> {
         if !self.shared.is_loaded() {
             return None;
         }
-        let census = self.census();
-        let Forecast { mut weeks, mut later, invitations_per_week } = self.shared.forecast(None);
+        let (census, forecast) = self.shared.survey(None).await;
+        let Forecast { mut weeks, mut later, invitations_per_week } = forecast;
         later += weeks.drain(MAX_DIGEST_LINES.min(weeks.len())..).map(|week| week.consents).sum::<u64>();
         let mut outlook = Outlook {
             ending: self.shared.warn_before.iter().map(|before| (*before, 0)).collect(),
@@ -72,7 +79,7 @@ impl Shared {
     /// What ends ahead, counted over what `scope` allows. A lost consent has ended already and is left out.
     pub(super) fn forecast(&self, scope: Option<Scope<'_>>) -> Forecast {
         let Now { wall, .. } = self.now();
-        let mut weeks: BTreeMap<(i64, u16), Ends> = BTreeMap::new();
+        let mut weeks: BTreeMap<(i64, u16), Ending> = BTreeMap::new();
         let mut overdue = 0;
         self.for_each_grant_once(scope, &mut |_, slot| {
             let brief = slot.brief();
@@ -81,10 +88,14 @@ impl Shared {
                 overdue += 1;
                 return;
             }
-            let ends = weeks.entry((week_of(end), slot.provider)).or_default();
-            ends.consents += 1;
-            ends.assumed += u64::from(brief.end_assumed);
+            weeks.entry((week_of(end), slot.provider)).or_default().add(1, u64::from(brief.end_assumed));
         });
+        self.forecast_from(overdue, weeks)
+    }
+
+    /// A forecast, by what ends in which week at which provider, and how many have ended already.
+    pub(super) fn forecast_from(&self, overdue: u64, weeks: BTreeMap<(i64, u16), Ending>) -> Forecast {
+        let Now { wall, .. } = self.now();
         let invitations_per_week = even_rate(week_of(wall), overdue, &weeks);
         let later = weeks.values().skip(MAX_LINES).map(|ends| ends.consents).sum();
         let listed = weeks.into_iter().take(MAX_LINES).map(|((week, provider), ends)| EndingWeek {
@@ -99,7 +110,7 @@ impl Shared {
 
 /// The least whole number of invitations a week that keeps up: of what ends up to the end of a week, all must be invited in the
 /// weeks before it, and this week counts as one of them for what ends in it. The steepest average decides.
-fn even_rate(this_week: i64, overdue: u64, weeks: &BTreeMap<(i64, u16), Ends>) -> u64 {
+fn even_rate(this_week: i64, overdue: u64, weeks: &BTreeMap<(i64, u16), Ending>) -> u64 {
     let mut ended = overdue;
     let mut rate = overdue;
     for (&(week, _), ends) in weeks {
@@ -111,8 +122,13 @@ fn even_rate(this_week: i64, overdue: u64, weeks: &BTreeMap<(i64, u16), Ends>) -
 }
 
 /// The number of the week in UTC that holds `time`; weeks begin on Monday.
-fn week_of(time: Timestamp) -> i64 {
+pub(super) fn week_of(time: Timestamp) -> i64 {
     (time.as_seconds() - FIRST_MONDAY_SECONDS).div_euclid(WEEK_SECONDS)
+}
+
+/// The number of the week that holds a day in UTC, counted from 1970-01-01.
+pub(super) const fn week_of_day(day: i64) -> i64 {
+    (day.saturating_mul(86_400) - FIRST_MONDAY_SECONDS).div_euclid(WEEK_SECONDS)
 }
 
 /// The Monday with which a week begins, as a date.
@@ -136,13 +152,15 @@ mod tests {
             ("2027-01-01T12:00:00Z", "2026-12-28"),
             ("1969-12-28T23:59:59Z", "1969-12-22"),
         ] {
-            assert_eq!(monday(week_of(time.parse().expect("valid"))), first, "{time}");
+            let time: Timestamp = time.parse().expect("valid");
+            assert_eq!(monday(week_of(time)), first, "{time:?}");
+            assert_eq!(week_of_day(time.as_seconds().div_euclid(86_400)), week_of(time), "{time:?}");
         }
         assert_eq!(monday(week_of(Timestamp::from_millis(i64::MAX))), "9999-12-27");
     }
 
-    fn ending(weeks: &[(i64, u64)]) -> BTreeMap<(i64, u16), Ends> {
-        weeks.iter().map(|&(week, consents)| ((week, 0), Ends { consents, assumed: 0 })).collect()
+    fn ending(weeks: &[(i64, u64)]) -> BTreeMap<(i64, u16), Ending> {
+        weeks.iter().map(|&(week, consents)| ((week, 0), Ending { consents, assumed: 0 })).collect()
     }
 
     #[test]
@@ -161,7 +179,7 @@ mod tests {
             weeks in prop::collection::btree_map((0_i64..60, 0_u16..3), 1_u64..500, 0..40),
         ) {
             let weeks: BTreeMap<_, _> =
-                weeks.into_iter().map(|(key, consents)| (key, Ends { consents, assumed: 0 })).collect();
+                weeks.into_iter().map(|(key, consents)| (key, Ending { consents, assumed: 0 })).collect();
             let keeps_up = |rate: u64| {
                 overdue <= rate
                     && weeks.keys().all(|&(last, _)| {

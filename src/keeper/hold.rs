@@ -99,6 +99,7 @@ impl Shared {
         let expect = Change::Expect(Expectation::Organization(id.clone(), sequence));
         let stored = stored.map(|stored| stored.value);
         if self.vault.is_shared() {
+            // Whoever asks keeps it in memory, if it was there when that was looked at.
             let known = self.index.find(id).map(|entry| entry.slot.id);
             if known != stored.as_ref().map(|stored| stored.grant) {
                 Box::pin(self.learn_organization(id, stored.as_ref())).await;

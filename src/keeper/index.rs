@@ -1,35 +1,46 @@
+mod admit;
+mod evict;
+
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use hashbrown::{HashTable, hash_table};
+use hashbrown::HashTable;
 
+use self::admit::Changes;
+pub(super) use self::admit::{Before, NotAdded};
 use super::{
     brief::Second,
+    fingerprints::{Fingerprints, Start},
     slot::{Slot, fingerprint_key},
     subjects::Subjects,
 };
 use crate::model::{Fingerprint, Grant, GrantId, OrganizationId, Timestamp};
 
-const SHARDS: usize = 64;
+/// Tables double when they are full. These do so at other sizes than those that are one table: no power of two.
+const SHARDS: usize = 80;
 
 /// Organization to slot, grant to slot, fingerprint to slot.
 #[derive(Debug)]
 pub(super) struct Index {
     hasher: RandomState,
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
+    /// How many organizations there are.
+    entries: AtomicUsize,
     /// By id.
     slots: RwLock<HashTable<Arc<Slot>>>,
-    fingerprints: RwLock<HashMap<u64, Arc<Slot>>>,
+    pub(super) fingerprints: Fingerprints,
     pub(super) subjects: Subjects,
     /// Spent tokens of grants that are gone: which record remembers each, and since when.
     graves: RwLock<HashMap<u64, (GrantId, Timestamp)>>,
     changes: AtomicU64,
+    /// Of the records, where not all are in memory.
+    changed: Changes,
     sorted: Mutex<(u64, Arc<[Arc<Entry>]>)>,
 }
 
@@ -59,11 +70,13 @@ impl Index {
         Self {
             hasher: RandomState::new(),
             organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
+            entries: AtomicUsize::new(0),
             slots: RwLock::default(),
-            fingerprints: RwLock::default(),
+            fingerprints: Fingerprints::default(),
             subjects: Subjects::default(),
             graves: RwLock::default(),
             changes: AtomicU64::new(1),
+            changed: Changes::new(),
             sorted: Mutex::new((0, Arc::new([]))),
         }
     }
@@ -83,7 +96,7 @@ impl Index {
         last_fetched: Option<Timestamp>,
     ) -> Option<Arc<Entry>> {
         let hash = self.hash(&id);
-        let entry = Arc::new(Entry { id, slot, last_fetched: AtomicU32::new(Second::of(last_fetched).0) });
+        let entry = Arc::new(Entry::new(id, slot, last_fetched));
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
         self.changes.fetch_add(1, Ordering::Release);
         if let Some(there) = shard.find_mut(hash, |other| other.id == entry.id) {
@@ -91,6 +104,7 @@ impl Index {
             return Some(std::mem::replace(there, entry));
         }
         shard.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.id));
+        self.entries.fetch_add(1, Ordering::Relaxed);
         None
     }
 
@@ -108,6 +122,7 @@ impl Index {
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
         if let Ok(entry) = shard.find_entry(hash, |entry| entry.id == *id) {
             entry.remove();
+            self.entries.fetch_sub(1, Ordering::Relaxed);
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
@@ -141,34 +156,11 @@ impl Index {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).find(hash_of(id), |slot| slot.id == id).cloned()
     }
 
-    /// Adds a slot; gives back the one that was there, which stays.
-    pub(super) fn add_slot(&self, slot: Arc<Slot>) -> Result<(), Arc<Slot>> {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        match slots.entry(hash_of(slot.id), |there| there.id == slot.id, |slot| hash_of(slot.id)) {
-            hash_table::Entry::Occupied(there) => Err(Arc::clone(there.get())),
-            hash_table::Entry::Vacant(place) => {
-                place.insert(slot);
-                Ok(())
-            }
-        }
-    }
-
-    /// Forgets a slot.
+    /// Forgets a slot, unless it was forgotten before.
     pub(super) fn remove_slot(&self, slot: &Arc<Slot>) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(found) = slots.find_entry(hash_of(slot.id), |there| there.id == slot.id) {
+        if let Ok(found) = slots.find_entry(hash_of(slot.id), |there| Arc::ptr_eq(there, slot)) {
             found.remove();
-        }
-    }
-
-    /// Forgets the fingerprints of the grant that a slot stood for.
-    pub(super) fn forget_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
-        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
-        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
-            let key = fingerprint_key(*fingerprint);
-            if fingerprints.get(&key).is_some_and(|other| Arc::ptr_eq(other, slot)) {
-                fingerprints.remove(&key);
-            }
         }
     }
 
@@ -182,22 +174,15 @@ impl Index {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Which slot may hold a secret with this fingerprint; verify it against the stored grant.
-    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Option<Arc<Slot>> {
-        self.fingerprints.read().unwrap_or_else(PoisonError::into_inner).get(&fingerprint_key(fingerprint)).cloned()
-    }
-
-    /// Remembers the grant's fingerprints, current and spent.
-    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
-        let mut fingerprints = self.fingerprints.write().unwrap_or_else(PoisonError::into_inner);
-        for fingerprint in grant.spent.iter().chain([&grant.fingerprint]) {
-            fingerprints.insert(fingerprint_key(*fingerprint), Arc::clone(slot));
+    /// Which slots may have, or have had, a secret with this fingerprint; verify it against the stored grants.
+    pub(super) fn by_fingerprint(&self, fingerprint: Fingerprint) -> Vec<Arc<Slot>> {
+        let found = self.fingerprints.find(fingerprint);
+        if found.is_empty() {
+            return Vec::new();
         }
-    }
-
-    /// Forgets a fingerprint that its grant no longer remembers.
-    pub(super) fn forget_fingerprint(&self, fingerprint: Fingerprint) {
-        self.fingerprints.write().unwrap_or_else(PoisonError::into_inner).remove(&fingerprint_key(fingerprint));
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let of_start = |start: Start| slots.iter_hash(start.hash()).filter(move |slot| Start::of(slot.id) == start);
+        found.into_iter().flat_map(of_start).cloned().collect()
     }
 
     /// Remembers the spent tokens of a grant that is gone.
@@ -240,9 +225,6 @@ impl Index {
     }
 }
 
-/// Ids of grants are random and of our own making: nobody can choose colliding ones, and a part of one is as good as a hash.
 fn hash_of(id: GrantId) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&id.as_bytes()[..8]);
-    u64::from_be_bytes(first)
+    Start::of(id).hash()
 }

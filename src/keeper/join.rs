@@ -55,6 +55,16 @@ impl Shared {
             }
             return Ok(Some((held, self.read(slot).await?)));
         }
+        Box::pin(self.claim_to_exchange(slot, in_flight, seat)).await
+    }
+
+    /// The same where others may be at it.
+    async fn claim_to_exchange(
+        &self,
+        slot: &Arc<Slot>,
+        in_flight: &InFlight,
+        seat: &mut Seat,
+    ) -> Result<Option<(Held, Stored<Grant>)>, KeeperError> {
         let until = self.now().boot + self.patience();
         let mut joining = None;
         loop {

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use crate::{
     lifecycle::Policy,
     model::{GrantId, ProviderName},
     provider::TokenEndpoint,
-    vault::Duty,
+    vault::{Duty, postgres::Hold},
 };
 
 /// How many of those who wait are looked at to find one that fits.
@@ -46,6 +46,8 @@ pub(super) struct Lane {
     pub(super) permits: Arc<Semaphore>,
     /// How many slots it has.
     pub(super) grants: AtomicUsize,
+    /// This worker is the one that probes and tries it.
+    alone: AtomicBool,
     /// It was told of as failing, and has not been told of as well since.
     pub(super) told_failing: AtomicBool,
     /// What this process's order of grants is made of; `None` where it has the vault for itself.
@@ -68,6 +70,8 @@ pub(super) struct InFlight {
     end: Option<FlightEnd>,
     /// Until this moment of the boot-time clock an operator takes the risk of a replay.
     risk_until: Option<Duration>,
+    /// Where it was claimed before it was asked for: the claim, kept until it has ended.
+    claim: Option<Hold>,
     /// What the last exchange had left behind when this one was asked for, and the commit that the slot knew of then.
     seen: (u64, Outcome),
 }
@@ -87,12 +91,7 @@ impl InFlight {
     /// Tells those who wait, while the flight goes on: nobody starts another.
     pub(super) fn tell(&self, result: Result<(), KeeperError>) {
         if let Some(end) = &self.end {
-            end.send_if_modified(|told| {
-                told.is_none() && {
-                    *told = Some(result);
-                    true
-                }
-            });
+            end.tell(result);
         }
     }
 
@@ -139,6 +138,7 @@ impl Lane {
             probing,
             permits: Arc::new(Semaphore::new(concurrency)),
             grants: AtomicUsize::new(0),
+            alone: AtomicBool::new(false),
             told_failing: AtomicBool::new(false),
             order,
             queue: Mutex::default(),
@@ -150,13 +150,35 @@ impl Lane {
     /// urgent call moves a queued one forward. Where `seen` is given and an exchange has ended since that was so, there
     /// is nothing to wait for: whoever asked looks again.
     pub(super) fn enqueue(&self, slot: &Arc<Slot>, urgency: Urgency, seen: Option<Outcome>) -> Option<Flight> {
-        self.enqueue_with(slot, urgency, seen, None)
+        self.enqueue_with(slot, urgency, seen, None, None)
     }
 
     /// Queues an exchange for which an operator takes the risk, until that moment of the boot-time clock, or takes the
     /// one that is queued already for it.
     pub(super) fn enqueue_at_risk(&self, slot: &Arc<Slot>, until: Duration) -> Option<Flight> {
-        self.enqueue_with(slot, Urgency::Awaited, None, Some(until))
+        self.enqueue_with(slot, Urgency::Awaited, None, Some(until), None)
+    }
+
+    /// Whether this worker is the one that probes and tries a provider that fails.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// Queues an exchange of a grant that is due and was claimed for that. One that is queued already gets this claim; one that is under way
+    /// goes on without it.
+    pub(super) fn enqueue_claimed(&self, slot: &Arc<Slot>, urgency: Urgency, claim: Hold) {
+        let _ = self.enqueue_with(slot, urgency, None, None, Some(claim));
+    }
+
+    /// What was claimed and has not had its turn: it is given up, since it will have none here.
+    pub(super) fn let_go(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).values_mut().for_each(|queued| {
+            queued.in_flight.claim = None;
+        });
     }
 
     fn enqueue_with(
@@ -165,10 +187,16 @@ impl Lane {
         urgency: Urgency,
         seen: Option<Outcome>,
         risk_until: Option<Duration>,
+        claim: Option<Hold>,
     ) -> Option<Flight> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = slot.lock();
         if let Some(flight) = state.flight().cloned() {
+            if let (Some(place), Some(claim)) = (state.queued(), claim)
+                && let Some(queued) = queue.get_mut(&place)
+            {
+                queued.in_flight.claim = Some(claim);
+            }
             if let Some(place) = state.queued()
                 && (urgency < place.urgency || risk_until.is_some())
                 && let Some(mut queued) = queue.remove(&place)
@@ -189,7 +217,7 @@ impl Lane {
         state.queue(flight.clone(), place);
         let brief = state.brief();
         let seen = (brief.sequence, brief.outcome());
-        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until, seen };
+        let in_flight = InFlight { slot: Arc::clone(slot), end: Some(end), risk_until, claim, seen };
         queue.insert(place, Queued { slot: Arc::clone(slot), in_flight });
         self.arrived.notify_one();
         Some(flight)

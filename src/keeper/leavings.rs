@@ -45,6 +45,9 @@ impl Shared {
 
     /// Forgets enrolments that were not finished, once nobody can be waiting for them any more.
     pub(super) async fn clear_unfinished(&self) {
+        if let Some(bounded) = &self.bounded {
+            return self.clear_unfinished_of(bounded).await;
+        }
         for slot in self.index.slots() {
             if slot.brief().organizations > 0 {
                 continue;
@@ -56,7 +59,7 @@ impl Shared {
         }
     }
 
-    async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
+    pub(super) async fn clear_if_unfinished(&self, slot: &Arc<Slot>) {
         let Ok(held) = self.hold(slot).await else { return };
         let (Ok(stored), Ok(intent)) = (self.read(slot).await, self.vault.intent(slot.id).await) else { return };
         let grant = stored.value;
@@ -84,7 +87,11 @@ impl Shared {
 
     /// Forgets spent tokens that no issuer knows any more.
     pub(super) async fn clear_graves(&self) {
-        let old = self.index.graves_before(self.now().wall - GRAVE_KEPT);
+        let before = self.now().wall - GRAVE_KEPT;
+        let old = match &self.bounded {
+            Some(bounded) => self.graves_before(bounded, before).await,
+            None => self.index.graves_before(before),
+        };
         if old.is_empty() {
             return;
         }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     KeeperError, Shared,
     blocking::{reading, reading_in_parts},
-    index::Entry,
+    index::{Before, Entry, NotAdded},
     slot::{Slot, living_subject, text_hash},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 const MOST_REMINDERS: usize = 1000;
 
 /// The epoch of a vault that never went back in time.
-const FIRST_EPOCH: u32 = 1;
+pub(super) const FIRST_EPOCH: u32 = 1;
 
 /// How many grants that have to be looked at first share a commit: so many that after a restore a million of them are
 /// written in a minute, and so few that whoever asks for one meanwhile waits for milliseconds.
@@ -30,7 +30,7 @@ const DOUBTFUL_AT_ONCE: usize = 256;
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
-    let read = shared.read_everything().await;
+    let read = if shared.is_bounded() { shared.begin_bounded().await } else { shared.read_everything().await };
     // What cannot be read may be the fault of a vault that is about to be found damaged: then the worker ends with that.
     if !shared.is_known_whole().await {
         return;
@@ -42,7 +42,9 @@ pub(super) async fn load(shared: Arc<Shared>) {
     if !shared.stopping.is_cancelled() {
         shared.loaded.store(true, Ordering::Release);
         shared.hear_early();
-        tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        if !shared.is_bounded() {
+            tracing::info!(organizations, grants = shared.index.slot_count(), "the vault is loaded");
+        }
         shared.tell_strays().await;
         shared.tell_doubts().await;
         shared.reconsider_doubts().await;
@@ -52,6 +54,15 @@ pub(super) async fn load(shared: Arc<Shared>) {
             shared.settle_unfinished().await;
         }
     }
+}
+
+/// Why a grant has no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSlot {
+    /// Its provider is not configured.
+    Unconfigured,
+    /// What was read of it may be old: it is to be read anew.
+    Outdated,
 }
 
 /// Which grants have an exchange under way.
@@ -84,6 +95,9 @@ impl Shared {
     /// At start an operator is reminded of the grants in doubt: a process may die after it stored a doubt and before it
     /// told anybody.
     async fn tell_doubts(&self) {
+        if let Some(bounded) = &self.bounded {
+            return self.tell_doubts_counted(bounded).await;
+        }
         let mut doubts = 0_usize;
         for slot in self.index.slots() {
             if !matches!(slot.brief().state, State::InDoubt(_)) {
@@ -204,7 +218,7 @@ impl Shared {
                 if perhaps || intents.grants.contains(&grant.id) || outdated {
                     doubtful.push(grant.id);
                 } else {
-                    self.add(grant, stored.sequence, None);
+                    let _ = self.add(grant, stored.sequence, None);
                 }
                 Ok(())
             })
@@ -259,25 +273,34 @@ impl Shared {
             }
         });
         for entry in unlisted {
-            let slot = &entry.slot;
-            let held = self.hold(slot).await?;
-            let mut grant = self.read(slot).await?.value;
-            if grant.organizations.contains(&entry.id) {
-                continue;
-            }
-            let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
-            grant.organizations.push(entry.id.clone());
-            let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
-            let commit = self.vault.commit_held(&[&held.hold], changes).await;
-            let sequence = commit.map_err(|error| self.vault_failed(&error))?;
-            self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
-            tracing::warn!(organization = entry.id.as_str(), "its grant did not list it any more, and does again");
+            self.list_again(&entry).await?;
         }
+        Ok(())
+    }
+
+    /// Writes an organization back into its grant's list, unless it is there.
+    pub(super) async fn list_again(&self, entry: &Entry) -> Result<(), KeeperError> {
+        let slot = &entry.slot;
+        let held = self.hold(slot).await?;
+        let mut grant = self.read(slot).await?.value;
+        if grant.organizations.contains(&entry.id) {
+            return Ok(());
+        }
+        let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+        grant.organizations.push(entry.id.clone());
+        let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
+        let commit = self.vault.commit_held(&[&held.hold], changes).await;
+        let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+        self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
+        tracing::warn!(organization = entry.id.as_str(), "its grant did not list it any more, and does again");
         Ok(())
     }
 
     /// The one organization that is asked for while the rest is still being loaded.
     pub(super) async fn load_one(&self, organization: &OrganizationId) -> Result<Arc<Entry>, KeeperError> {
+        if let Some(bounded) = &self.bounded {
+            return Box::pin(self.bring_in(bounded, organization)).await;
+        }
         // Making a slot may write its grant: not any more once this keeper is drained and another may be at work.
         let _token = self.tasks.token();
         if self.stopping.is_cancelled() {
@@ -313,7 +336,7 @@ impl Shared {
         }
         let (outdated, as_stored): (Vec<_>, Vec<_>) = judged.into_iter().partition(|one| one.notice.is_some());
         for Judged { grant, sequence, intent, .. } in as_stored {
-            self.add(&grant, sequence, intent.as_ref());
+            let _ = self.add(&grant, sequence, intent.as_ref());
         }
         if !outdated.is_empty() && !self.vault.is_judged() {
             return Err(KeeperError::Starting);
@@ -369,25 +392,46 @@ impl Shared {
     /// What was found out about these grants is durable.
     fn add_judged(&self, judged: Vec<Judged>, sequence: u64) {
         for Judged { grant, intent, .. } in judged {
-            self.add(&grant, sequence, intent.as_ref());
+            let _ = self.add(&grant, sequence, intent.as_ref());
         }
     }
 
-    /// Puts a stored grant's slot in the index; nothing where its provider is not configured or it is there already.
-    pub(super) fn add(&self, grant: &Grant, sequence: u64, intent: Option<&Intent>) {
-        let Some(provider) = self.lane_of.get(&grant.provider).copied() else { return };
+    /// Puts a stored grant's slot in the index, and gives it; the one that is there already stays. `None` where its provider is not
+    /// configured. For where all are in memory, and news of a grant that is not there yet add it.
+    pub(super) fn add(&self, grant: &Grant, sequence: u64, intent: Option<&Intent>) -> Option<Arc<Slot>> {
+        self.add_as_of(grant, sequence, intent, None).ok()
+    }
+
+    /// The same of a grant that was read, or written, after `before`; nothing is added of one that others may have changed since.
+    pub(super) fn add_as_of(
+        &self,
+        grant: &Grant,
+        sequence: u64,
+        intent: Option<&Intent>,
+        before: Option<&Before>,
+    ) -> Result<Arc<Slot>, NoSlot> {
+        let provider = self.lane_of.get(&grant.provider).copied().ok_or(NoSlot::Unconfigured)?;
+        if let Some(bounded) = &self.bounded {
+            self.make_room(bounded);
+        }
         let now = self.now();
         // Counted first, so that two grants of one subject see each other.
         let subject = living_subject(grant);
-        self.index.subjects.count(provider, subject, true);
+        self.count_subject(provider, subject, true);
         let brief = self.brief(provider, grant, sequence, intent, now);
         let slot = Arc::new(Slot::new(grant.id, provider, brief, grant.last_fetched_at));
-        if self.index.add_slot(Arc::clone(&slot)).is_err() {
-            self.index.subjects.count(provider, subject, false);
-            return;
+        if let Err(why) = self.index.admit_slot(Arc::clone(&slot), before) {
+            self.count_subject(provider, subject, false);
+            return match why {
+                NotAdded::There(there) => Ok(there),
+                NotAdded::Outdated => Err(NoSlot::Outdated),
+            };
         }
-        self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
-        self.know_fingerprints(&slot, grant);
+        if !self.is_bounded() {
+            self.lanes[usize::from(provider)].grants.fetch_add(1, Ordering::Relaxed);
+        }
+        self.know_fingerprints(grant);
         self.set_timer(&slot, now);
+        Ok(slot)
     }
 }

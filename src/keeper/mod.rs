@@ -15,6 +15,7 @@ mod answer;
 mod awaiting;
 mod backup;
 mod blocking;
+mod bounded;
 mod brief;
 mod budget;
 mod cache;
@@ -24,6 +25,7 @@ mod enrol;
 mod error;
 mod exchange;
 mod fetch;
+mod fingerprints;
 mod following;
 mod forecast;
 mod hold;
@@ -72,7 +74,15 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use self::{cache::TokenCache, index::Index, lane::Lane, news::News, slot::Slot, timers::Timers};
+use self::{
+    bounded::{Bounded, Dating},
+    cache::TokenCache,
+    index::Index,
+    lane::Lane,
+    news::News,
+    slot::Slot,
+    timers::Timers,
+};
 use crate::{
     clock::{Now, SharedClock},
     config::{ProviderConfig, RefreshConfig},
@@ -108,6 +118,8 @@ pub struct Parts {
     pub clock: SharedClock,
     /// Where events are counted.
     pub metrics: Metrics,
+    /// How many grants are kept in memory at most, where others share the vault; `None`: all of them.
+    pub resident: Option<usize>,
     /// Seed of all chance in the keeper: jitter and back-off.
     pub seed: u64,
 }
@@ -155,6 +167,8 @@ struct Shared {
     metrics: Metrics,
     chance: Mutex<fastrand::Rng>,
     index: Index,
+    /// Where only some grants are in memory: how the others are found.
+    bounded: Option<Bounded>,
     timers: Timers,
     news: News,
     cache: TokenCache,
@@ -195,18 +209,25 @@ impl Keeper {
             organization_series,
             clock,
             metrics,
+            resident,
             seed,
         } = parts;
+        let policy = |config: &ProviderConfig| Policy {
+            refresh_at: refresh.at,
+            keep_warm: refresh.keep_warm,
+            timeout: refresh.timeout,
+            idle_lifetime: config.idle_lifetime,
+            in_doubt: config.in_doubt,
+        };
+        let policies = providers.iter().map(|(config, _)| (config.name.clone(), policy(config)));
+        let chance = fastrand::Rng::with_seed(seed);
+        let dating = Arc::new(Dating::new(policies.collect(), warn_before.clone(), clock.clone(), chance));
+        dating.tell(&vault);
+        let bounded = vault.sharing().zip(resident).map(|(store, most)| Bounded::new(store, most, dating));
         let lanes: Vec<Lane> = providers
             .into_iter()
             .map(|(config, endpoint)| {
-                let policy = Policy {
-                    refresh_at: refresh.at,
-                    keep_warm: refresh.keep_warm,
-                    timeout: refresh.timeout,
-                    idle_lifetime: config.idle_lifetime,
-                    in_doubt: config.in_doubt,
-                };
+                let policy = policy(&config);
                 let shared = vault.sharing().map(|store| (store.lane(&config.name), store));
                 let probing =
                     shared.as_ref().map_or(Duty::always(), |(lane, _)| vault.duty(Singular::Probe(*lane), &clock));
@@ -234,6 +255,7 @@ impl Keeper {
             metrics,
             chance: Mutex::new(fastrand::Rng::with_seed(seed)),
             index: Index::new(),
+            bounded,
             timers: Timers::default(),
             news,
             loaded: AtomicBool::new(false),
@@ -257,11 +279,17 @@ impl Keeper {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        self.shared.lanes.iter().for_each(Lane::let_go);
     }
 
     /// Where what happens is told.
     pub fn outbox(&self) -> Outbox {
         self.shared.outbox.clone()
+    }
+
+    /// How many grants are in memory.
+    pub fn resident(&self) -> usize {
+        self.shared.index.slot_count()
     }
 
     /// Whether links can be made by which people give consent: the world can reach the pages.

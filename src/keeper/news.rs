@@ -195,18 +195,23 @@ impl Shared {
     async fn hear_grant(&self, stored: &Stored<Grant>) {
         let grant = &stored.value;
         if lifecycle::is_grave(grant) {
-            self.index.bury(grant);
+            self.bury(grant);
             return;
         }
+        self.note_grant(grant.id);
         match self.index.slot(grant.id) {
             Some(slot) if slot.brief().sequence >= stored.sequence => {}
             Some(slot) => self.learn(&slot, stored).await,
-            None => self.add(grant, stored.sequence, None),
+            // Where only some are in memory, it is none of them.
+            None if self.is_bounded() => {}
+            None => _ = self.add(grant, stored.sequence, None),
         }
     }
 
     async fn hear_organization(self: &Arc<Self>, organization: Organization) {
+        self.note_organization(&organization.id);
         match self.index.find(&organization.id) {
+            None if self.is_bounded() => {}
             None => self.learn_organization(&organization.id, Some(&organization)).await,
             Some(entry) if entry.slot.id == organization.grant => {}
             Some(_) => self.look_into_change(organization.id),
@@ -231,8 +236,16 @@ impl Shared {
             self.news.early().push((what.clone(), sequence));
         }
         match what {
-            Gone::Grant(id) => return self.index.slot(id).filter(|slot| slot.brief().sequence < sequence),
-            Gone::Organization(id) => self.look_into_change(id),
+            Gone::Grant(id) => {
+                self.note_grant(id);
+                return self.index.slot(id).filter(|slot| slot.brief().sequence < sequence);
+            }
+            Gone::Organization(id) => {
+                self.note_organization(&id);
+                if !self.is_bounded() || self.index.find(&id).is_some() {
+                    self.look_into_change(id);
+                }
+            }
             Gone::Intent(id) => _ = self.news.open().remove(&id),
             Gone::Awaiting(id) => _ = self.awaiting().remove(&id),
             Gone::Row(id) => self.outbox.forgotten(&id),
@@ -262,15 +275,25 @@ impl Shared {
     /// organization's lock is held.
     pub(super) async fn learn_organization(&self, id: &OrganizationId, stored: Option<&Organization>) {
         let Some(organization) = stored else { return self.index.remove(id) };
-        if self.index.find(id).is_some_and(|entry| entry.slot.id == organization.grant) {
+        let there = self.index.find(id);
+        if there.as_ref().is_some_and(|entry| entry.slot.id == organization.grant) {
             return;
         }
-        if self.index.slot(organization.grant).is_none()
-            && let Ok(Some(stored)) = self.vault.grant(organization.grant).await
-        {
-            self.add(&stored.value, stored.sequence, None);
+        if self.is_bounded() {
+            // Whoever asks for it brings it in as it is then.
+            if let Some(entry) = there {
+                self.index.leave(&entry);
+            }
+            return;
         }
-        if let Some(slot) = self.index.slot(organization.grant) {
+        let slot = match self.index.slot(organization.grant) {
+            Some(slot) => Some(slot),
+            None => match self.vault.grant(organization.grant).await {
+                Ok(Some(stored)) => self.add(&stored.value, stored.sequence, None),
+                _ => None,
+            },
+        };
+        if let Some(slot) = slot {
             let last_fetched = slot.last_fetched();
             self.index.insert(id.clone(), slot, last_fetched);
         }
@@ -323,13 +346,19 @@ impl Shared {
         for id in overdue {
             // Should it not be settled, it is looked at again as late.
             self.news.open().insert(id, now);
-            let Some(slot) = self.index.slot(id) else {
+            let slot = self.index.slot(id);
+            if slot.is_none() && !self.is_bounded() {
                 self.news.open().remove(&id);
                 continue;
-            };
+            }
             let shared = Arc::clone(self);
             self.tasks.spawn(async move {
-                if matches!(shared.take_over(&slot).await, Ok(true)) {
+                let settled = match slot.map_or(shared.slot_of(id).await, |slot| Ok(Some(slot))) {
+                    Ok(Some(slot)) => shared.take_over(&slot).await.unwrap_or(false),
+                    Ok(None) => true,
+                    Err(_) => false,
+                };
+                if settled {
                     shared.news.open().remove(&id);
                 }
             });

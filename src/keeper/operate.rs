@@ -5,10 +5,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Keeper, KeeperError, Shared, blocking::blocking, index::Entry, slot::Slot};
+use super::{
+    Keeper, KeeperError, Shared,
+    blocking::blocking,
+    slot::{Brief, Slot},
+};
 use crate::{
     lifecycle,
-    model::{Credential, Grant, Labels, OrganizationId, ProviderName, State},
+    model::{Credential, Grant, Labels, OrganizationId, ProviderName, State, Timestamp},
     provider::ProviderError,
     vault::Change,
     wire,
@@ -40,7 +44,8 @@ pub struct Filter {
     pub labels: Labels,
     /// How many at most: 1 to 1000.
     pub limit: usize,
-    /// Only those with a greater id.
+    /// Only those after what the page before gave as its `next_cursor`: the id of an organization; or, where not all are in memory, a
+    /// place that looks like one.
     pub after: Option<OrganizationId>,
 }
 
@@ -56,13 +61,16 @@ impl Keeper {
         self.shared.view(organization).await
     }
 
-    /// Organizations in order of their ids, a page at a time.
+    /// Organizations a page at a time: in order of their ids, or in an order of the vault's own where not all are in memory.
     pub async fn list(&self, filter: Filter, scope: Scope<'_>) -> Result<wire::OrganizationPage, KeeperError> {
         let shared = &self.shared;
         if !shared.is_loaded() {
             return Err(KeeperError::Starting);
         }
         let limit = filter.limit.clamp(1, MAX_PAGE);
+        if let Some(bounded) = &shared.bounded {
+            return Box::pin(shared.list_read(bounded, &filter, limit, scope)).await;
+        }
         let sorter = Arc::clone(shared);
         let entries = blocking(move || sorter.index.sorted()).await;
         let entries = entries.map_err(|_| KeeperError::Starting)?;
@@ -74,7 +82,8 @@ impl Keeper {
             if looked_at.is_multiple_of(1000) {
                 tokio::task::yield_now().await;
             }
-            if !scope(&entry.id) || !shared.fits(entry, &filter) {
+            let (brief, last_fetched) = (entry.slot.brief(), entry.last_fetched());
+            if !scope(&entry.id) || !shared.fits(entry.slot.provider, &brief, last_fetched, &filter) {
                 continue;
             }
             let found = match shared.view_of(entry).await {
@@ -82,7 +91,7 @@ impl Keeper {
                 Ok(None) => continue,
                 Err(_) => shared.unreadable(entry),
             };
-            if !filter.labels.iter().all(|(key, value)| found.labels.get(key) == Some(value)) {
+            if !has_labels(&found.labels, &filter) {
                 continue;
             }
             organizations.push(found);
@@ -102,6 +111,7 @@ impl Keeper {
         let shared = &self.shared;
         let _admitted = shared.admit()?;
         let _organization = shared.changing(organization).await;
+        let _here = shared.present(organization).await?;
         let left = shared.leave(organization, None).await?.ok_or(KeeperError::UnknownOrganization)?;
         let last = left.grant.organizations.is_empty();
         if revoke && last {
@@ -116,6 +126,7 @@ impl Keeper {
         }
         let commit = shared.vault.commit_held(&[left.hold()], changes).await;
         let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
+        shared.note_organization(organization);
         shared.index.remove(organization);
         if last {
             shared.forget(&left.slot, &left.grant, left.grave.as_ref());
@@ -133,17 +144,11 @@ impl Keeper {
     ) -> Result<wire::Organization, KeeperError> {
         let shared = &self.shared;
         let _admitted = shared.admit()?;
-        let slot = Arc::clone(&shared.find(organization).await?.slot);
-        {
-            let held = shared.hold(&slot).await?;
-            let mut grant = shared.read(&slot).await?.value;
-            if lifecycle::paused(&mut grant, paused) {
-                let intent = shared.vault.intent(grant.id).await.map_err(|error| shared.vault_failed(&error))?;
-                let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
-                let commit = shared.vault.commit_held(&[&held.hold], changes).await;
-                let sequence = commit.map_err(|error| shared.vault_failed(&error))?;
-                shared.publish(&slot, &grant, sequence, intent.as_ref(), &[]);
-            }
+        let entry = shared.find(organization).await?;
+        let done = shared.set_paused(&entry.slot, paused).await;
+        match shared.successor(&entry, &done).await {
+            Some(entry) => shared.set_paused(&entry.slot, paused).await?,
+            None => done?,
         }
         shared.view(organization).await
     }
@@ -155,6 +160,10 @@ impl Keeper {
             tokio::spawn(async move {
                 shared.reconsider_doubts().await;
                 shared.sweep_for_all().await;
+                if let Some(bounded) = &shared.bounded {
+                    // How many grants a provider has decides how many refusals are many.
+                    let _ = shared.counted(bounded).await;
+                }
                 drop(token);
             });
         }
@@ -170,16 +179,28 @@ impl Keeper {
 }
 
 impl Shared {
-    fn fits(&self, entry: &Entry, filter: &Filter) -> bool {
-        let brief = entry.slot.brief();
+    /// Pauses or resumes a grant.
+    async fn set_paused(&self, slot: &Arc<Slot>, paused: bool) -> Result<(), KeeperError> {
+        let held = self.hold(slot).await?;
+        let mut grant = self.read(slot).await?.value;
+        if lifecycle::paused(&mut grant, paused) {
+            let intent = self.vault.intent(grant.id).await.map_err(|error| self.vault_failed(&error))?;
+            let changes = vec![Change::PutGrant(Box::new(grant.clone()))];
+            let commit = self.vault.commit_held(&[&held.hold], changes).await;
+            let sequence = commit.map_err(|error| self.vault_failed(&error))?;
+            self.publish(slot, &grant, sequence, intent.as_ref(), &[]);
+        }
+        Ok(())
+    }
+
+    /// Whether it fits by all but its labels.
+    pub(super) fn fits(&self, provider: u16, brief: &Brief, last_fetched: Option<Timestamp>, filter: &Filter) -> bool {
         let state = if brief.paused { "paused" } else { brief.state.word() };
         let wall = self.now().wall;
         filter.state.as_deref().is_none_or(|wanted| wanted == state)
-            && filter.provider.as_ref().is_none_or(|wanted| *wanted == self.lane(&entry.slot).name)
+            && filter.provider.as_ref().is_none_or(|wanted| *wanted == self.lanes[usize::from(provider)].name)
             && filter.expires_within.is_none_or(|within| brief.consent_ends.is_some_and(|end| end <= wall + within))
-            && filter
-                .unused_for
-                .is_none_or(|unused| entry.last_fetched().is_none_or(|fetched| fetched + unused <= wall))
+            && filter.unused_for.is_none_or(|unused| last_fetched.is_none_or(|fetched| fetched + unused <= wall))
     }
 
     /// Revokes a consent that nothing else needs.
@@ -188,7 +209,7 @@ impl Shared {
             return Ok(());
         }
         // It is counted as living itself, since it is not forgotten yet.
-        if self.index.subjects.may_be_shared(slot.provider, slot.brief().living_subject) {
+        if self.is_someones_else(slot, grant).await {
             tracing::warn!(
                 provider = grant.provider.as_str(),
                 "not revoked: another grant is, or may be, of the same person and would end with it"
@@ -223,17 +244,14 @@ impl Shared {
                 state.remove();
                 self.cache.forget(&mut state);
             }
-            self.timers.set(slot, |_| None);
-            self.recount_subject(slot.provider, Some(brief), None);
-            self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
-            self.index.remove_slot(slot);
+            self.slot_is_gone(slot, brief);
         }
     }
 
     /// The grant is gone from the vault: its slot follows.
     pub(super) fn forget(&self, slot: &Arc<Slot>, grant: &Grant, grave: Option<&Grant>) {
         if let Some(grave) = grave {
-            self.index.bury(grave);
+            self.bury(grave);
         }
         let brief = slot.brief();
         {
@@ -241,10 +259,29 @@ impl Shared {
             state.remove();
             self.cache.forget(&mut state);
         }
+        self.slot_is_gone(slot, brief);
+        self.index.fingerprints.forget(grant);
+    }
+
+    fn slot_is_gone(&self, slot: &Arc<Slot>, brief: Brief) {
+        self.note_grant(slot.id);
         self.timers.set(slot, |_| None);
         self.recount_subject(slot.provider, Some(brief), None);
-        self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_bounded() {
+            self.lane(slot).grants.fetch_sub(1, Ordering::Relaxed);
+        }
         self.index.remove_slot(slot);
-        self.index.forget_fingerprints(slot, grant);
     }
+
+    /// Remembers the spent tokens of a grant that is gone, where the database does not do that.
+    pub(super) fn bury(&self, grave: &Grant) {
+        if !self.is_bounded() {
+            self.index.bury(grave);
+        }
+    }
+}
+
+/// Whether it carries the labels that are asked for.
+pub(super) fn has_labels(labels: &Labels, filter: &Filter) -> bool {
+    filter.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

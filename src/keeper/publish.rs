@@ -40,16 +40,16 @@ impl Shared {
         }
         for old in before {
             if *old != grant.fingerprint && !grant.spent.contains(old) {
-                self.index.forget_fingerprint(*old);
+                self.index.fingerprints.forget_one(grant.id, *old);
             }
         }
-        self.know_fingerprints(slot, grant);
+        self.know_fingerprints(grant);
     }
 
     /// Remembers whose secrets these are; a database that is shared remembers it by itself.
-    pub(super) fn know_fingerprints(&self, slot: &Arc<Slot>, grant: &Grant) {
+    pub(super) fn know_fingerprints(&self, grant: &Grant) {
         if !self.vault.is_shared() {
-            self.index.know_fingerprints(slot, grant);
+            self.index.fingerprints.know(grant);
         }
     }
 
@@ -73,9 +73,11 @@ impl Shared {
     }
 
     /// What the rules must know of the other grants. While the vault is still being loaded nobody knows who shares a
-    /// subject, and the answer is the one that lets nothing be tried.
+    /// subject, and the answer is the one that lets nothing be tried; nor is it known here where only some are in memory
+    /// ([`fleet_now`](Self::fleet_now)).
     pub(super) fn fleet(&self, provider: u16, grant: &Grant) -> Fleet {
-        let Some(subject) = grant.subject.as_deref().filter(|_| self.is_loaded()) else {
+        let is_known = self.is_loaded() && !self.is_bounded();
+        let Some(subject) = grant.subject.as_deref().filter(|_| is_known) else {
             return Fleet { shares_subject: true };
         };
         Fleet { shares_subject: self.index.subjects.may_be_shared(provider, super::slot::text_hash(subject)) }
@@ -84,6 +86,10 @@ impl Shared {
     /// Works out anew when doubtful grants are due that wait for an operator: the other grants of their subject may
     /// have gone, or the loading that hid them has ended.
     pub(super) async fn reconsider_doubts(&self) {
+        if self.is_bounded() {
+            // They are claimed every now and then, and looked at then.
+            return;
+        }
         for slot in self.index.slots() {
             let brief = slot.brief();
             let may_be_tried = matches!(brief.state, State::InDoubt(DoubtReason::NoAnswer | DoubtReason::Crashed));
@@ -149,6 +155,10 @@ impl Shared {
     /// Sets the slot's timer to its due moment: moved over to the boot-time clock, so that a change of wall time
     /// afterwards neither hastens nor delays it.
     pub(super) fn set_timer(&self, slot: &Arc<Slot>, now: Now) {
+        if self.is_bounded() {
+            // The database knows what is due, and gives it to whoever asks.
+            return;
+        }
         self.timers.set(slot, |state| state.brief().due.map(|due| boot_moment(due, now)));
     }
 
@@ -156,8 +166,15 @@ impl Shared {
     pub(super) fn recount_subject(&self, provider: u16, before: Option<Brief>, after: Option<Brief>) {
         let (before, after) = [before, after].map(|brief| brief.map_or(0, |brief| brief.living_subject)).into();
         if before != after {
-            self.index.subjects.count(provider, before, false);
-            self.index.subjects.count(provider, after, true);
+            self.count_subject(provider, before, false);
+            self.count_subject(provider, after, true);
+        }
+    }
+
+    /// Counts a living grant of a subject in or out, where all of them are in memory.
+    pub(super) fn count_subject(&self, provider: u16, subject: u64, living: bool) {
+        if !self.is_bounded() {
+            self.index.subjects.count(provider, subject, living);
         }
     }
 }

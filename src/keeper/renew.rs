@@ -17,7 +17,7 @@ use crate::{
         Place, ProviderName, RevokedLinks, Secret, Timestamp,
     },
     provider::{Limit, OFFLINE_ACCESS, Redemption},
-    vault::{Change, VaultError},
+    vault::{Change, Stored, VaultError},
 };
 
 /// How long a person who has approved waits for a share of the provider's budget before being asked to come back.
@@ -399,9 +399,11 @@ impl Shared {
             since: asked.wall,
             reason: AwaitReason::Unfinished,
         };
+        let before = self.index.before();
         let (grant, sequence) = self.commit_candidate(grant, &awaiting).await?;
-        self.add(&grant, sequence, None);
         self.awaiting().insert(id, awaiting);
+        // It is stored: where it cannot be read anew, that is done when it is to take its place.
+        let _ = self.take_in(&Stored { value: grant, sequence }, &before).await;
         Ok(id)
     }
 

@@ -27,15 +27,11 @@ impl Keeper {
     ) -> Result<wire::Organization, KeeperError> {
         let shared = &self.shared;
         let _admitted = shared.admit()?;
-        let slot = Arc::clone(&shared.find(organization).await?.slot);
-        // What is under way may settle it. It ends by itself, and in bounded time.
-        if let Some(flight) = under_way(&slot) {
-            let _ = tokio::time::timeout(shared.exchange_limit(), flight.ended()).await;
-        }
-        may_resolve(slot.brief().state)?;
-        match resolution {
-            Resolution::Retry => shared.retry(&slot).await?,
-            Resolution::Abandon => shared.abandon(&slot).await?,
+        let entry = shared.find(organization).await?;
+        let done = shared.resolve(&entry.slot, resolution).await;
+        match shared.successor(&entry, &done).await {
+            Some(entry) => shared.resolve(&entry.slot, resolution).await?,
+            None => done?,
         }
         shared.view(organization).await
     }
@@ -55,6 +51,18 @@ const fn may_resolve(state: State) -> Result<(), KeeperError> {
 }
 
 impl Shared {
+    async fn resolve(&self, slot: &Arc<Slot>, resolution: Resolution) -> Result<(), KeeperError> {
+        // What is under way may settle it. It ends by itself, and in bounded time.
+        if let Some(flight) = under_way(slot) {
+            let _ = tokio::time::timeout(self.exchange_limit(), flight.ended()).await;
+        }
+        may_resolve(slot.brief().state)?;
+        match resolution {
+            Resolution::Retry => self.retry(slot).await,
+            Resolution::Abandon => self.abandon(slot).await,
+        }
+    }
+
     async fn retry(&self, slot: &Arc<Slot>) -> Result<(), KeeperError> {
         let brief = slot.brief();
         if brief.paused {

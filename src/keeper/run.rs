@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Shared,
+    Shared, bounded,
     circuit::{CLIENT_REFUSED, REFUSED},
     exchange::Exchanged,
     following::{self, FOLLOWED},
@@ -27,13 +27,20 @@ const BATCH: usize = 1000;
 /// A change of wall time against the boot-time clock by more than this is a jump.
 const JUMP: Duration = Duration::from_secs(5);
 /// A grant fetched within this time has its turn before the idle ones.
-const FETCHED_LATELY: Duration = Duration::from_hours(1);
+pub(super) const FETCHED_LATELY: Duration = Duration::from_hours(1);
 
 /// Starts every loop.
 pub(super) fn start(shared: &Arc<Shared>) {
     let loader = Arc::clone(shared);
     shared.tasks.spawn(load::load(loader));
-    supervise(shared, due_loop);
+    if shared.is_bounded() {
+        supervise(shared, bounded::keep_room);
+        for number in 0..shared.lanes.len() {
+            supervise(shared, move |shared| bounded::follow_due(shared, number));
+        }
+    } else {
+        supervise(shared, due_loop);
+    }
     supervise(shared, following::follow);
     supervise(shared, news::follow);
     for number in 0..shared.lanes.len() {
@@ -128,20 +135,24 @@ impl Shared {
             let brief = slot.brief();
             let Some(due) = brief.due else { continue };
             let by_wall = boot_moment(due, now);
-            self.timers.set(&slot, |state| state.timer.map(|timer| timer.get().min(by_wall)));
+            self.timers.set(&slot, |state| state.timer().map(|timer| timer.get().min(by_wall)));
         }
     }
 
     /// The net below the timers: whatever should have a timer, a place in a queue or a flight and has none gets
     /// one. Gives back how many that were.
     pub(super) fn sweep(&self) -> usize {
+        if self.is_bounded() {
+            // There are no timers to fall through.
+            return 0;
+        }
         let now = self.now();
         let mut found = 0;
         for slot in self.index.slots() {
             let (brief, timer, flying) = {
                 let mut state = slot.lock();
                 state.calm_down(now.boot);
-                (state.brief(), state.timer, state.flight().is_some())
+                (state.brief(), state.timer(), state.flight().is_some())
             };
             let idle = warm(&self.lane(&slot).policy, brief.refreshed_at, slot.last_fetched(), now.wall).is_err();
             if timer.is_none() && !flying && !idle && brief.due.is_some() {
@@ -170,6 +181,7 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         if alone.is_none() && lane.circuit.is_doubtful() {
             alone = lane.probing.begin().await;
         }
+        lane.set_alone(alone.is_some());
         if lane.circuit.frozen().is_some() {
             let wait = if alone.is_some() { lane.circuit.until_probe(shared.now().boot) } else { FOLLOWED };
             if wait.is_zero() {
@@ -202,12 +214,12 @@ async fn dispatch(shared: Arc<Shared>, number: usize) {
         let Some(Queued { slot, in_flight }) = first.or_else(|| lane.take(thawed)) else { continue };
         let exchanging = {
             let (shared, seat) = (Arc::clone(&shared), Seat::new(&lane.permits, Some(permit)));
-            async move {
+            Box::pin(async move {
                 if Arc::clone(&shared).exchange(slot, in_flight, seat).await == Exchanged::Elsewhere {
                     // Each replica takes a turn for what is due; one of them uses it.
                     shared.lanes[number].budget.give_back(taken);
                 }
-            }
+            })
         };
         let exchanging = shared.tasks.spawn(exchanging);
         if on_trial {

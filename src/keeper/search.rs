@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rows of one page at most.
-const MAX_ROWS: usize = 200;
+pub(super) const MAX_ROWS: usize = 200;
 /// Organizations whose labels are read from the vault for one page at most, each some ten microseconds.
 const MAX_LABELS_READ: usize = 5000;
 
@@ -31,7 +31,7 @@ pub struct Search {
     pub provider: Option<ProviderName>,
     /// The consent ends, or ended, at a moment in here.
     pub ends: Option<Range<Timestamp>>,
-    /// Which come first.
+    /// Which come first, where all are in memory; else they come in an order of the vault's own, after the one whose id is the text.
     pub order: Order,
     /// Only those that come after this place.
     pub after: Option<Mark>,
@@ -56,9 +56,11 @@ pub enum Order {
 pub struct Found {
     /// In order.
     pub organizations: Vec<wire::Organization>,
-    /// How many fit in all, on other pages too; of those that fit by a label alone, none is counted.
+    /// How many fit in all, on other pages too; of those that fit by a label alone, none is counted. Where not all are in memory, and
+    /// more is asked for than a provider and a state: how many are on this page.
     pub matched: u64,
-    /// Organizations left whose labels were not looked at, though they might fit by one.
+    /// Organizations left whose labels were not looked at, though they might fit by one; where not all are in memory, that were not
+    /// looked at at all, about.
     pub unsearched: u64,
     /// Where the next page begins; `None` at the end.
     pub next: Option<Mark>,
@@ -81,6 +83,17 @@ enum Fit {
     Part,
     /// It may be in a label.
     Label,
+}
+
+impl Mark {
+    /// A place in the order of the vault's own, which looks like an id.
+    pub(super) const fn at(place: OrganizationId) -> Self {
+        Self { fit: Fit::Part, key: 0, id: place }
+    }
+
+    pub(super) const fn place(&self) -> &OrganizationId {
+        &self.id
+    }
 }
 
 impl fmt::Display for Mark {
@@ -123,6 +136,9 @@ impl Keeper {
         let shared = Arc::clone(&self.shared);
         if !shared.is_loaded() {
             return Err(KeeperError::Starting);
+        }
+        if let Some(bounded) = &shared.bounded {
+            return Box::pin(shared.search_read(bounded, &search)).await;
         }
         reading(async move || shared.search(&search).await).await.map_err(|_| KeeperError::Starting)
     }
@@ -243,7 +259,7 @@ fn fit(id: &str, text: &str) -> Fit {
 
 /// Whether `part`, which is in lower case, is in `whole`. ASCII letters are compared without their case, all else, such as
 /// æ, ø and å, as it is written or as its lower case is.
-fn holds(whole: &str, part: &str) -> bool {
+pub(super) fn holds(whole: &str, part: &str) -> bool {
     if part.is_empty() {
         return true;
     }

@@ -1,20 +1,20 @@
 use std::{
     num::NonZeroU64,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{Notify, OwnedMutexGuard};
 
 pub(super) use super::brief::{
-    Brief, BriefAccess, FirstRefusal, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
+    Brief, BriefAccess, LATEST_TIMER, NOT_LIVING, Outcome, UNKNOWN_SUBJECT, living_subject, text_hash,
 };
-use super::brief::{PackedBrief, Second};
+use super::brief::{PackedBrief, Rare, Second};
 use super::{KeeperError, answer::CachedToken};
-use crate::model::{Fingerprint, Grant, GrantId, Timestamp, Usage};
+use crate::model::{FailingReason, Fingerprint, Grant, GrantId, State, Timestamp, Usage};
 
 /// One grant in memory: what a fetch, the timers and the counts need, and no long-lived secret.
 ///
@@ -37,12 +37,10 @@ pub(super) struct SlotState {
     packed: PackedBrief,
     /// The access token, while the bounded cache keeps it.
     pub(super) token: Option<Arc<CachedToken>>,
-    /// Its key in the timers, on the boot-time clock in milliseconds.
-    pub(super) timer: Option<NonZeroU64>,
     busy: Option<Box<Busy>>,
 }
 
-/// What a slot has only while something happens to its grant.
+/// What a slot has only while something happens to its grant, and what few have.
 #[derive(Debug, Default)]
 struct Busy {
     /// The exchange that is queued or under way.
@@ -52,7 +50,7 @@ struct Busy {
     record: Option<RecordLock>,
     /// Exchanges that callers forced.
     forced: Forced,
-    first_refusal: Option<FirstRefusal>,
+    rare: Rare,
 }
 
 /// A place in a queue: the smallest goes first.
@@ -77,22 +75,56 @@ pub(super) enum Urgency {
     Idle,
 }
 
-/// An exchange that others may wait for: `None` while it goes on.
+/// An exchange that others may wait for. When many grants are due at once, each that waits for its turn has one.
 #[derive(Debug, Clone)]
-pub(super) struct Flight(watch::Receiver<Option<Result<(), KeeperError>>>);
+pub(super) struct Flight(Arc<Told>);
 
-/// The end of a flight that tells.
-pub(super) type FlightEnd = watch::Sender<Option<Result<(), KeeperError>>>;
+/// The end of a flight that tells: once, and nothing if it is dropped before.
+#[derive(Debug)]
+pub(super) struct FlightEnd(Arc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    /// What was told; `None` where the exchange's task died without telling.
+    end: OnceLock<Option<Result<(), KeeperError>>>,
+    waiting: Notify,
+}
 
 impl Flight {
     pub(super) fn new() -> (FlightEnd, Self) {
-        let (end, flight) = watch::channel(None);
-        (end, Self(flight))
+        let told = Arc::new(Told::default());
+        (FlightEnd(Arc::clone(&told)), Self(told))
     }
 
     /// Waits for the end; `None` where the exchange's task died without telling.
-    pub(super) async fn ended(mut self) -> Option<Result<(), KeeperError>> {
-        self.0.wait_for(Option::is_some).await.ok().and_then(|end| end.clone())
+    pub(super) async fn ended(self) -> Option<Result<(), KeeperError>> {
+        // Hears of what is told from here on.
+        let told = self.0.waiting.notified();
+        if self.0.end.get().is_none() {
+            told.await;
+        }
+        self.0.end.get().cloned().flatten()
+    }
+}
+
+impl FlightEnd {
+    /// Tells those who wait and those who come; what was told first stays.
+    pub(super) fn tell(&self, result: Result<(), KeeperError>) {
+        self.0.tell(Some(result));
+    }
+}
+
+impl Drop for FlightEnd {
+    fn drop(&mut self) {
+        self.0.tell(None);
+    }
+}
+
+impl Told {
+    fn tell(&self, end: Option<Result<(), KeeperError>>) {
+        if self.end.set(end).is_ok() {
+            self.waiting.notify_waiters();
+        }
     }
 }
 
@@ -133,12 +165,12 @@ impl Forced {
 }
 
 impl Slot {
-    /// With the two counters of its `Arc` it fills 160 bytes, which is what the allocator gives for anything above 128.
-    pub(super) const SIZE: usize = 144;
+    /// With the two counters of its `Arc` it fills 128 bytes, which is what the allocator gives for anything above 112.
+    pub(super) const SIZE: usize = 112;
 
     pub(super) fn new(id: GrantId, provider: u16, brief: Brief, last_fetched: Option<Timestamp>) -> Self {
         const { assert!(size_of::<Self>() <= Self::SIZE) };
-        let mut state = SlotState { packed: PackedBrief::of(&brief), token: None, timer: None, busy: None };
+        let mut state = SlotState { packed: PackedBrief::default(), token: None, busy: None };
         state.set_brief(&brief);
         Self { id, provider, last_fetched: AtomicU32::new(Second::of(last_fetched).0), state: Mutex::new(state) }
     }
@@ -172,34 +204,46 @@ impl Slot {
 
 impl SlotState {
     pub(super) fn brief(&self) -> Brief {
-        self.packed.open(self.busy.as_ref().and_then(|busy| busy.first_refusal))
+        self.packed.open(self.busy.as_ref().map(|busy| busy.rare).unwrap_or_default())
     }
 
     pub(super) fn set_brief(&mut self, brief: &Brief) {
-        self.packed.put(brief);
-        if brief.first_refusal.is_some() || self.busy.is_some() {
-            self.busy().first_refusal = brief.first_refusal;
+        let rare = self.packed.put(brief);
+        if rare != Rare::default() || self.busy.is_some() {
+            self.busy().rare = rare;
         }
         self.tidy();
     }
 
+    /// Its key in the timers, on the boot-time clock in milliseconds.
+    pub(super) fn timer(&self) -> Option<NonZeroU64> {
+        self.packed.timer()
+    }
+
+    /// Gives it another key in the timers, of [`LATEST_TIMER`] at most.
+    pub(super) fn set_timer(&mut self, timer: Option<NonZeroU64>) {
+        self.packed.set_timer(timer);
+    }
+
     /// The grant is gone from the vault: nothing may be started with this slot.
     pub(super) const fn is_removed(&self) -> bool {
-        self.packed.removed
+        self.packed.is_removed()
     }
 
     pub(super) const fn remove(&mut self) {
-        self.packed.removed = true;
+        self.packed.remove();
     }
 
     /// Notes a use of the token, so that the cache spares it once.
     pub(super) const fn use_token(&mut self) {
-        self.packed.used = true;
+        self.packed.set_used(true);
     }
 
     /// Whether the token was used since this was asked before.
     pub(super) const fn take_used(&mut self) -> bool {
-        std::mem::replace(&mut self.packed.used, false)
+        let used = self.packed.is_used();
+        self.packed.set_used(false);
+        used
     }
 
     /// The exchange that is queued or under way.
@@ -261,6 +305,15 @@ impl SlotState {
         }
     }
 
+    /// Whether nothing is lost where the grant is forgotten here, but that it has to be read once more: nothing happens to it, no
+    /// caller forced an exchange of it lately, and the vault took all that became of it.
+    pub(super) fn has_nothing_to_remember(&mut self, boot: Duration) -> bool {
+        self.calm_down(boot);
+        let is_stored = self.brief().state != State::Failing(FailingReason::VaultUnavailable);
+        // What is rare is in its record, too; when it was refused first, by one clock only.
+        is_stored && self.busy.as_ref().is_none_or(|busy| busy.is_at_rest())
+    }
+
     fn busy(&mut self) -> &mut Busy {
         self.busy.get_or_insert_default()
     }
@@ -277,8 +330,13 @@ impl SlotState {
 
 impl Busy {
     fn is_idle(&self) -> bool {
+        self.is_at_rest() && self.rare == Rare::default()
+    }
+
+    /// Nothing goes on, and no caller has forced anything.
+    fn is_at_rest(&self) -> bool {
         let nothing_goes_on = self.flight.is_none() && self.queued.is_none() && self.record.is_none();
-        nothing_goes_on && self.forced.last.is_none() && self.first_refusal.is_none()
+        nothing_goes_on && self.forced.last.is_none()
     }
 }
 
@@ -325,6 +383,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::Now,
+        keeper::brief::FirstRefusal,
         lifecycle::{Enrolling, new_grant},
         model::{Credential, Secret},
     };
@@ -417,6 +476,24 @@ mod tests {
         drop(next);
         drop(slot.record().await);
         assert!(slot.lock().busy.is_none());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_flight_is_told_what_was_told_first_or_that_nobody_will() {
+        let (end, flight) = Flight::new();
+        let mut waiting = Box::pin(flight.clone().ended());
+        assert!(is_pending(&mut waiting).await);
+        end.tell(Err(KeeperError::Starting));
+        end.tell(Ok(()));
+        assert!(matches!(waiting.await, Some(Err(KeeperError::Starting))));
+        drop(end);
+        assert!(matches!(flight.ended().await, Some(Err(KeeperError::Starting))), "also who comes later");
+
+        let (end, flight) = Flight::new();
+        let mut waiting = Box::pin(flight.clone().ended());
+        assert!(is_pending(&mut waiting).await);
+        drop(end);
+        assert!(waiting.await.is_none() && flight.ended().await.is_none());
     }
 
     /// Whether it is not done when it is asked once.

@@ -13,7 +13,7 @@ use crate::{
     lifecycle::{self, Ended, MAX_RETRY_AFTER, REFUSED_INTERVAL, Verdict, closes, exchange_ended},
     model::{
         AccessToken, Answer, BootMoment, DoubtReason, ExchangeOutcome, FailingReason, Fingerprint, Grant, GrantId,
-        Secret, State, Timestamp,
+        Intent, Secret, State, Timestamp,
     },
     vault::{Change as VaultChange, Hold, MAX_RECORD_BYTES, Stray, VaultError},
 };
@@ -69,7 +69,7 @@ impl Shared {
                 if self.vault.is_shared() {
                     // Without the claim of its grant it can be no more than that.
                     let why = "another replica was at work on its grant when the worker stopped";
-                    let _ = self.keep_stray(prepared, None, outcome, why).await;
+                    let _ = Box::pin(self.keep_stray(prepared, None, outcome, why)).await;
                 }
                 return Err(error);
             }
@@ -102,7 +102,7 @@ impl Shared {
             Ok(stored) => stored,
             Err(KeeperError::UnknownOrganization) => {
                 let why = "its grant had been removed when the answer came";
-                let kept = self.keep_stray(prepared, Some(under), outcome, why).await;
+                let kept = Box::pin(self.keep_stray(prepared, Some(under), outcome, why)).await;
                 kept.map_err(|error| self.not_committed(&error, hold))?;
                 return Ok(Err(KeeperError::UnknownOrganization));
             }
@@ -114,14 +114,16 @@ impl Shared {
         } else {
             prepared.intent.clone()
         };
-        let ended = self.ended(slot, prepared, outcome, &stored, now);
+        let ended = self.ended(slot, prepared, outcome, (&stored, open.as_ref()), now);
         let mut grant = stored.clone();
         let mut verdict = exchange_ended(&mut grant, &ended, &lane.policy, now);
         verdict.close_intent = closes(&verdict, prepared.intent.as_ref(), open.as_ref());
         grant.last_fetched_at = slot.last_fetched().or(grant.last_fetched_at);
         let mut end = End { grant, verdict };
         let committed = match self.commit_end(prepared, under, outcome, &end, true).await {
-            Err(VaultError::TooLarge { .. }) => self.commit_less(prepared, under, &ended, &stored, &mut end).await,
+            Err(VaultError::TooLarge { .. }) => {
+                Box::pin(self.commit_less(prepared, under, &ended, &stored, &mut end)).await
+            }
             committed => committed,
         };
         let sequence = committed.map_err(|error| self.not_committed(&error, hold))?;
@@ -170,7 +172,7 @@ impl Shared {
         slot: &Slot,
         prepared: &'a Prepared,
         outcome: &'a ExchangeOutcome,
-        stored: &Grant,
+        (stored, open): (&Grant, Option<&'a Intent>),
         now: Now,
     ) -> Ended<'a> {
         let lane = self.lane(slot);
@@ -194,6 +196,7 @@ impl Shared {
             frozen: lane.circuit.frozen().is_some(),
             epoch: self.vault.epoch(),
             intent: prepared.intent.as_ref(),
+            open,
             boot_id: self.clock.boot_id(),
             chance: self.chance(),
         }
@@ -209,7 +212,7 @@ impl Shared {
         with_access: bool,
     ) -> Result<u64, VaultError> {
         let events = match end.verdict.notice {
-            Some(notice) => self.notice_events(&end.grant, notice).await,
+            Some(notice) => Box::pin(self.notice_events(&end.grant, notice)).await,
             None => Vec::new(),
         };
         self.outbox.commit_held(&[hold], self.changes(prepared, outcome, end, with_access), events).await

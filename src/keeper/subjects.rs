@@ -32,7 +32,7 @@ impl Count {
 
     /// A subject of which there is no grant yet.
     fn none(provider: u16, subject: u64) -> Self {
-        Self((subject ^ (u64::from(provider) << 48)) & !Self::MOST)
+        Self((subject << Self::NUMBER_BITS) ^ (u64::from(provider) << 48))
     }
 
     const fn number(self) -> u64 {

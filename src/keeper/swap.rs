@@ -54,8 +54,10 @@ impl Shared {
         id: GrantId,
         confirmed: Option<&OrganizationId>,
     ) -> Result<Consented, ConsentError> {
-        let found = self.awaiting().get(&id).cloned();
-        let (Some(awaiting), Some(slot)) = (found, self.index.slot(id)) else { return Err(ConsentError::Used) };
+        let Some(awaiting) = self.awaiting().get(&id).cloned() else { return Err(ConsentError::Used) };
+        let Some(slot) = self.slot_of(id).await? else { return Err(ConsentError::Used) };
+        let ids: Vec<&OrganizationId> = awaiting.places.iter().map(|place| &place.organization).collect();
+        let _here = self.present_all(&ids).await?;
         let renewed = is_renewal(&awaiting);
         let sorted = match confirmed {
             Some(organization) => confirmed_alone(&awaiting, organization),
@@ -348,6 +350,7 @@ impl Shared {
             slot.fetched(at);
         }
         for organization in connect {
+            self.note_organization(organization);
             self.index.insert(organization.clone(), Arc::clone(slot), None);
         }
         for left in lefts {
@@ -376,16 +379,17 @@ impl Shared {
             return;
         }
         let provider = grant.provider.clone();
-        if self.index.subjects.may_be_shared(slot.provider, slot.brief().living_subject) {
-            tracing::info!(
-                provider = provider.as_str(),
-                "an old consent is forgotten and not revoked: another grant is, or may be, of the same person"
-            );
-            return;
-        }
+        let is_shared = self.is_someones_else(slot, grant);
         let endpoint = Arc::clone(&self.lane(slot).endpoint);
         let (secret, client) = (grant.credential.secret().clone(), grant.client.clone());
         self.tasks.spawn(async move {
+            if is_shared.await {
+                tracing::info!(
+                    provider = provider.as_str(),
+                    "an old consent is forgotten and not revoked: another grant is, or may be, of the same person"
+                );
+                return;
+            }
             match endpoint.revoke(&secret, client.as_ref()).await {
                 Ok(()) => tracing::info!(provider = provider.as_str(), "an old consent is revoked"),
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{Shared, lane::Lane};
 use crate::{
     lifecycle::{Notice, Warning, days_left},
-    model::{Event, EventKind, Grant, OrganizationId, in_largest_unit},
+    model::{Event, EventKind, Grant, OrganizationId, State, in_largest_unit},
 };
 
 /// Of how many organizations of one grant events are made at most: what happens to a grant and all its events fit in one
@@ -82,7 +82,7 @@ impl Shared {
     pub(super) async fn tell_refreshed(&self, grant: &Grant) {
         let make = async || {
             let moment = grant.refreshed_at.unwrap_or_default().as_millis().to_le_bytes();
-            self.events(EventKind::TokenRefreshed, grant, &moment).await
+            Box::pin(self.events(EventKind::TokenRefreshed, grant, &moment)).await
         };
         self.outbox.live(make).await;
     }
@@ -144,7 +144,9 @@ impl Shared {
         let event = kind_of(notice).word();
         match notice {
             Notice::Recovered => {
-                tracing::info!(event, organization, others, provider, state, "works again");
+                let what =
+                    if grant.state == State::Active { "works again" } else { "its token was not sent after all" };
+                tracing::info!(event, organization, others, provider, state, "{what}");
             }
             Notice::Refused => {
                 let what = "the issuer refused the credential; it is tried again before it is given up";

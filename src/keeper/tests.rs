@@ -286,7 +286,7 @@ async fn an_idle_organization_is_refreshed_when_it_is_asked_for() {
     world.advance(HOUR * 5);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(world.issuer.count(), 1, "nobody fetched it");
-    assert_eq!(world.keeper.census().providers.values().next().expect("one").access_expired, 0);
+    assert_eq!(world.keeper.shared.census().providers.values().next().expect("one").access_expired, 0);
     assert_eq!(world.fetch("a").await.expect("served").token.access_token, "at-2");
     world.advance(HOUR.mul_f64(0.84));
     world.fetch("a").await.expect("served, and refreshed behind the answer or by its timer");
@@ -301,9 +301,9 @@ async fn a_refused_client_freezes_the_provider_and_only_harmless_probes_are_sent
     world.issuer.next_is(ExchangeOutcome::ClientRefused { detail: "invalid_client".into() });
     assert_eq!(code(world.keeper.refresh(&org("a"), None).await), Code::ProviderUnavailable);
     assert!(
-        world.keeper.census().providers.values().next().expect("one").circuit_open || {
+        world.keeper.shared.census().providers.values().next().expect("one").circuit_open || {
             world.clock.advance(Duration::from_secs(2));
-            world.keeper.census().providers.values().next().expect("one").circuit_open
+            world.keeper.shared.census().providers.values().next().expect("one").circuit_open
         }
     );
     let sent = world.issuer.sent.lock().expect("whole").len();

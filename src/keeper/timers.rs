@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::slot::{Slot, SlotState};
+use super::slot::{LATEST_TIMER, Slot, SlotState};
 use crate::{clock::Now, model::Timestamp};
 
 /// No sleep is longer, so that a suspended machine or a changed clock is noticed.
@@ -55,9 +55,11 @@ impl Timers {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, due) = {
             let mut state = slot.lock();
-            let due =
-                due(&state).filter(|_| !state.is_removed()).map(|due| NonZeroU64::new(due).unwrap_or(NonZeroU64::MIN));
-            (std::mem::replace(&mut state.timer, due), due)
+            let due = due(&state).filter(|_| !state.is_removed());
+            let due = due.map(|due| NonZeroU64::new(due.min(LATEST_TIMER)).unwrap_or(NonZeroU64::MIN));
+            let before = state.timer();
+            state.set_timer(due);
+            (before, due)
         };
         if before == due {
             return;
@@ -83,7 +85,7 @@ impl Timers {
             && queue.first().is_some_and(|first| first.due.get() <= now)
             && let Some(Timer { slot, .. }) = queue.pop_first()
         {
-            slot.lock().timer = None;
+            slot.lock().set_timer(None);
             due.push(slot);
         }
         due

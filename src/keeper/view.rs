@@ -1,10 +1,14 @@
 //! Organizations and the whole as operators see them.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap};
 
-use super::{Keeper, KeeperError, Scope, Shared, index::Entry, slot::shown_usage};
+use super::{
+    Keeper, KeeperError, Scope, Shared,
+    index::Entry,
+    slot::{Brief, shown_usage},
+};
 use crate::{
-    model::{Grant, Labels, OrganizationId, Usage, in_largest_unit},
+    model::{Grant, Labels, OrganizationId, Timestamp, Usage, in_largest_unit},
     vault::Rekeying,
     wire,
 };
@@ -16,11 +20,7 @@ impl Keeper {
     /// The state of the whole, counted over what `scope` allows; `None`: over everything.
     pub async fn status(&self, scope: Option<Scope<'_>>) -> wire::Status {
         let shared = &self.shared;
-        let census = match scope {
-            None => self.census(),
-            Some(_) => Arc::new(shared.count(scope)),
-        };
-        let forecast = shared.forecast(scope);
+        let (census, forecast) = shared.survey(scope).await;
         let stats = shared.vault.stats();
         let rekeying = shared.vault.rekeying();
         let mut organizations = BTreeMap::new();
@@ -92,7 +92,17 @@ impl Shared {
 
     /// One organization as operators see it, by what is stored of it.
     pub(super) fn view_with(entry: &Entry, grant: &Grant, labels: Labels) -> wire::Organization {
-        let brief = entry.slot.brief();
+        Self::view_by(&entry.id, &entry.slot.brief(), entry.last_fetched(), grant, labels)
+    }
+
+    /// As [`view_with`](Self::view_with), also of one that is not in memory.
+    pub(super) fn view_by(
+        id: &OrganizationId,
+        brief: &Brief,
+        last_fetched: Option<Timestamp>,
+        grant: &Grant,
+        labels: Labels,
+    ) -> wire::Organization {
         let shown = shown_usage(grant);
         let consent = grant.consent.as_ref().map(|consent| wire::Consent {
             granted_at: consent.granted_at,
@@ -103,7 +113,7 @@ impl Shared {
             warned: consent.warned.iter().copied().map(in_largest_unit).collect(),
         });
         wire::Organization {
-            organization: entry.id.clone(),
+            organization: id.clone(),
             provider: grant.provider.clone(),
             kind: grant.kind(),
             // The slot's state, which may know of a failing vault what no vault could store.
@@ -112,13 +122,13 @@ impl Shared {
             since: brief.since,
             paused: grant.paused,
             subject: grant.subject.clone(),
-            shares_grant_with: grant.organizations.iter().filter(|other| **other != entry.id).cloned().collect(),
+            shares_grant_with: grant.organizations.iter().filter(|other| *other != id).cloned().collect(),
             access_token_expires_at: brief.access.map(|access| access.expires_at),
             refreshed_at: grant.refreshed_at,
             next_refresh_at: brief.due,
             failures: grant.failures,
             consent,
-            last_fetched_at: entry.last_fetched(),
+            last_fetched_at: last_fetched,
             labels,
             unreadable: false,
         }

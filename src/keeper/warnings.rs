@@ -12,7 +12,7 @@ use crate::{
 
 /// How many consents are told of in one pass, at most; the rest in the next one. A fleet that ends all at once is told of
 /// within hours, and neither the vault nor a receiver of webhooks is flooded.
-const MOST_A_PASS: usize = 5000;
+pub(super) const MOST_A_PASS: usize = 5000;
 /// How many of their commits may wait at once: they share syncs of the journal.
 const AT_ONCE: usize = 64;
 
@@ -21,6 +21,9 @@ impl Shared {
     /// it alone.
     pub(super) async fn warn(self: &Arc<Self>, on_duty: &OnDuty) {
         let Ok(_pass) = self.warning.try_lock() else { return };
+        if let Some(bounded) = &self.bounded {
+            return self.warn_in_turns(bounded, on_duty).await;
+        }
         let now = self.now().wall;
         let slots = self.index.slots().into_iter().filter_map(|slot| {
             let brief = slot.brief();
@@ -32,8 +35,13 @@ impl Shared {
             tracing::warn!(now = MOST_A_PASS, all = due.len(), "many consents end: some are told of later");
             due.truncate(MOST_A_PASS);
         }
+        self.warn_all(due.into_iter().map(|(_, _, slot)| slot).collect(), on_duty).await;
+    }
+
+    /// Tells of each of these.
+    pub(super) async fn warn_all(self: &Arc<Self>, due: Vec<Arc<Slot>>, on_duty: &OnDuty) {
         let mut telling = JoinSet::new();
-        for (_, _, slot) in due {
+        for slot in due {
             if self.stopping.is_cancelled() || self.vault.poisoned().is_some() || !on_duty.is_good() {
                 break;
             }

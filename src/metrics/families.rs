@@ -134,6 +134,8 @@ families! {
     vault_asynchronous: Gauge = "consentry_vault_asynchronous",
     /// How long ago all that other workers had written was known here; 0 where no other shares the vault.
     vault_news_age: Gauge = "consentry_vault_news_age_seconds",
+    /// Grants that are in memory: all of them, or as many as the configuration allows.
+    grants_resident: Gauge = "consentry_grants_resident",
     /// Share of records under the current data key while they are sealed anew; 1 when all are.
     vault_rekey_progress: Gauge = "consentry_vault_rekey_progress",
     /// When the last backup that was completed was begun; 0 where none is known.

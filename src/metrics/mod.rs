@@ -67,6 +67,7 @@ struct Inner {
     vault_strays: Gauge,
     vault_asynchronous: Gauge,
     vault_news_age: Gauge,
+    grants_resident: Gauge,
     vault_rekey_progress: Gauge,
     backup_last_success: Gauge,
     /// What the latest census named by organization; the keeper bounds it.
@@ -105,6 +106,7 @@ impl Metrics {
             vault_strays: FAMILIES.vault_strays.gauge(&recorder, &[]),
             vault_asynchronous: FAMILIES.vault_asynchronous.gauge(&recorder, &[]),
             vault_news_age: FAMILIES.vault_news_age.gauge(&recorder, &[]),
+            grants_resident: FAMILIES.grants_resident.gauge(&recorder, &[]),
             vault_rekey_progress: FAMILIES.vault_rekey_progress.gauge(&recorder, &[]),
             backup_last_success: FAMILIES.backup_last_success.gauge(&recorder, &[]),
             expiring: Mutex::default(),
@@ -126,8 +128,9 @@ impl Metrics {
         }
     }
 
-    /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one.
-    pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Duration) {
+    /// An exchange has ended; `reason` is one of `ExchangeOutcome::LABELS`, `none` for a good one. `took`: `None` where the issuer was
+    /// not asked.
+    pub fn exchanged(&self, provider: &ProviderName, reason: &'static str, took: Option<Duration>) {
         self.0.providers.get(&self.0.recorder, provider).exchanged(reason, took);
     }
 
@@ -190,6 +193,11 @@ impl Metrics {
         self.0.vault_size.set(float(bytes));
         self.0.vault_records.set(float(records));
         self.0.vault_strays.set(float(strays));
+    }
+
+    /// Sets how many grants are in memory.
+    pub fn set_resident(&self, grants: usize) {
+        self.0.grants_resident.set(float(u64::try_from(grants).unwrap_or(u64::MAX)));
     }
 
     /// Sets what is to be known of a vault that several workers share.

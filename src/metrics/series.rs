@@ -107,14 +107,16 @@ impl ProviderSeries {
         gauge.clone()
     }
 
-    /// Counts an exchange.
-    pub(super) fn exchanged(&self, reason: &'static str, took: Duration) {
+    /// Counts an exchange, and how long the issuer took if it was asked.
+    pub(super) fn exchanged(&self, reason: &'static str, took: Option<Duration>) {
         let index = ExchangeOutcome::LABELS.iter().position(|label| *label == reason);
         debug_assert!(index.is_some(), "{reason} is not among the labels");
         if let Some(index) = index {
             self.token_refresh[index].increment(1);
         }
-        self.token_refresh_duration.record(took);
+        if let Some(took) = took {
+            self.token_refresh_duration.record(took);
+        }
     }
 
     /// Counts a person who was sent to the issuer, or what came of one.

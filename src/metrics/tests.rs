@@ -93,8 +93,9 @@ fn what_happened_is_counted() {
     metrics.fetched(false, Duration::from_micros(80));
     metrics.fetched(true, Duration::from_micros(80));
     metrics.fetch_refused(Code::Forbidden, Duration::from_micros(80));
-    metrics.exchanged(&provider("p"), "refused", Duration::from_millis(20));
-    metrics.exchanged(&provider("later"), "none", Duration::from_millis(20));
+    metrics.exchanged(&provider("p"), "refused", Some(Duration::from_millis(20)));
+    metrics.exchanged(&provider("later"), "none", Some(Duration::from_millis(20)));
+    metrics.exchanged(&provider("later"), "vault_unavailable", None);
     metrics.vault_written(Duration::from_millis(1));
     metrics.vault_failed();
     metrics.set_vault(3, 2, 1);
@@ -107,6 +108,8 @@ fn what_happened_is_counted() {
     assert_eq!(sample(&text, refused), "1");
     let later = "consentry_token_refresh_total{provider=\"later\",result=\"ok\",reason=\"none\"}";
     assert_eq!(sample(&text, later), "1");
+    let asked = "consentry_token_refresh_duration_seconds_count{provider=\"later\"}";
+    assert_eq!(sample(&text, asked), "1", "where the issuer was not asked, it took no time");
     assert_eq!(sample(&text, "consentry_vault_write_duration_seconds_count"), "1");
     assert_eq!(sample(&text, "consentry_vault_errors_total"), "1");
     assert_eq!(sample(&text, "consentry_vault_size_bytes"), "3");

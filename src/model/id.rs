@@ -1,6 +1,13 @@
-use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
+use std::{
+    borrow::Borrow,
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// The longest organization id, in bytes.
 pub const MAX_ORGANIZATION_ID: usize = 128;
@@ -23,14 +30,51 @@ pub enum InvalidId {
 }
 
 /// The issuer's id of a customer's company: 1 to 128 of ASCII letters, digits and `. _ : @ -`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct OrganizationId(Box<str>);
+///
+/// There may be a million, and nearly all are a number of some digits: a short one allocates nothing.
+#[derive(Clone)]
+pub struct OrganizationId(Text);
+
+/// A text in 16 bytes, and what is longer than that takes.
+#[derive(Clone)]
+enum Text {
+    Short { length: u8, bytes: [u8; SHORT] },
+    // Twice boxed: a pointer with a length would need eight bytes more in every id.
+    Long(Box<Box<str>>),
+}
+
+/// As much as has room beside what tells which of both it is.
+const SHORT: usize = 14;
+
+impl Text {
+    fn of(text: &str) -> Self {
+        const { assert!(size_of::<Self>() == 16) };
+        match u8::try_from(text.len()) {
+            Ok(length) if text.len() <= SHORT => {
+                let mut bytes = [0; SHORT];
+                bytes[..text.len()].copy_from_slice(text.as_bytes());
+                Self::Short { length, bytes }
+            }
+            _ => Self::Long(Box::new(text.into())),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Self::Long(text) => text.as_bytes(),
+        }
+    }
+}
 
 impl OrganizationId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            // Made of a text, so that it is one.
+            Text::Short { .. } => std::str::from_utf8(self.0.as_bytes()).unwrap_or_default(),
+            Text::Long(text) => text,
+        }
     }
 
     /// Whether `text` could be an id; for look-ups that should not allocate.
@@ -43,7 +87,39 @@ impl OrganizationId {
 impl FromStr for OrganizationId {
     type Err = InvalidId;
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        if Self::is_valid(text) { Ok(Self(text.into())) } else { Err(InvalidId::Organization) }
+        if Self::is_valid(text) { Ok(Self(Text::of(text))) } else { Err(InvalidId::Organization) }
+    }
+}
+
+impl PartialEq for OrganizationId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes() == other.0.as_bytes()
+    }
+}
+
+impl Eq for OrganizationId {}
+
+impl Ord for OrganizationId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.as_bytes().cmp(other.0.as_bytes())
+    }
+}
+
+impl PartialOrd for OrganizationId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for OrganizationId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl Serialize for OrganizationId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -56,19 +132,19 @@ impl<'de> Deserialize<'de> for OrganizationId {
 
 impl Borrow<str> for OrganizationId {
     fn borrow(&self) -> &str {
-        &self.0
+        self.as_str()
     }
 }
 
 impl fmt::Display for OrganizationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for OrganizationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -152,6 +228,22 @@ mod tests {
         for bad in ["", "a b", "a/b", "æ", "a\0b", &"a".repeat(129)] {
             assert_eq!(bad.parse::<OrganizationId>(), Err(InvalidId::Organization), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_organization_id_is_its_text_whether_it_is_short_or_long() {
+        let texts = [1, SHORT - 1, SHORT, SHORT + 1, 128].map(|length| "Ab:1".repeat(32)[..length].to_owned());
+        let ids = texts.each_ref().map(|text| text.parse::<OrganizationId>().expect("good"));
+        for (id, text) in ids.iter().zip(&texts) {
+            assert_eq!((id.as_str(), &id.to_string(), &id.clone()), (&text[..], text, id));
+            assert_eq!(serde_json::to_string(id).expect("text"), format!("{text:?}"));
+            assert_eq!(serde_json::from_str::<OrganizationId>(&format!("{text:?}")).expect("good"), *id);
+        }
+        let mut sorted = ids.clone();
+        sorted.sort();
+        assert_eq!(sorted, ids, "a text comes before what it begins");
+        let by_text: std::collections::HashSet<OrganizationId> = ids.into_iter().collect();
+        assert!(texts.iter().all(|text| by_text.contains(&text[..])), "its hash is that of its text");
     }
 
     #[test]

@@ -203,7 +203,10 @@ impl Life {
         let patience = if calm { Duration::ZERO } else { PATIENCE };
         let renew = {
             let customer = &mut self.world.customers()[number];
-            customer.enrolled = Enrolled::Yes;
+            // A removal whose sync failed was refused, and may have reached the disk all the same: until the next start nobody knows.
+            if self.vault.poisoned().is_none() {
+                customer.enrolled = Enrolled::Yes;
+            }
             customer.paused = shown.paused;
             let doubtful = shown.state == "in_doubt";
             customer.doubtful_since = customer.doubtful_since.filter(|_| doubtful).or(doubtful.then_some(now));

@@ -184,6 +184,7 @@ impl World {
             organization_series: 1000,
             clock: self.machine.clone(),
             metrics: Metrics::new(&[]),
+            resident: None,
             seed,
         }
     }

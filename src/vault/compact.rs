@@ -37,7 +37,7 @@ const GROWN_TENTHS: u64 = 30;
 /// The same where there is little in them: the journal counts there, and to write them anew takes a fraction of a second.
 const SMALL_GROWN_TENTHS: u64 = 25;
 /// So much is little, in bytes.
-const SMALL_BYTES: u64 = 64 * 1024 * 1024;
+pub(super) const SMALL_BYTES: u64 = 64 * 1024 * 1024;
 /// Below this, in bytes, files are left as they are, whatever is in them: of so few segments one or two more are much.
 const MIN_BYTES: u64 = 8 * 1024 * 1024;
 /// After so many bytes the successor is brought to the disk while it is written, so that there is little left to do, and
@@ -47,6 +47,9 @@ const SYNC_EVERY: u64 = 16 * 1024 * 1024;
 const KEEP_FREE_BYTES: u64 = 64 * 1024 * 1024;
 /// How many records are copied in one go: commits wait that long.
 const CHUNK: usize = 64;
+/// The same where there is little to copy, in bytes of [`SMALL_BYTES`]: all of it takes a fraction of a second, and the sooner it is over,
+/// the less is written to both meanwhile.
+const SMALL_CHUNK: usize = 256;
 /// After how many requests in a row a chunk is copied although more of them wait. One takes with it all commits that wait, and
 /// what they write makes the files grow the more the longer this takes.
 const PATIENCE: u32 = 1;
@@ -73,6 +76,8 @@ pub(super) struct Rewrite {
     mark: Mark,
     /// The last name that was copied.
     cursor: Option<Name>,
+    /// How many records are copied in one go.
+    chunk: usize,
     /// How many bytes were copied since it was last brought to the disk.
     unsynced: u64,
     /// The size of the first database's files when this began.
@@ -134,7 +139,8 @@ impl Writer {
             let place = self.folder.beside()?;
             let successor = SledEngine::open(&place.path().join("db"), TRIAL_CACHE_BYTES)?;
             let mark = Mark { applied: self.mark.applied, ..Mark::default() };
-            Ok(Rewrite { successor, place, mark, cursor: None, unsynced: 0, before })
+            let chunk = if live < SMALL_BYTES { SMALL_CHUNK } else { CHUNK };
+            Ok(Rewrite { successor, place, mark, cursor: None, chunk, unsynced: 0, before })
         };
         match begin() {
             Ok(rewrite) => {
@@ -178,7 +184,7 @@ impl Writer {
         let Some(rewrite) = &mut self.compaction.rewrite else { return Ok(false) };
         self.folder.check_room(KEEP_FREE_BYTES)?;
         let opened = self.shared.opened.load_full().ok_or(VaultError::Closed)?;
-        let records = opened.engine.next(rewrite.cursor.as_ref(), CHUNK);
+        let records = opened.engine.next(rewrite.cursor.as_ref(), rewrite.chunk);
         let records = records.inspect_err(|error| self.shared.poison(error))?;
         if records.is_empty() {
             return Ok(true);

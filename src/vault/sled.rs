@@ -5,7 +5,7 @@
 //!   still reported here.
 //! - Between checkpoints its writes may reach the disk in any order, which it does not survive:
 //!   [`SledEngine::write_through`] makes them synchronous where the file system can.
-//! - It lets go of what it read too late: [`SledEngine::use_again`].
+//! - It lets go of what it read too late: [`uses`] sees to it.
 //! - Damaged files make it panic: every call is caught.
 //! - Its files keep their lock for a moment after it is dropped: opening waits that long.
 //! - It finds its files by their path, so that they cannot be exchanged under it: it is closed and opened anew
@@ -16,6 +16,7 @@
 mod log;
 pub(super) mod outline;
 mod table;
+mod uses;
 
 use std::{
     collections::HashMap,
@@ -31,7 +32,7 @@ use std::{
 use ::sled::{Batch, Db, Mode};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use self::outline::Outline;
+use self::{outline::Outline, uses::Uses};
 use super::{
     engine::{self, Each, Engine, Mark},
     error::VaultError,
@@ -44,10 +45,6 @@ use super::{
 const MARK_KEY: [u8; 1] = [0];
 /// How often its own thread writes out what waits and collects garbage. Durability does not hang on it.
 const FLUSH_EVERY_MS: u64 = 1000;
-/// How often a record is used again after it was used, and in a scan, where a page is used for each of its records:
-/// [`SledEngine::use_again`].
-const USES: usize = 6;
-const USES_IN_SCAN: usize = 2;
 /// How often, and at what distance, a lock that an earlier handle of this process still holds is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -71,6 +68,7 @@ struct Files {
     main: File,
     /// Who writes the table of pages.
     table: Mutex<Option<JoinHandle<()>>>,
+    uses: Uses,
 }
 
 impl SledEngine {
@@ -103,12 +101,15 @@ impl SledEngine {
 }
 
 impl SledEngine {
-    /// sled notes the use of a page in one of 256 queues of 64 places, and looks whether its cache is too large only when
-    /// such a queue is full. Pages that are used once, as in a scan, would stay until there are 16,384 of them: 250 MB, whatever
-    /// the size of the cache. Used again, they fill the queues sooner, and some 30 MB stay. What fails here was done before
-    /// it, and fails again where it matters.
-    fn use_again(&self, key: &[u8], times: usize) {
-        let _ = self.call(|db| (0..times).try_for_each(|_| db.contains_key(key).map(drop)));
+    /// Uses records again that were used, `times` each, and notes every one of `step`. What fails here was done before it, and fails
+    /// again where it matters.
+    fn use_again<'a>(&self, names: impl ExactSizeIterator<Item = &'a Name> + Clone, times: usize, step: usize) {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(Files { db, uses, .. }) = &*files else { return };
+        for name in names.clone() {
+            let _ = caught(|| (0..times).try_for_each(|_| db.contains_key(name.as_bytes()).map(drop)));
+        }
+        uses.note(db, names.step_by(step));
     }
 
     /// At most `most` records of one kind, of a part of the names and in order of them: those after `last`, or from the
@@ -152,7 +153,7 @@ impl Files {
         };
         let main = path.join("db");
         let main = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;
-        Ok(Self { db, main, table: Mutex::default() })
+        Ok(Self { db, main, table: Mutex::default(), uses: Uses::default() })
     }
 
     fn write_through(&self) {
@@ -190,6 +191,7 @@ impl Files {
 
     fn close(self) {
         self.finish_table();
+        self.uses.end();
         // It flushes on its way out, and panics if it cannot. What matters was synced before.
         let _ = caught(|| drop(self.db));
     }
@@ -199,7 +201,7 @@ impl Engine for SledEngine {
     fn get(&self, name: &Name) -> Result<Option<Vec<u8>>, VaultError> {
         let found = self.call(|db| Ok(db.get(name.as_bytes())?.map(|value| value.to_vec())))?;
         if found.is_some() {
-            self.use_again(name.as_bytes(), USES);
+            self.use_again([name].into_iter(), uses::AGAIN, 1);
         }
         Ok(found)
     }
@@ -218,9 +220,9 @@ impl Engine for SledEngine {
             let records = self.of_kind(kind, part, last.as_ref(), SCAN_CHUNK)?;
             let Some((name, _)) = records.last() else { return Ok(()) };
             last = Some(*name);
+            self.use_again(records.iter().map(|(name, _)| name), uses::AGAIN_IN_SCAN, uses::NOTED_IN_SCAN);
             for (name, value) in records {
                 each(&name, value)?;
-                self.use_again(name.as_bytes(), USES_IN_SCAN);
             }
         }
     }
@@ -247,9 +249,7 @@ impl Engine for SledEngine {
         }
         batch.insert(&MARK_KEY, &mark.encode()[..]);
         self.call(|db| db.apply_batch(batch))?;
-        for name in writes.keys() {
-            self.use_again(name.as_bytes(), USES);
-        }
+        self.use_again(writes.keys(), uses::AGAIN, 1);
         Ok(())
     }
 

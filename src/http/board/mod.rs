@@ -177,7 +177,10 @@ async fn board(State(board): State<Board>, RawQuery(query): RawQuery, headers: H
     let counted = Arc::clone(&keeper);
     // Counting over every organization takes too long for a thread that serves connections.
     let here = tokio::runtime::Handle::current();
-    let counts = tokio::task::spawn_blocking(move || (here.block_on(counted.status(None)), counted.census())).await;
+    let counts = tokio::task::spawn_blocking(move || {
+        here.block_on(async { (counted.status(None).await, counted.census().await) })
+    });
+    let counts = counts.await;
     let (status, census) = counts.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
     let (status, census) = (&status, &*census);
     let links = keeper.makes_links();

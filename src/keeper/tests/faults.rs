@@ -177,7 +177,7 @@ async fn a_doubt_that_has_become_harmful_is_not_due_any_more_until_it_is_harmles
     world.advance(HOUR);
     world.until(|world| world.sent("key-b") == 2).await;
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
-    world.until(|_| slot.lock().flight().is_none() && slot.lock().timer.is_none()).await;
+    world.until(|_| slot.lock().flight().is_none() && slot.lock().timer().is_none()).await;
     assert_eq!(world.keeper.sweep(), 0, "it waits for an operator, and nothing was forgotten");
     assert_eq!(world.sent("one-1-one-a"), 1);
     world.keeper.remove(&org("b"), false).await.expect("removed");
@@ -281,7 +281,7 @@ async fn an_idle_organization_that_is_fetched_again_is_refreshed_before_its_toke
     world.advance(HOUR.mul_f64(0.85));
     let slot = Arc::clone(&world.keeper.shared.find(&org("a")).await.expect("there").slot);
     let now = world.keeper.shared.now().boot;
-    world.until(|_| slot.lock().timer.is_some_and(|timer| u128::from(timer.get()) > (now + HOUR).as_millis())).await;
+    world.until(|_| slot.lock().timer().is_some_and(|timer| u128::from(timer.get()) > (now + HOUR).as_millis())).await;
     assert_eq!(world.fetch("a").await.expect("lives").token.access_token, "at-1");
     world.until(|world| world.issuer.count() == 2).await;
 }
@@ -414,6 +414,30 @@ async fn what_was_changed_during_an_exchange_is_kept_with_its_answer() {
     assert_eq!((shown.state.as_ref(), shown.shares_grant_with), ("active", vec![org("b")]));
     assert_eq!(world.fetch("b").await.expect("served").token.access_token, "at-2");
     assert_eq!(world.vault.stats().strays, 0);
+}
+
+#[tokio::test]
+async fn whoever_changes_an_organization_that_is_given_another_grant_meanwhile_changes_that_one() {
+    let world = World::new().await;
+    world.enrol("a", "one-a").await.expect("enrolled");
+    let old = Arc::clone(&world.keeper.shared.index.find(&org("a")).expect("there").slot);
+    let held = old.record().await;
+    let others_go_on = async || {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    // Both wait for the old grant's record, the one who replaces it first.
+    let keeper = world.keeper.clone();
+    let replacing = tokio::spawn(async move { keeper.enrol(org("a"), unverified("key-a")).await });
+    others_go_on().await;
+    let keeper = world.keeper.clone();
+    let pausing = tokio::spawn(async move { keeper.set_paused(&org("a"), true).await });
+    others_go_on().await;
+    drop(held);
+    replacing.await.expect("whole").expect("replaced");
+    let shown = pausing.await.expect("whole").expect("it has a grant all the time");
+    assert!(shown.paused && old.lock().is_removed());
 }
 
 #[tokio::test]

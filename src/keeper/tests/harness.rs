@@ -352,6 +352,7 @@ pub(super) fn keeper(
         organization_series: 1000,
         clock: clock.clone(),
         metrics: Metrics::new(&[]),
+        resident: None,
         seed: 7,
     };
     Keeper::start(parts, CancellationToken::new(), TaskTracker::new())

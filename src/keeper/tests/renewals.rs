@@ -72,7 +72,7 @@ impl World {
     /// How many consents the metrics say an operator has to confirm. Counts are remembered for a second.
     fn to_be_confirmed(&self) -> u64 {
         self.clock.advance(Duration::from_secs(1));
-        self.keeper.census().providers.values().map(|provider| provider.awaiting).sum()
+        self.keeper.shared.census().providers.values().map(|provider| provider.awaiting).sum()
     }
 
     fn told_of_renewals(&self) -> Vec<String> {

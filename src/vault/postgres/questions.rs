@@ -52,7 +52,7 @@ impl Questions {
             ),
             warns: format!(
                 "{of} (SELECT name, ends FROM {schema}.work WHERE warns <= to_timestamp($1 / 1000.0) \
-                    ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
+                    AND lane = ANY ($3) ORDER BY ends, name LIMIT $2) AS w JOIN {schema}.records AS r USING (name) ORDER BY w.ends, r.name"
             ),
             unfinished: format!(
                 "{of} (SELECT name FROM {schema}.work WHERE organizations = 0 AND state <> {grave} AND name > $1 \

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{tests::AtOnce as _, vault::compact};
 
-/// What is asked of the writer in these tests: how large the records are is no matter to it.
-const LIVE: u64 = 1;
+/// What the writer is told in these tests: that there is much to copy, a few records at a time.
+const LIVE: u64 = compact::SMALL_BYTES;
 
 /// The failures of every grant, by its number: tests count with them.
 fn failures(vault: &Vault) -> BTreeMap<u8, u32> {

@@ -104,8 +104,10 @@ fn who_is_to_be_warned_who_is_unfinished_and_what_is_remembered_is_listed() {
     ]);
     let ids = |stored: &[Stored<Grant>]| stored.iter().map(|stored| stored.value.id).collect::<Vec<_>>();
     let (store, on) = (&pair.other.store, &pair.other.runtime);
-    assert_eq!(ids(&on.block_on(store.warnings_due(9)).unwrap()), [id(1), id(2)]);
-    assert_eq!(ids(&on.block_on(store.warnings_due(1)).unwrap()), [id(1)], "the soonest to end");
+    assert_eq!(ids(&on.block_on(store.warnings_due(&[&provider()], 9)).unwrap()), [id(1), id(2)]);
+    assert_eq!(ids(&on.block_on(store.warnings_due(&[&provider()], 1)).unwrap()), [id(1)], "the soonest to end");
+    let other = "another".parse().unwrap();
+    assert!(on.block_on(store.warnings_due(&[&other], 9)).unwrap().is_empty(), "of a provider that nobody asked for");
     let attention = on.block_on(store.soonest_to_end(2 * DAY, 9)).unwrap();
     assert_eq!(ids(&attention), [id(1), id(2), id(3), id(5)]);
 

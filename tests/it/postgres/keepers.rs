@@ -4,25 +4,29 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use consentry::{
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SharedClock, SystemClock},
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, ProviderConfig, RefreshConfig},
     keeper::{Keeper, KeeperError, Parts, Served},
     metrics::Metrics,
-    model::{Answer, ClientCredentials, Credential, Event, EventKind, ExchangeOutcome, OrganizationId, Secret, Usage},
-    outbox::Outbox,
+    model::{
+        Answer, ClientCredentials, Credential, Event, EventKind, ExchangeOutcome, GrantId, OrganizationId, Secret,
+        Timestamp, Usage,
+    },
+    outbox::{Outbox, TOLD_KEPT},
     provider::{BoxFuture, Exchange, ProviderError, Redemption, TokenEndpoint},
     vault::{
-        Change, Identity, Vault,
+        Change, Identity, Singular, Vault,
         postgres::{Settings, Store},
     },
     wire::Enrolment,
 };
+use rstest::rstest;
 use tokio::{runtime::Runtime, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,37 +37,39 @@ use super::{
 use crate::harness::eventually;
 
 /// How long an access token lives.
-const LIFE: Duration = Duration::from_secs(6);
+pub(super) const LIFE: Duration = Duration::from_secs(6);
 /// No grant is exchanged again before so much of it is over: the keepers' share, less what chance may take from it.
 const NOT_BEFORE: f64 = 0.6;
 /// How many organizations each of which has a token of its own.
-const ORGANIZATIONS: usize = 12;
+pub(super) const ORGANIZATIONS: usize = 12;
 /// How often each is refreshed before a test ends.
 const ROUNDS: u32 = 2;
 
 /// How long one lives that does not lapse while a test looks on.
-const LONG_LIFE: Duration = Duration::from_mins(10);
+pub(super) const LONG_LIFE: Duration = Duration::from_mins(10);
 /// A lease that is over soon after its keeper died.
 const SHORT_LEASE: Duration = Duration::from_secs(2);
 
 /// Knows which refresh token of each family lives, and notes what must not be.
-struct Issuer {
+pub(super) struct Issuer {
     /// How long the access tokens live that it gives.
     life: Duration,
     families: Mutex<HashMap<String, Family>>,
     wrong: Mutex<Vec<String>>,
     exchanges: AtomicU32,
+    /// It does not know its client any more.
+    pub(super) refuses: AtomicBool,
     /// While it is there, every answer takes one of its permits.
     gate: Mutex<Option<Arc<Semaphore>>>,
 }
 
 #[derive(Default)]
-struct Family {
+pub(super) struct Family {
     /// Which token of the family lives: the last that was given.
     number: u32,
     given: Option<Instant>,
     under_way: bool,
-    rounds: u32,
+    pub(super) rounds: u32,
 }
 
 impl Issuer {
@@ -73,11 +79,12 @@ impl Issuer {
             families: Mutex::default(),
             wrong: Mutex::default(),
             exchanges: AtomicU32::new(0),
+            refuses: AtomicBool::new(false),
             gate: Mutex::default(),
         }
     }
 
-    fn families(&self) -> MutexGuard<'_, HashMap<String, Family>> {
+    pub(super) fn families(&self) -> MutexGuard<'_, HashMap<String, Family>> {
         self.families.lock().expect("whole")
     }
 
@@ -119,35 +126,40 @@ impl Issuer {
         family.number += 1;
         family.given = Some(Instant::now());
         family.rounds += 1;
+        let token = format!("{name}.{}", family.number);
+        Self::gives(self.life, name, &token)
+    }
+
+    fn gives(life: Duration, subject: String, token: &str) -> ExchangeOutcome {
         ExchangeOutcome::Granted(Box::new(Answer {
-            access_token: Secret::new(format!("at-{name}.{}", family.number)),
+            access_token: Secret::new(format!("at-{token}")),
             token_type: "Bearer".into(),
-            expires_in: Some(self.life),
+            expires_in: Some(life),
             scope: None,
-            refresh_token: Some(Secret::new(format!("{name}.{}", family.number))),
-            subject: Some(name),
+            refresh_token: Some(Secret::new(token)),
+            subject: Some(subject),
             client_id: None,
         }))
     }
 
     /// Holds every answer back until the gate is given permits.
-    fn closes(&self) -> Arc<Semaphore> {
+    pub(super) fn closes(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.gate.lock().expect("whole") = Some(Arc::clone(&gate));
         gate
     }
 
-    fn opens(&self) {
+    pub(super) fn opens(&self) {
         if let Some(gate) = self.gate.lock().expect("whole").take() {
             gate.add_permits(Semaphore::MAX_PERMITS / 2);
         }
     }
 
-    fn count(&self) -> u32 {
+    pub(super) fn count(&self) -> u32 {
         self.exchanges.load(Ordering::SeqCst)
     }
 
-    fn judge(&self) {
+    pub(super) fn judge(&self) {
         let wrong = self.wrong.lock().expect("whole");
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
@@ -158,6 +170,12 @@ impl TokenEndpoint for Issuer {
         Box::pin(async move {
             let Credential::RefreshToken(token) = exchange.credential else { panic!("there are no keys here") };
             let token = token.expose().to_owned();
+            if self.refuses.load(Ordering::SeqCst) {
+                return ExchangeOutcome::ClientRefused { detail: "invalid_client".into() };
+            }
+            if !token.contains('.') {
+                return ExchangeOutcome::Refused { detail: "made up".into() };
+            }
             self.begins(&token);
             let gate = self.gate.lock().expect("whole").clone();
             match gate {
@@ -168,8 +186,10 @@ impl TokenEndpoint for Issuer {
         })
     }
 
-    fn redeem<'a>(&'a self, _: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
-        Box::pin(async { ExchangeOutcome::NotSent { detail: "nobody gives consent here".into() } })
+    /// A code is the name of who gave it; what it is good for begins a family of its own.
+    fn redeem<'a>(&'a self, redemption: Redemption<'a>) -> BoxFuture<'a, ExchangeOutcome> {
+        let name = redemption.code.expose().to_owned();
+        Box::pin(async move { Self::gives(self.life, name.clone(), &format!("{name}-renewed.0")) })
     }
 
     fn organizations<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Result<Option<Vec<String>>, ProviderError>> {
@@ -189,7 +209,7 @@ impl TokenEndpoint for Issuer {
     }
 }
 
-fn provider() -> ProviderConfig {
+pub(super) fn provider() -> ProviderConfig {
     ProviderConfig {
         name: "test".parse().expect("valid"),
         kind: Kind::Oauth2,
@@ -215,19 +235,27 @@ fn provider() -> ProviderConfig {
 }
 
 /// Keepers on one vault, each as a process of its own would have it.
-struct Fleet {
-    keepers: Vec<Keeper>,
+pub(super) struct Fleet {
+    pub(super) keepers: Vec<Keeper>,
     metrics: Vec<Metrics>,
     outboxes: Vec<Outbox>,
-    vaults: Vec<Vault>,
-    issuer: Arc<Issuer>,
+    pub(super) vaults: Vec<Vault>,
+    pub(super) issuer: Arc<Issuer>,
     /// One for each, so that one can die.
-    runtimes: Vec<Runtime>,
+    pub(super) runtimes: Vec<Runtime>,
     _folder: tempfile::TempDir,
 }
 
 impl Fleet {
-    fn start(url: &str, schema: &str, keepers: usize, keep_warm: KeepWarm, life: Duration) -> Self {
+    /// `resident`: how many grants each keeps in memory; `None`: all.
+    pub(super) fn start(
+        url: &str,
+        schema: &str,
+        keepers: usize,
+        keep_warm: KeepWarm,
+        life: Duration,
+        resident: Option<usize>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = Identity::create(&folder.path().join("identity.txt")).expect("made");
         let runtimes: Vec<Runtime> = (0..keepers).map(|_| Runtime::new().expect("a runtime")).collect();
@@ -235,7 +263,7 @@ impl Fleet {
         let settings = Settings { poll: Duration::from_millis(200), lease: SHORT_LEASE, ..settings(url, schema) };
         let metrics: Vec<Metrics> = (0..keepers).map(|_| Metrics::new(&[])).collect();
         let open = |(runtime, metrics): (&Runtime, &Metrics)| {
-            runtime.block_on(keeper(&settings, &identity, &issuer, metrics, keep_warm))
+            runtime.block_on(keeper(&settings, &identity, &issuer, metrics, keep_warm, resident))
         };
         let started: Vec<(Keeper, Outbox, Vault)> = runtimes.iter().zip(&metrics).map(open).collect();
         let (keepers, (outboxes, vaults)): (Vec<_>, (Vec<_>, Vec<_>)) =
@@ -246,14 +274,22 @@ impl Fleet {
         Self { keepers, metrics, outboxes, vaults, issuer, runtimes, _folder: folder }
     }
 
-    fn enrol(&self, keeper: usize, name: &str) {
-        let body = serde_json::json!({ "provider": "test", "refresh_token": format!("{name}.0") });
-        let enrolment: Enrolment = serde_json::from_value(body).expect("valid");
-        let enrolled = self.runtimes[keeper].block_on(self.keepers[keeper].enrol(organization(name), enrolment));
-        assert!(enrolled.expect("enrolled").created);
+    pub(super) fn enrol(&self, keeper: usize, name: &str) {
+        let enrolling = self.keepers[keeper].enrol(organization(name), enrolment(name));
+        assert!(self.runtimes[keeper].block_on(enrolling).expect("enrolled").created);
     }
 
-    fn fetch(&self, keeper: usize, name: &str) -> Result<Served, KeeperError> {
+    /// The organization's grant, as that keeper's vault has it.
+    pub(super) fn grant_of(&self, keeper: usize, name: &str) -> GrantId {
+        let stored = self.runtimes[keeper].block_on(self.vaults[keeper].organization(&organization(name)));
+        stored.expect("the vault answers").expect("it is there").value.grant
+    }
+
+    pub(super) fn has(&self, keeper: usize, grant: GrantId) -> bool {
+        self.runtimes[keeper].block_on(self.vaults[keeper].grant(grant)).expect("the vault answers").is_some()
+    }
+
+    pub(super) fn fetch(&self, keeper: usize, name: &str) -> Result<Served, KeeperError> {
         self.runtimes[keeper].block_on(self.keepers[keeper].token(&organization(name), Duration::ZERO))
     }
 
@@ -263,16 +299,21 @@ impl Fleet {
         format!("{}/{}", shown.state, shown.reason.unwrap_or("-".into()))
     }
 
-    fn stop(self) {
+    pub(super) fn stop(self) {
         for (keeper, runtime) in self.keepers.iter().zip(&self.runtimes) {
             runtime.block_on(keeper.drain());
         }
     }
 }
 
+pub(super) fn enrolment(name: &str) -> Enrolment {
+    let body = serde_json::json!({ "provider": "test", "refresh_token": format!("{name}.0") });
+    serde_json::from_value(body).expect("valid")
+}
+
 /// Whether a token was given with the mark that something is wrong.
-fn is_degraded(served: Served) -> bool {
-    String::from_utf8_lossy(&served.into_text().into_bytes()).contains("vault_unavailable")
+fn is_degraded(served: &Served) -> bool {
+    String::from_utf8_lossy(&served.clone().into_text().into_bytes()).contains("vault_unavailable")
 }
 
 async fn keeper(
@@ -281,6 +322,7 @@ async fn keeper(
     issuer: &Arc<Issuer>,
     metrics: &Metrics,
     keep_warm: KeepWarm,
+    resident: Option<usize>,
 ) -> (Keeper, Outbox, Vault) {
     let (clock, metrics) = (Arc::new(SystemClock::new()), metrics.clone());
     let store = Store::open(settings, identity, &[], clock.clone(), metrics.clone()).await.expect("the vault opens");
@@ -303,22 +345,25 @@ async fn keeper(
         organization_series: 100,
         clock,
         metrics,
+        resident,
         seed: fastrand::u64(..),
     };
     (Keeper::start(parts, CancellationToken::new(), TaskTracker::new()), outbox, vault)
 }
 
-fn organization(name: &str) -> OrganizationId {
+pub(super) fn organization(name: &str) -> OrganizationId {
     name.parse().expect("valid")
 }
 
-#[test]
-fn three_keepers_refresh_every_one_time_token_once_and_in_time() {
+#[rstest]
+#[case::all_in_memory("three_keepers", None)]
+#[case::some_in_memory("three_bounded_keepers", Some(4))]
+fn three_keepers_refresh_every_one_time_token_once_and_in_time(#[case] schema: &str, #[case] resident: Option<usize>) {
     if !is_installed() {
         return;
     }
     let cluster = Cluster::shared();
-    let fleet = Fleet::start(&cluster.url(), "three_keepers", 3, KeepWarm::Always, LIFE);
+    let fleet = Fleet::start(&cluster.url(), schema, 3, KeepWarm::Always, LIFE, resident);
     let names: Vec<String> = (0..ORGANIZATIONS).map(|number| format!("org-{number}")).collect();
     for (number, name) in names.iter().enumerate() {
         fleet.enrol(number % 3, name);
@@ -336,14 +381,19 @@ fn three_keepers_refresh_every_one_time_token_once_and_in_time() {
     fleet.stop();
 }
 
-#[test]
-fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_gave() {
+#[rstest]
+#[case::all_in_memory("joining_keepers", None)]
+#[case::some_in_memory("joining_bounded_keepers", Some(1))]
+fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_gave(
+    #[case] schema: &str,
+    #[case] resident: Option<usize>,
+) {
     if !is_installed() {
         return;
     }
     let cluster = Cluster::shared();
     let fleet =
-        Fleet::start(&cluster.url(), "joining_keepers", 2, KeepWarm::FetchedWithin(Duration::from_millis(1)), LIFE);
+        Fleet::start(&cluster.url(), schema, 2, KeepWarm::FetchedWithin(Duration::from_millis(1)), LIFE, resident);
     fleet.enrol(0, "org");
     eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
     eventually("its token has lapsed", || {
@@ -374,13 +424,18 @@ fn who_asks_another_keeper_while_a_token_is_exchanged_gets_what_that_exchange_ga
     fleet.stop();
 }
 
-#[test]
-fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either() {
+#[rstest]
+#[case::all_in_memory("pausing_keepers", None)]
+#[case::some_in_memory("pausing_bounded_keepers", Some(1))]
+fn what_is_paused_or_removed_at_one_keeper_is_not_served_by_the_other_either(
+    #[case] schema: &str,
+    #[case] resident: Option<usize>,
+) {
     if !is_installed() {
         return;
     }
     let cluster = Cluster::shared();
-    let fleet = Fleet::start(&cluster.url(), "pausing_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    let fleet = Fleet::start(&cluster.url(), schema, 2, KeepWarm::Always, LONG_LIFE, resident);
     for name in ["paused", "removed", "stays"] {
         fleet.enrol(0, name);
         eventually("the other keeper serves it", || fleet.fetch(1, name).ok());
@@ -406,7 +461,7 @@ fn what_one_worker_forgets_of_the_outbox_the_others_forget_too() {
         return;
     }
     let cluster = Cluster::shared();
-    let fleet = Fleet::start(&cluster.url(), "forgetting_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    let fleet = Fleet::start(&cluster.url(), "forgetting_keepers", 2, KeepWarm::Always, LONG_LIFE, None);
     fleet.enrol(0, "org");
     let told = |keeper: usize| fleet.outboxes[keeper].after(None).iter().map(|event| event.id).collect::<Vec<_>>();
     let event = Event::new(
@@ -423,12 +478,50 @@ fn what_one_worker_forgets_of_the_outbox_the_others_forget_too() {
 }
 
 #[test]
+fn nobody_but_who_has_the_lease_of_the_sweep_clears_the_outbox() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Cluster::shared();
+    let fleet = Fleet::start(&cluster.url(), "sweeping_keepers", 2, KeepWarm::Always, LONG_LIFE, None);
+    let clock: SharedClock = Arc::new(SystemClock::new());
+    let now = clock.now().wall;
+    let post = |keeper: usize, at: Timestamp| {
+        let id =
+            fleet.outboxes[keeper].id(EventKind::ConsentLost, &[&keeper.to_le_bytes(), &at.as_millis().to_le_bytes()]);
+        let event = Event::new(id, at, EventKind::ConsentLost);
+        fleet.runtimes[keeper].block_on(fleet.outboxes[keeper].post(vec![event])).expect("it is told");
+        id
+    };
+    // Each has an old one, and the newest, which is never forgotten.
+    let [here, there] = [0, 1].map(|keeper| post(keeper, now - 2 * TOLD_KEPT));
+    for keeper in 0..2 {
+        post(keeper, now);
+    }
+    let knows = |keeper: usize, id| fleet.outboxes[keeper].after(None).iter().any(|event| event.id == id);
+    let duty = fleet.vaults[0].duty(Singular::Sweep, &clock);
+    let on_duty = eventually("the sweep at the start is over", || fleet.runtimes[0].block_on(duty.begin()));
+    fleet.runtimes[1].block_on(async {
+        fleet.keepers[1].sweep();
+        // Waits for its end.
+        fleet.keepers[1].drain().await;
+    });
+    assert!(knows(1, there), "it is not its turn");
+    drop(on_duty);
+    eventually("whose turn it is forgets its own", || {
+        fleet.runtimes[0].block_on(async { fleet.keepers[0].sweep() });
+        (!knows(0, here)).then_some(())
+    });
+    fleet.stop();
+}
+
+#[test]
 fn the_first_refresh_that_a_caller_forces_goes_out_at_once() {
     if !is_installed() {
         return;
     }
     let cluster = Cluster::shared();
-    let fleet = Fleet::start(&cluster.url(), "forcing_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    let fleet = Fleet::start(&cluster.url(), "forcing_keepers", 2, KeepWarm::Always, LONG_LIFE, None);
     fleet.enrol(0, "org");
     let before = fleet.issuer.count();
     fleet.runtimes[0]
@@ -438,13 +531,18 @@ fn the_first_refresh_that_a_caller_forces_goes_out_at_once() {
     fleet.stop();
 }
 
-#[test]
-fn an_exchange_whose_keeper_died_is_taken_over_as_in_doubt_and_not_sent_again() {
+#[rstest]
+#[case::all_in_memory("dying_keepers", None)]
+#[case::some_in_memory("dying_bounded_keepers", Some(1))]
+fn an_exchange_whose_keeper_died_is_taken_over_as_in_doubt_and_not_sent_again(
+    #[case] schema: &str,
+    #[case] resident: Option<usize>,
+) {
     if !is_installed() {
         return;
     }
     let cluster = Cluster::shared();
-    let mut fleet = Fleet::start(&cluster.url(), "dying_keepers", 2, KeepWarm::Always, LONG_LIFE);
+    let mut fleet = Fleet::start(&cluster.url(), schema, 2, KeepWarm::Always, LONG_LIFE, resident);
     fleet.enrol(0, "org");
     eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
     let (before, _gate) = (fleet.issuer.count(), fleet.issuer.closes());
@@ -468,22 +566,37 @@ fn while_the_database_is_away_living_tokens_are_served_and_all_goes_on_by_itself
         return;
     }
     let mut cluster = Cluster::start();
-    let fleet = Fleet::start(&cluster.url(), "lonely_keepers", 2, KeepWarm::Always, LONG_LIFE);
-    fleet.enrol(0, "org");
-    eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
+    let fleets = [("lonely_keepers", None), ("lonely_bounded_keepers", Some(10))].map(|(schema, resident)| {
+        let fleet = Fleet::start(&cluster.url(), schema, 2, KeepWarm::Always, LONG_LIFE, resident);
+        for name in ["org", "unasked"] {
+            fleet.enrol(0, name);
+        }
+        eventually("the other keeper knows it", || fleet.fetch(1, "org").ok());
+        fleet
+    });
     cluster.kill_primary();
-    for keeper in 0..2 {
+    for (fleet, keeper) in fleets.iter().flat_map(|fleet| [(fleet, 0), (fleet, 1)]) {
         eventually("a keeper says that it is not ready", || (!fleet.keepers[keeper].is_ready()).then_some(()));
-        assert!(is_degraded(fleet.fetch(keeper, "org").expect("it lives")));
+        assert!(is_degraded(&fleet.fetch(keeper, "org").expect("it lives")));
     }
+    // It was enrolled at the one, and would have to be read by the other.
+    let some = &fleets[1];
+    assert!(is_degraded(&some.fetch(0, "unasked").expect("it lives")));
+    let unasked = some.fetch(1, "unasked");
+    assert!(matches!(unasked, Err(KeeperError::VaultUnavailable(_))), "{unasked:?}");
     cluster.promote();
-    for keeper in 0..2 {
-        eventually("a keeper is ready again", || fleet.keepers[keeper].is_ready().then_some(()));
-        assert!(!is_degraded(fleet.fetch(keeper, "org").expect("it lives")));
+    for fleet in fleets {
+        for keeper in 0..2 {
+            eventually("a keeper is ready again", || fleet.keepers[keeper].is_ready().then_some(()));
+            assert!(!is_degraded(&fleet.fetch(keeper, "org").expect("it lives")));
+            eventually("what it would have to read is served, too", || {
+                fleet.fetch(keeper, "unasked").ok().filter(|served| !is_degraded(served))
+            });
+        }
+        let paused = |paused| fleet.runtimes[0].block_on(fleet.keepers[0].set_paused(&organization("org"), paused));
+        eventually("changes are made again", || paused(true).ok());
+        eventually("and heard of", || matches!(fleet.fetch(1, "org"), Err(KeeperError::Paused)).then_some(()));
+        fleet.issuer.judge();
+        fleet.stop();
     }
-    let paused = |paused| fleet.runtimes[0].block_on(fleet.keepers[0].set_paused(&organization("org"), paused));
-    eventually("changes are made again", || paused(true).ok());
-    eventually("and heard of", || matches!(fleet.fetch(1, "org"), Err(KeeperError::Paused)).then_some(()));
-    fleet.issuer.judge();
-    fleet.stop();
 }

@@ -16,6 +16,7 @@ mod keepers;
 mod keys;
 mod leases;
 mod moving;
+mod resident;
 mod sharing;
 mod store;
 mod wire;

@@ -37,10 +37,21 @@ impl Fleet {
     /// A worker for each URL, all on one schema; and organizations, each with a user and a one-time token of its own, enrolled at one
     /// worker after the other.
     pub(super) fn start(stand: &Stand, urls: &[String], schema: &str, organizations: usize) -> Self {
+        Self::start_with(stand, urls, schema, organizations, 0)
+    }
+
+    /// As [`start`](Self::start), with workers that keep so many grants in memory at most; 0: all.
+    pub(super) fn start_with(
+        stand: &Stand,
+        urls: &[String],
+        schema: &str,
+        organizations: usize,
+        resident: usize,
+    ) -> Self {
         let mut workers: Vec<Worker> = Vec::new();
         let doors: Vec<Door> = urls.iter().map(|_| Door::to(stand.addr())).collect();
         for (url, door) in urls.iter().zip(&doors) {
-            let setup = setup(stand, door, url, schema);
+            let setup = setup(stand, door, url, schema, resident);
             let setup = match workers.first() {
                 Some(first) => setup.identity_of(first),
                 None => setup,
@@ -78,7 +89,7 @@ pub(super) fn consent(stand: &Stand, organization: &str) -> Value {
     json!({ "provider": PROVIDER, "refresh_token": token })
 }
 
-fn setup(stand: &Stand, door: &Door, url: &str, schema: &str) -> Setup {
+fn setup(stand: &Stand, door: &Door, url: &str, schema: &str, resident: usize) -> Setup {
     let (issuer, (id, secret), token_url) = (stand.url(), stand.client(), door.token_url());
     let provider = format!(
         "kind = \"visma-connect\"\nissuer = \"{issuer}\"\nclient_id = \"{id}\"\n\
@@ -86,10 +97,13 @@ fn setup(stand: &Stand, door: &Door, url: &str, schema: &str) -> Setup {
          in_doubt = \"hold\""
     );
     let database = format!(
-        "url = \"{url}\"\nschema = \"{schema}\"\npool_size = {POOL}\nlease = \"{}s\"\npoll = \"100ms\"",
+        "url = \"{url}\"\nschema = \"{schema}\"\npool_size = {POOL}\nlease = \"{}s\"\npoll = \"100ms\"\nresident = {resident}",
         LEASE.as_secs()
     );
+    // Warnings are given by the sweep, and lists are read meanwhile.
+    let sweep = if resident > 0 { "sweep = \"* * * * * *\"" } else { "" };
     Setup::default()
+        .schedule(sweep)
         .log("level = \"info\"")
         .refresh(&format!("timeout = \"{}s\"", TIMEOUT.as_secs()))
         .provider(PROVIDER, secret, &provider)

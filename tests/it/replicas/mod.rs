@@ -2,12 +2,14 @@
 //! whose access tokens live for seconds. It is the judge: a token that is sent twice is a replay, and there is none, whatever is
 //! killed, stopped or promoted.
 //!
-//! One of three workers reaches the primary by itself, and two through PgBouncer in transaction mode.
+//! One of three workers reaches the primary by itself, and two through PgBouncer in transaction mode. What holds of workers that have
+//! all grants in memory holds of such that have fewer than there are.
 //!
 //! `CONSENTRY_REPLICA_FAULTS` says how many faults each test brings about (`make replicas N=…`), `CONSENTRY_SEED` repeats the choices
 //! of a run that failed. Which point of an exchange a fault meets is up to the machine, but where a test waits for one.
 
 mod answers;
+mod bounded;
 mod door;
 mod fleet;
 mod ledger;
@@ -16,6 +18,7 @@ mod load;
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use fastrand::Rng;
+use rstest::rstest;
 use rustix::process::Signal;
 
 use self::{
@@ -47,6 +50,8 @@ const AROUND: Duration = Duration::from_millis(15);
 const WORKERS: usize = 3;
 /// How many organizations.
 const ORGANIZATIONS: usize = 12;
+/// How many grants each worker keeps in memory, where it does not keep all: the fewest that may be configured.
+const RESIDENT: usize = 10;
 
 #[test]
 fn three_workers_make_each_exchange_once_and_serve_what_any_of_them_made() {
@@ -66,20 +71,30 @@ fn three_workers_make_each_exchange_once_and_serve_what_any_of_them_made() {
     tell(&format!("undisturbed: {counts:?}, {arrived} answers kept"));
 }
 
-#[test]
-fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_again() {
+#[rstest]
+#[case::all_in_memory("killed", 0)]
+#[case::some_in_memory("killed_bounded", RESIDENT)]
+fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_again(
+    #[case] schema: &str,
+    #[case] resident: usize,
+) {
     if !is_installed() {
         return;
     }
     let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("killed replicas"));
     let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
     let bouncer = Bouncer::start(&cluster);
-    let mut fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "killed", ORGANIZATIONS);
+    let mut fleet = Fleet::start_with(&stand, &urls(&cluster, &bouncer), schema, ORGANIZATIONS, resident);
     let load = Load::new(&stand, &fleet);
     load.during(|| {
         for _ in 0..faults {
             thread::sleep(LONGEST_PEACE.mul_f64(rng.f64()));
-            let worker = &mut fleet.workers[rng.usize(..WORKERS)];
+            let chosen = rng.usize(..WORKERS);
+            if rng.bool() {
+                // In the middle of an exchange; else at any moment.
+                fleet.doors[chosen].wait_for_next(Stage::Asked);
+            }
+            let worker = &mut fleet.workers[chosen];
             worker.kill9();
             // Sometimes its claims hold still when it is back.
             thread::sleep(LEASE.mul_f64(1.5 * rng.f64()));
@@ -89,18 +104,23 @@ fn a_worker_that_is_killed_in_an_exchange_leaves_no_token_that_another_spends_ag
         }
     });
     let counts = load.judge(&fleet.workers);
-    tell(&format!("{faults} replicas killed: {counts:?}"));
+    tell(&format!("{schema}: {faults} replicas killed: {counts:?}"));
 }
 
-#[test]
-fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_sends_and_keeps_what_it_was_given() {
+#[rstest]
+#[case::all_in_memory("stopped", 0)]
+#[case::some_in_memory("stopped_bounded", RESIDENT)]
+fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_sends_and_keeps_what_it_was_given(
+    #[case] schema: &str,
+    #[case] resident: usize,
+) {
     if !is_installed() {
         return;
     }
     let (cluster, stand, seed) = (Cluster::shared(), issuer(), Seed::new("stopped replicas"));
     let (faults, mut rng) = (number("CONSENTRY_REPLICA_FAULTS", FAULTS), Rng::with_seed(seed.0));
     let bouncer = Bouncer::start(&cluster);
-    let fleet = Fleet::start(&stand, &urls(&cluster, &bouncer), "stopped", ORGANIZATIONS);
+    let fleet = Fleet::start_with(&stand, &urls(&cluster, &bouncer), schema, ORGANIZATIONS, resident);
     let load = Load::new(&stand, &fleet);
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     load.during(|| {
@@ -125,7 +145,7 @@ fn a_worker_that_is_stopped_until_its_lease_is_over_sends_nothing_that_another_s
     });
     let counts = load.judge(&fleet.workers);
     let arrived = Ledger::of(&fleet.workers[0]).accounts_for_all(&fleet);
-    tell(&format!("{faults} replicas stopped, {met:?}: {counts:?}, {arrived} answers kept"));
+    tell(&format!("{schema}: {faults} replicas stopped, {met:?}: {counts:?}, {arrived} answers kept"));
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::{
         changes::{Changes, Since},
     },
     Inner, PAGE, Store,
+    founding::FIRST_NUMBERS,
 };
 use crate::{
     model::Timestamp,
@@ -37,6 +38,12 @@ use crate::{
 const END: [u8; 1] = [u8::MAX];
 /// How far above the highest number of any commit those of the file begin: more than are made while it is.
 const ABOVE: u64 = 1 << 32;
+
+/// Above which the numbers of the file's commits are, where `highest` is the highest of any record. A worker that begins to write meanwhile
+/// may begin above all that are there.
+fn numbers_begin(highest: u64) -> u64 {
+    highest.max(FIRST_NUMBERS.end) + ABOVE
+}
 /// How often what was written meanwhile is read, at most; each time there is less of it, unless more is written than can be read.
 const MOST_ROUNDS: usize = 1000;
 
@@ -50,7 +57,7 @@ impl Store {
         // Before anything is read.
         let from = Since { cursor: here.block_on(inner.postgres.news())?.cursor(), name: Vec::new() };
         let extent = here.block_on(inner.postgres.extent())?;
-        let header = Header { begun_at, sequence: extent.highest + ABOVE, records: extent.records };
+        let header = Header { begun_at, sequence: numbers_begin(extent.highest), records: extent.records };
         let keys = inner.keyring();
         let mut copy = Writing {
             output: Output::begin(&keyring::parse_own(&keys.recipients)?, header, output)?,
@@ -280,5 +287,18 @@ impl<W: Write> Writing<W> {
         self.output.keyring(&self.keys.encode()?)?;
         self.output.end(&self.mark)?;
         Ok(BackedUp { records: self.mark.records(), sequence: self.mark.applied })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_a_backup_are_above_those_of_a_worker_that_begins_to_write_meanwhile() {
+        let newcomer = FIRST_NUMBERS.end - 1;
+        for highest in [0, 7, newcomer, newcomer * 9] {
+            assert!(numbers_begin(highest) > highest.max(newcomer) + ABOVE / 2, "{highest}");
+        }
     }
 }

@@ -8,11 +8,11 @@ use tokio_postgres::{
 };
 
 use super::{
-    super::{Found, MAX_READS, Parameters, cell, found, work::millis},
+    super::{Found, LaneId, MAX_READS, Parameters, cell, found, work::millis},
     Inner, Store,
 };
 use crate::{
-    model::{Fingerprint, Grant, GrantId, Organization, ProviderName, Timestamp},
+    model::{Fingerprint, Grant, GrantId, Organization, OrganizationId, ProviderName, Timestamp},
     vault::{
         Stored, VaultError,
         codec::Record,
@@ -110,10 +110,20 @@ impl Store {
         rows?.first().map_or(Ok(true), |row| cell(row, 0)).map_err(|error| inner.failed(error))
     }
 
-    /// Grants of whose consent's end something is to be told by now, the soonest to end first; at most `most`, and [`MAX_READS`].
-    pub async fn warnings_due(&self, most: usize) -> Result<Vec<Stored<Grant>>, VaultError> {
+    /// Grants of these providers of whose consent's end something is to be told by now, the soonest to end first; at most `most`, and
+    /// [`MAX_READS`].
+    pub async fn warnings_due(
+        &self,
+        providers: &[&ProviderName],
+        most: usize,
+    ) -> Result<Vec<Stored<Grant>>, VaultError> {
         let now = millis(self.0.clock.now().wall);
-        self.0.some_grants(&self.0.postgres.0.sql.questions.warns, &now, Type::INT8, most).await
+        let lanes: Vec<LaneId> = providers.iter().map(|provider| self.lane(provider)).collect();
+        let lanes: Vec<&[u8]> = lanes.iter().map(|lane| &lane[..]).collect();
+        let most = bounded(most);
+        let sql = &self.0.postgres.0.sql.questions.warns;
+        let rows = self.0.asked(sql, &[(&now, Type::INT8), (&most, Type::INT8), (&lanes, Type::BYTEA_ARRAY)]).await?;
+        self.0.opened(self.0.found(&rows)?).await
     }
 
     /// Grants that serve nobody and are no graves, in the order of names; at most `most`, and [`MAX_READS`]. With each page, where the next
@@ -124,10 +134,10 @@ impl Store {
         most: usize,
     ) -> Result<(Vec<Stored<Grant>>, Option<Place>), VaultError> {
         let after = after.map_or(Vec::new(), |Place(name)| name.as_bytes().to_vec());
-        let grants = self.0.some_grants(&self.0.postgres.0.sql.questions.unfinished, &after, Type::BYTEA, most).await?;
-        let last = grants.last().filter(|_| grants.len() >= most.min(MAX_READS));
-        let next = last.map(|stored| Place(self.0.namer.name(Kind::Grant, stored.value.id.as_bytes())));
-        Ok((grants, next))
+        let found = self.0.some(&self.0.postgres.0.sql.questions.unfinished, &after, Type::BYTEA, most).await?;
+        // Also where the last cannot be read, or none can.
+        let next = found.last().filter(|_| found.len() >= most.min(MAX_READS)).map(|found| Place(found.name));
+        Ok((self.0.opened(found).await?, next))
     }
 
     /// What is remembered of grants that were gone before that moment, the oldest first; at most `most`, and [`MAX_READS`].
@@ -149,6 +159,11 @@ impl Store {
         self.0.some_grants(&self.0.postgres.0.sql.questions.soonest, &end, Type::INT8, most).await
     }
 
+    /// The place of an organization in the order of names, whether or not there is one of that id.
+    pub fn place_of(&self, id: &OrganizationId) -> Place {
+        Place(self.0.namer.name(Kind::Organization, id.as_str().as_bytes()))
+    }
+
     /// A page of organizations in the order of names; at most `most`, and [`MAX_READS`]. With it, where the next one begins, if there may be
     /// one. A record that cannot be read is left out, and told in the log.
     pub async fn organizations_after(
@@ -165,6 +180,11 @@ impl Store {
     }
 }
 
+/// How many are read at once at most, as the database is told.
+fn bounded(most: usize) -> i64 {
+    i64::try_from(most.min(MAX_READS)).unwrap_or(i64::MAX)
+}
+
 impl Inner {
     pub(super) async fn asked(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>, VaultError> {
         self.postgres.0.query(sql, parameters).await.map_err(|error| self.failed(error))
@@ -178,10 +198,22 @@ impl Inner {
         kind: Type,
         most: usize,
     ) -> Result<Vec<Stored<Grant>>, VaultError> {
-        let most = i64::try_from(most.min(MAX_READS)).unwrap_or(i64::MAX);
-        let rows = self.asked(sql, &[(parameter, kind), (&most, Type::INT8)]).await?;
+        self.opened(self.some(sql, parameter, kind, most).await?).await
+    }
+
+    async fn some(
+        &self,
+        sql: &str,
+        parameter: &(dyn ToSql + Sync),
+        kind: Type,
+        most: usize,
+    ) -> Result<Vec<Found>, VaultError> {
+        self.found(&self.asked(sql, &[(parameter, kind), (&bounded(most), Type::INT8)]).await?)
+    }
+
+    fn found(&self, rows: &[Row]) -> Result<Vec<Found>, VaultError> {
         let found: Result<Vec<Found>, _> = rows.iter().map(found).collect();
-        self.opened(found.map_err(|error| self.failed(error))?).await
+        found.map_err(|error| self.failed(error))
     }
 
     /// Opens records, in their order. One that cannot be read is logged and left out; so is one that is gone.

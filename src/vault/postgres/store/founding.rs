@@ -40,7 +40,7 @@ use crate::{
 
 /// Where the numbers of records begin: anywhere, so that a record that is made again long after its deletion was forgotten is hardly
 /// taken for the old one.
-const FIRST_NUMBERS: std::ops::Range<u64> = 1..1 << 40;
+pub(super) const FIRST_NUMBERS: std::ops::Range<u64> = 1..1 << 40;
 /// How often a change of the keys is tried when others change them at the same time.
 const TRIES: usize = 10;
 
