@@ -64,7 +64,7 @@ fn at_once(api: &Api, peer: &Peer, method: &Method, uri: &Uri) -> Option<Served>
         Some(_) => super::request::min_ttl(uri).ok()?,
     };
     let now = api.0.clock.now();
-    let served = api.0.keeper.get()?.token_at_once(organization, min_ttl, now)?;
+    let served = api.0.keeper.ask(|keeper| keeper.token_at_once(organization, min_ttl, now))?;
     api.0.metrics.fetched(served.degraded().is_some(), api.0.clock.boot().saturating_sub(now.boot));
     Some(served)
 }

@@ -154,7 +154,9 @@ impl Served {
         own.extend_from_slice(self.organization.as_str().as_bytes());
         own.extend_from_slice(b"\",");
         let split = own.len();
-        let _ = write!(own, ",\"expires_in\":{},\"consent_expires_at\":", self.expires_in);
+        own.extend_from_slice(b",\"expires_in\":");
+        let _ = write_json(&mut own, &self.expires_in);
+        own.extend_from_slice(b",\"consent_expires_at\":");
         if self.consent_ends == self.token.consent_ends {
             own.extend_from_slice(&self.token.text[self.token.settled..self.token.tag]);
         } else {

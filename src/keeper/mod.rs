@@ -146,6 +146,11 @@ impl Current {
         self.0.load_full()
     }
 
+    /// Asks the keeper in force for something that it has at hand.
+    pub fn ask<T>(&self, what: impl FnOnce(&Keeper) -> Option<T>) -> Option<T> {
+        self.0.load().as_deref().and_then(what)
+    }
+
     /// Puts a keeper in force.
     pub fn set(&self, keeper: Option<Keeper>) {
         self.0.store(keeper.map(Arc::new));

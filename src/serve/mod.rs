@@ -5,6 +5,7 @@
 //! callers who fetch twice a minute. [`Watched`] tells the two apart.
 
 mod places;
+mod seldom;
 mod tcp;
 mod thread;
 mod watched;
@@ -42,6 +43,7 @@ pub(crate) use self::{
 };
 use self::{
     places::{Place, Places, Why},
+    seldom::Seldom,
     watched::{Activity, Watched},
 };
 
@@ -58,7 +60,7 @@ const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: applica
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// From the first byte of a request's head to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the beginning of one request on a connection to the next.
+/// From the beginning of one request on a connection to the next, at least; a tenth more at most.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long a caller may take none of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -190,10 +192,11 @@ where
             .max_buf_size(MAX_HEAD_BYTES)
             .serve_connection(TokioIo::new(Watched::new(stream, Arc::clone(&activity))), service)
     );
+    let end = Seldom::new(Box::pin(place.ends()));
     let ended = tokio::select! {
         biased;
         ended = &mut connection => ended,
-        why = place.ends() => {
+        why = end => {
             if why == Why::GivenAway && !activity.is_busy() {
                 return;
             }

@@ -67,7 +67,7 @@ async fn an_idle_connection_outlives_the_head_timeout_and_is_closed_in_the_end()
         sleep(HEAD_TIMEOUT * 10).await;
     }
     let open = HEAD_TIMEOUT * 10 + closed_after(&mut stream).await;
-    assert_eq!(open.as_secs(), IDLE_TIMEOUT.as_secs());
+    assert!((IDLE_TIMEOUT..=IDLE_TIMEOUT * 11 / 10).contains(&open), "{open:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,7 +15,12 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{HEAD_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT};
+use super::{HEAD_TIMEOUT, IDLE_TIMEOUT, WRITE_TIMEOUT, seldom::Seldom};
+
+/// How often it is looked whether a connection is idle, and how often that is so until it has been for too long: to set a limit anew for
+/// each request costs more than this.
+const LOOK_EVERY: Duration = Duration::from_secs(IDLE_TIMEOUT.as_secs() / LOOKS);
+const LOOKS: u64 = 10;
 
 /// What a connection's requests are up to, told by the side that answers them.
 #[derive(Debug)]
@@ -129,16 +135,18 @@ pub(super) struct Watched<S> {
     activity: Arc<Activity>,
     /// How many requests had begun when the first byte of the next came.
     head_after: Option<u64>,
-    /// What `read_limit` is set for: how many requests had begun, and whether the first byte of the next had come.
-    set_for: (u64, bool),
-    read_limit: Pin<Box<Sleep>>,
+    /// The head that `read_limit` is set for, by how many requests had begun before it; `None` where it is set for the next look.
+    head: Option<u64>,
+    /// How many requests had begun at the last look, and how many looks before had found as many.
+    looked: (u64, u64),
+    read_limit: Seldom<Pin<Box<Sleep>>>,
     write_limit: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
-        let read_limit = Box::pin(sleep(IDLE_TIMEOUT));
-        Self { stream, activity, head_after: None, set_for: (0, false), read_limit, write_limit: None }
+        let read_limit = Seldom::new(Box::pin(sleep(LOOK_EVERY)));
+        Self { stream, activity, head_after: None, head: None, looked: (0, 0), read_limit, write_limit: None }
     }
 
     /// Whether what is read has been awaited too long; arranges to be woken when it has.
@@ -146,18 +154,28 @@ impl<S> Watched<S> {
     /// The limit is set while a request is still answered too, since hyper does not always read again once it is.
     fn poll_read_limit(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let (began, busy) = self.activity.now();
-        let head = !busy && self.head_after == Some(began);
-        if self.set_for != (began, head) {
-            self.set_for = (began, head);
-            let limit = if head { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
-            self.read_limit.as_mut().reset(Instant::now() + limit);
+        let head = (!busy && self.head_after == Some(began)).then_some(began);
+        if self.head != head {
+            self.head = head;
+            self.looked = (began, 0);
+            self.limit_read(if head.is_some() { HEAD_TIMEOUT } else { LOOK_EVERY });
         }
-        ready!(self.read_limit.as_mut().poll(context));
-        if !busy {
-            return Poll::Ready(());
+        loop {
+            ready!(Pin::new(&mut self.read_limit).poll(context));
+            if head.is_some() {
+                return Poll::Ready(());
+            }
+            let looks = if busy || self.looked.0 != began { 0 } else { self.looked.1 + 1 };
+            if looks == LOOKS {
+                return Poll::Ready(());
+            }
+            self.looked = (began, looks);
+            self.limit_read(LOOK_EVERY);
         }
-        self.read_limit.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
-        self.read_limit.as_mut().poll(context)
+    }
+
+    fn limit_read(&mut self, limit: Duration) {
+        self.read_limit.change().as_mut().reset(Instant::now() + limit);
     }
 
     fn watch_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {

@@ -64,6 +64,9 @@ fn a_pod_starts_serves_and_stops_as_kubernetes_would_have_it_and_no_fetch_fails(
         pod.enrol(&stand, &format!("waits-{number}"));
     }
 
+    let enrolled = u64::try_from(WAITING + 1).expect("few");
+    eventually("each has its first token", || (stand.issuer().exchanges() == enrolled).then_some(()));
+
     // The application's own command fetches by the socket, as another user, through a mount that cannot be written to.
     let mut application = pod.spawn("application", "application.log");
     eventually("the application has fetched", || pod.log("application.log").contains("fetched").then_some(()));
@@ -87,7 +90,6 @@ fn a_pod_starts_serves_and_stops_as_kubernetes_would_have_it_and_no_fetch_fails(
     });
 
     // The sidecar is told to stop while callers wait for exchanges that take long.
-    let before = stand.issuer().exchanges();
     stand.fault(Fault { delay_ms: Some(3000), ..Fault::always(FaultKind::Slow) });
     thread::scope(|scope| {
         let callers: Vec<_> = (0..WAITING)
@@ -96,7 +98,7 @@ fn a_pod_starts_serves_and_stops_as_kubernetes_would_have_it_and_no_fetch_fails(
                 scope.spawn(move || pod.fetch("POST", &path))
             })
             .collect();
-        let all = before + u64::try_from(WAITING).expect("few");
+        let all = enrolled + u64::try_from(WAITING).expect("few");
         eventually("all exchanges are under way", || (stand.issuer().exchanges() == all).then_some(()));
         terminate(&sidecar);
         for caller in callers {
