@@ -73,7 +73,7 @@ fn main() -> Result<()> {
         let (swept, swept_wakes) = measured(OFTEN)?;
         let one = (swept.median() - still.median()).max(0.0) * WATCHED.as_secs_f64() / f64::from(PARTS);
         let usual = still.median() + one / USUALLY.as_secs_f64();
-        let percent = |share: &Series| format!("{} %", share.scaled(100.0).shown(2));
+        let percent = |share: &Series| share.scaled(100.0).shown(2);
         rows.push(vec![
             thousands(size as f64, 0),
             percent(&still),
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
         }));
     }
     let columns =
-        ["organizations", "no sweep", "one every 20 s", "CPU ms a sweep", "by default", "threads woken, a second"];
+        ["organizations", "no sweep %", "one every 20 s %", "CPU ms a sweep", "by default", "threads woken, a second"];
     table(&columns, &rows);
     report.keep("sizes", json!(kept));
     report.finish()
@@ -107,7 +107,8 @@ fn watch(place: &Site, organizations: u64) -> Result<(Series, Series)> {
         sleep(WATCHED / PARTS);
         let seconds = began.elapsed().as_secs_f64();
         share.push(worker.process.cpu_since(cpu)?.as_secs_f64() / seconds);
-        wakes.push((switches(&worker.process)? - woken) as f64 / seconds);
+        // A thread that has ended takes its count with it.
+        wakes.push(switches(&worker.process)?.saturating_sub(woken) as f64 / seconds);
     }
     let path = format!("/v1/organizations/{}/token", organization(organizations / 2));
     anyhow::ensure!(worker.get(&path)?.is_ok, "the worker gives out no token");
