@@ -104,26 +104,12 @@ impl TokenCache {
 mod tests {
     use super::*;
     use crate::{
-        clock::Now,
-        keeper::slot::Brief,
-        lifecycle::{Enrolling, new_grant},
-        model::{AccessToken, Credential, Fingerprint, GrantId, Secret, Timestamp},
+        keeper::tests::new_slot,
+        model::{AccessToken, Secret, Timestamp},
     };
 
     fn slot(byte: u8) -> Arc<Slot> {
-        let config = crate::keeper::tests::provider_config();
-        let enrolling = Enrolling {
-            credential: Credential::ApiKey(Secret::new("k")),
-            client: None,
-            granted_at: None,
-            expires_at: None,
-            usage: None,
-            grace: None,
-        };
-        let id = GrantId::from_bytes([byte; 16]);
-        let grant = new_grant(id, Fingerprint([byte; 16]), enrolling, &config, Timestamp::default(), 1).expect("fits");
-        let now = Now { wall: Timestamp::default(), boot: std::time::Duration::ZERO };
-        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, std::time::Duration::ZERO, now, 1), None))
+        new_slot([byte; 16])
     }
 
     fn token() -> Arc<CachedToken> {

@@ -115,23 +115,10 @@ const fn spread(bits: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        lifecycle::{Enrolling, new_grant},
-        model::{Credential, Secret, Timestamp},
-    };
+    use crate::keeper::tests::grant_of_key;
 
     fn grant(id: u8, fingerprint: u8, spent: &[u8]) -> Grant {
-        let enrolling = Enrolling {
-            credential: Credential::ApiKey(Secret::new("k")),
-            client: None,
-            granted_at: None,
-            expires_at: None,
-            usage: None,
-            grace: None,
-        };
-        let config = crate::keeper::tests::provider_config();
-        let (id, fingerprint) = (GrantId::from_bytes([id; 16]), Fingerprint([fingerprint; 16]));
-        let mut grant = new_grant(id, fingerprint, enrolling, &config, Timestamp::default(), 1).expect("fits");
+        let mut grant = grant_of_key([id; 16], [fingerprint; 16]);
         grant.spent = spent.iter().map(|spent| Fingerprint([*spent; 16])).collect();
         grant
     }

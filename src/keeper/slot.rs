@@ -383,9 +383,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::Now,
-        keeper::brief::FirstRefusal,
-        lifecycle::{Enrolling, new_grant},
-        model::{Credential, Secret},
+        keeper::{brief::FirstRefusal, tests::new_slot},
     };
 
     const fn seconds(s: u64) -> Duration {
@@ -418,19 +416,7 @@ mod tests {
     }
 
     fn slot() -> Arc<Slot> {
-        let enrolling = Enrolling {
-            credential: Credential::ApiKey(Secret::new("k")),
-            client: None,
-            granted_at: None,
-            expires_at: None,
-            usage: None,
-            grace: None,
-        };
-        let config = crate::keeper::tests::provider_config();
-        let (id, fingerprint) = (GrantId::from_bytes([1; 16]), Fingerprint([1; 16]));
-        let grant = new_grant(id, fingerprint, enrolling, &config, Timestamp::default(), 1).expect("fits");
-        let now = Now { wall: Timestamp::default(), boot: Duration::ZERO };
-        Arc::new(Slot::new(id, 0, Brief::of(&grant, 1, None, Duration::ZERO, now, 1), None))
+        new_slot([1; 16])
     }
 
     #[test]

@@ -18,8 +18,8 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-pub(super) use self::harness::provider_config;
 use self::harness::{Fetched, Issuer, World, code, enrolment, keeper, links, org, silence, unverified, vault_config};
+pub(super) use self::harness::{grant_of_key, new_slot, provider_config};
 use super::*;
 use crate::{
     clock::ManualClock,

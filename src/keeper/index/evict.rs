@@ -93,32 +93,17 @@ impl Entry {
 pub(super) mod tests {
     use super::*;
     use crate::{
-        clock::Now,
         keeper::{
             slot::{Brief, Flight, Place, Urgency},
-            tests::provider_config,
+            tests::new_slot,
         },
-        lifecycle::{Enrolling, new_grant},
-        model::{Credential, FailingReason, Fingerprint, GrantId, Secret, State},
+        model::{FailingReason, GrantId, State},
     };
 
     pub(in crate::keeper::index) fn slot(number: u32) -> Arc<Slot> {
-        let enrolling = Enrolling {
-            credential: Credential::ApiKey(Secret::new("k")),
-            client: None,
-            granted_at: None,
-            expires_at: None,
-            usage: None,
-            grace: None,
-        };
         let mut id = [0; 16];
         id[..4].copy_from_slice(&number.to_be_bytes());
-        let (grant_id, fingerprint) = (GrantId::from_bytes(id), Fingerprint(id));
-        let grant =
-            new_grant(grant_id, fingerprint, enrolling, &provider_config(), Timestamp::default(), 1).expect("fits");
-        let now = Now { wall: Timestamp::default(), boot: Duration::ZERO };
-        let brief = Brief::of(&grant, 1, None, Duration::ZERO, now, 1);
-        Arc::new(Slot::new(grant_id, 0, brief, None))
+        new_slot(id)
     }
 
     pub(in crate::keeper::index) fn organization(number: u32) -> OrganizationId {

@@ -12,11 +12,18 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{super::*, HOUR};
+use super::{
+    super::{slot::Brief, *},
+    HOUR,
+};
 use crate::{
     clock::ManualClock,
     config::{ClientAuth, InDoubtPolicy, KeepWarm, Kind, VaultConfig},
-    model::{Answer, ClientCredentials, ExchangeOutcome, NoAnswer, OrganizationId, Secret, Timestamp, Usage},
+    lifecycle::{Enrolling, new_grant},
+    model::{
+        Answer, ClientCredentials, Credential, ExchangeOutcome, Fingerprint, Grant, GrantId, NoAnswer, OrganizationId,
+        Secret, Timestamp, Usage,
+    },
     provider::{BoxFuture, Exchange, ProviderError, Redemption},
     tests::AtOnce as _,
     vault::Identity,
@@ -25,6 +32,26 @@ use crate::{
 
 /// How often a test looks whether what it waits for is so, five milliseconds apart, before it gives up.
 pub(super) const PATIENCE: usize = 12_000;
+
+/// A grant that was just enrolled with an API key, for tests that need no more of it than its names.
+pub(in crate::keeper) fn grant_of_key(id: [u8; 16], fingerprint: [u8; 16]) -> Grant {
+    let enrolling = Enrolling {
+        credential: Credential::ApiKey(Secret::new("k")),
+        client: None,
+        granted_at: None,
+        expires_at: None,
+        usage: None,
+        grace: None,
+    };
+    let (id, fingerprint) = (GrantId::from_bytes(id), Fingerprint(fingerprint));
+    new_grant(id, fingerprint, enrolling, &provider_config(), Timestamp::default(), 1).expect("fits")
+}
+
+/// Its slot, as loading makes it.
+pub(in crate::keeper) fn new_slot(id: [u8; 16]) -> Arc<Slot> {
+    let (grant, now) = (grant_of_key(id, id), Now { wall: Timestamp::default(), boot: Duration::ZERO });
+    Arc::new(Slot::new(grant.id, 0, Brief::of(&grant, 1, None, Duration::ZERO, now, 1), None))
+}
 
 /// A provider for tests that need its configuration only.
 pub(in crate::keeper) fn provider_config() -> ProviderConfig {
