@@ -375,10 +375,12 @@ fn live(vault: &Vault, now: Timestamp) -> Result<u64> {
     Ok(counter.0)
 }
 
-/// Opens the vault, says how much live data there is, and closes it.
+/// Opens the vault, says how much live data there is, and closes it when it has come to rest.
 fn reopen(arguments: &[String]) -> Result<()> {
-    let vault = open(&site_of(arguments)?)?;
+    let config = site_of(arguments)?;
+    let vault = open(&config)?;
     say(&live(&vault, SystemClock::new().now().wall)?.to_string());
+    come_to_rest(&config.vault.path);
     vault.close()?;
     Ok(())
 }

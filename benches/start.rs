@@ -187,6 +187,8 @@ fn read(arguments: &[String]) -> Result<()> {
     let config = Config::load(&locate(Some(file.as_ref()))?)?;
     let vault = open(&config)?;
     let opened: Duration = started.elapsed();
+    // As the worker does it.
+    let undisturbed = vault.undisturbed();
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut records = 0u64;
     runtime.block_on(vault.for_each_grant(&mut |_| {
@@ -198,6 +200,7 @@ fn read(arguments: &[String]) -> Result<()> {
         Ok(())
     }))?;
     say(&json!({ "opened": opened.as_secs_f64(), "records": records }).to_string());
+    drop(undisturbed);
     vault.close()?;
     Ok(())
 }

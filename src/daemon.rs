@@ -33,6 +33,7 @@ use crate::{
     provider::SetupError,
     serve::OwnThread,
     shutdown::{Request, Signals},
+    task,
     vault::{Identity, Singular, Vault, VaultError, recipients_differ},
 };
 
@@ -153,7 +154,7 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
     let api = Api::new(current.clone(), access(&config), metrics.clone(), clock.clone());
     let (serving, stop_serving) = (TaskTracker::new(), CancellationToken::new());
     let answering = socket.serve(api.clone(), tokio::runtime::Handle::current(), stop_serving.clone());
-    serving.spawn(callers.run(CALLERS_THREAD, answering).map_err(DaemonError::Thread)?);
+    serving.spawn(task::boxed(callers.run(CALLERS_THREAD, answering).map_err(DaemonError::Thread)?));
     let opened: Arc<Mutex<Option<Vault>>> = Arc::default();
     if let Some(listener) = listener {
         let figures = Arc::clone(&opened);
@@ -169,11 +170,11 @@ pub async fn start_with(config: Config, clock: SharedClock) -> Result<Running, D
             vault: Arc::new(move || figures.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(figures_of)),
             board,
         };
-        serving.spawn(listener.serve(inside, stop_serving.clone()));
+        serving.spawn(task::boxed(listener.serve(inside, stop_serving.clone())));
     }
     let pages = Pages::new(current.clone(), clock.clone(), metrics.clone());
     if let Some(public) = public {
-        serving.spawn(public.serve(pages.clone(), stop_serving.clone()));
+        serving.spawn(task::boxed(public.serve(pages.clone(), stop_serving.clone())));
     }
     serving.close();
 
@@ -202,7 +203,7 @@ async fn begin(
 ) -> Result<Behind, DaemonError> {
     let (vault_config, vault_metrics, outbox_clock) = (config.vault.clone(), metrics.clone(), clock.clone());
     let here = tokio::runtime::Handle::current();
-    let open = tokio::task::spawn_blocking(move || {
+    let open = task::spawn_blocking(move || {
         let identity = Identity::read(&vault_config.identity_file)?;
         if identity.permissions_too_open() {
             tracing::warn!(file = %vault_config.identity_file.display(), "others than its owner may read the identity; set its mode to 0600");
@@ -211,20 +212,20 @@ async fn begin(
             None => Vault::open(&vault_config, &identity, vault_metrics.clone())?,
             Some(postgres) => {
                 let recipients = &vault_config.recipients;
-                here.block_on(database::open(postgres, recipients, &identity, &vault_metrics, &outbox_clock))?
+                task::block_on(&here, database::open(postgres, recipients, &identity, &vault_metrics, &outbox_clock))?
             }
         };
         for difference in recipients_differ(&vault_config.recipients, &vault.recipients()?) {
             tracing::warn!(%difference, remedy = difference.remedy(), "vault.recipients and those who can open the vault differ");
         }
-        let outbox = here.block_on(Outbox::open(&vault, outbox_clock, vault_metrics));
+        let outbox = task::block_on(&here, Outbox::open(&vault, outbox_clock, vault_metrics));
         Ok::<_, VaultError>((vault, outbox))
     });
     let (vault, outbox) = open.await.map_err(|_| DaemonError::Died)??;
     let backups = BackupSchedule::of(config, &vault, clock, metrics);
     let counted = current.clone();
     let here = tokio::runtime::Handle::current();
-    let count = Arc::new(move || here.block_on(counted.get()?.outlook()));
+    let count = Arc::new(move || task::block_on(&here, counted.get()?.outlook()));
     let digests = DigestSchedule::of(&config.schedule, &outbox, clock, count, vault.duty(Singular::Digest, clock));
     let swept = current.clone();
     let (upkeep, backed_up, digested) = (metrics.clone(), backups.clone(), digests.clone());
@@ -262,7 +263,7 @@ async fn begin(
 }
 
 async fn close(vault: Vault) -> Result<(), DaemonError> {
-    let closed = tokio::task::spawn_blocking(move || vault.close()).await;
+    let closed = task::spawn_blocking(move || vault.close()).await;
     Ok(closed.map_err(|_| DaemonError::Died)??)
 }
 
@@ -381,7 +382,7 @@ pub async fn run(located: Located) -> Result<(), DaemonError> {
     );
     notify(&[sd_notify::NotifyState::Ready]);
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        tokio::spawn(watchdog(running.current.clone(), limit));
+        task::spawn(watchdog(running.current.clone(), limit));
     }
     loop {
         tokio::select! {

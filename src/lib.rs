@@ -27,6 +27,7 @@ mod serve;
 pub mod shutdown;
 #[cfg(test)]
 mod simulation;
+mod task;
 pub mod telemetry;
 #[cfg(test)]
 mod tests;

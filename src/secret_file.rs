@@ -14,7 +14,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{clock::SharedClock, model::Secret};
+use crate::{clock::SharedClock, model::Secret, task};
 
 /// The largest file, in bytes.
 const MAX_FILE: usize = 16 * 1024;
@@ -127,7 +127,7 @@ impl SecretFile {
         if let Some(known) = self.due() {
             let (path, rules) = (self.path.clone(), self.rules);
             // A file system may hang, and must not take a thread of the runtime with it.
-            if let Ok(result) = tokio::task::spawn_blocking(move || read_if_changed(&path, rules, known)).await {
+            if let Ok(result) = task::spawn_blocking(move || read_if_changed(&path, rules, known)).await {
                 self.keep(result);
             }
         }

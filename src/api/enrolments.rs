@@ -22,6 +22,7 @@ use crate::{
     config::Role,
     keeper::{Enrolled, Keeper},
     model::{Fingerprint, GrantId, OrganizationId},
+    task,
     wire::{Code, EnrolmentLine, EnrolmentResult, EnrolmentResults, MAX_ENROLMENT_LINES, MAX_ENROLMENTS},
 };
 
@@ -82,13 +83,13 @@ async fn enrol_all(api: &Api, keeper: &Arc<Keeper>, peer: &Peer, lines: Vec<Line
     for chain in chains {
         let linked: Vec<_> = chain.into_iter().filter_map(|place| Some((place, lines[place].take()?))).collect();
         let (api, keeper, peer) = (api.clone(), Arc::clone(keeper), peer.clone());
-        tasks.spawn(async move {
+        tasks.spawn(task::boxed(async move {
             let mut done = Vec::with_capacity(linked.len());
             for (place, line) in linked {
                 done.push((place, enrol_line(&api, &keeper, &peer, line).await));
             }
             done
-        });
+        }));
     }
     while let Some(ended) = tasks.join_next().await {
         for (place, result) in ended.into_iter().flatten() {

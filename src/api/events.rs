@@ -32,6 +32,7 @@ use crate::{
     model::{Event, EventId, EventKind},
     outbox::Follower,
     serve::{Endless, Streamed},
+    task,
     wire::{self, Code},
 };
 
@@ -71,7 +72,7 @@ pub(super) async fn follow(
     // What is told from here on is seen; whoever loses the connection before that comes back with this id.
     let newest = if after.is_none() { outbox.newest() } else { None };
     let stream = Stream { follower: outbox.follow(after.as_ref()), api, peer, pieces, stopping, _place: place };
-    tokio::spawn(stream.run(newest));
+    task::spawn(stream.run(newest));
     let mut response = response(Body::new(Pieces(waiting)));
     response.extensions_mut().insert(Streamed);
     response.extensions_mut().insert(Endless);

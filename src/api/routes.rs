@@ -25,6 +25,7 @@ use crate::{
     keeper::{Enrolled, Keeper, KeeperError, Served},
     model::OrganizationId,
     serve::catching_panics,
+    task,
     wire::{Code, ENROLMENT_CHANGED, HEALTHZ, READYZ, Resolution},
 };
 
@@ -215,11 +216,11 @@ async fn status(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: U
     let turn = Arc::clone(&api.0.counting).acquire_owned().await.map_err(|_| Refusal::internal())?;
     // It counts over every organization, which takes too long for a thread that serves connections.
     let here = tokio::runtime::Handle::current();
-    let counted = tokio::task::spawn_blocking(move || {
+    let counted = task::spawn_blocking(move || {
         let _turn = turn;
         match access.scope(&peer, Role::Operate) {
-            Reach::All => here.block_on(keeper.status(None)),
-            reach => here.block_on(keeper.status(Some(&|organization| reach.covers(organization)))),
+            Reach::All => task::block_on(&here, keeper.status(None)),
+            reach => task::block_on(&here, keeper.status(Some(&|organization| reach.covers(organization)))),
         }
     });
     let status = counted.await.map_err(|_| Refusal::internal())?;
@@ -348,7 +349,7 @@ impl Api {
         T: Send + 'static,
         E: Into<Refusal> + Send + 'static,
     {
-        self.0.changes.spawn(change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
+        self.0.changes.spawn(task::boxed(change)).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
     }
 
     pub(super) fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {

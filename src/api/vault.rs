@@ -16,7 +16,7 @@ use super::{
     request,
     routes::{Answer, json},
 };
-use crate::{config::Role, serve::Streamed, vault::VaultError, wire::Code};
+use crate::{config::Role, serve::Streamed, task, vault::VaultError, wire::Code};
 
 /// `POST /v1/vault/keys`
 pub(super) async fn rotate_key(State(api): State<Api>, Extension(peer): Extension<Peer>, uri: Uri) -> Answer {
@@ -86,7 +86,7 @@ pub(super) async fn backup(State(api): State<Api>, Extension(peer): Extension<Pe
     let keeper = api.keeper()?;
     let (upload, mut download) = download();
     let (refused, refusal) = oneshot::channel();
-    tokio::task::spawn_blocking(move || {
+    task::spawn_blocking(move || {
         let mut upload = upload;
         match keeper.back_up(&mut upload) {
             Ok(made) => {

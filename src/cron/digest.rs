@@ -9,6 +9,7 @@ use crate::{
     config::ScheduleConfig,
     model::{EndingWeek, Event, EventKind, Outlook, Timestamp},
     outbox::Outbox,
+    task,
     vault::Duty,
 };
 
@@ -69,10 +70,10 @@ impl DigestSchedule {
     pub fn wake(&self) {
         let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
-        self.0.turns.tasks().spawn(async move {
+        self.0.turns.tasks().spawn(task::boxed(async move {
             let _given_back_at_its_end = turn;
             inner.post_if_due().await;
-        });
+        }));
     }
 
     /// Posts no other, and waits until the one that is being posted is stored.
@@ -93,7 +94,7 @@ impl Inner {
             return;
         }
         let count = Arc::clone(&self.count);
-        let Ok(Some((weeks, outlook))) = tokio::task::spawn_blocking(move || count()).await else { return };
+        let Ok(Some((weeks, outlook))) = task::spawn_blocking(move || count()).await else { return };
         if weeks.is_empty() && is_quiet(&outlook) {
             self.note(due);
             return;

@@ -21,7 +21,7 @@ use self::board::Board;
 use crate::{
     keeper::Current,
     metrics::Metrics,
-    serve,
+    serve, task,
     wire::{HEALTHZ, READYZ},
 };
 
@@ -143,9 +143,9 @@ async fn metrics(State(inside): State<Inside>, Extension(turns): Extension<Arc<S
     let Ok(turn) = turns.acquire_owned().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
     // Counting over every organization takes too long for a thread that serves connections.
     let here = tokio::runtime::Handle::current();
-    let rendered = tokio::task::spawn_blocking(move || {
+    let rendered = task::spawn_blocking(move || {
         if let Some(keeper) = inside.keeper.get() {
-            inside.metrics.set_census(&here.block_on(keeper.census()));
+            inside.metrics.set_census(&task::block_on(&here, keeper.census()));
             inside.metrics.set_resident(keeper.resident());
         }
         if let Some(VaultFigures { bytes, records, strays, asynchronous, news_age }) = (inside.vault)() {

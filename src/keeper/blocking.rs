@@ -5,14 +5,14 @@ use tokio::{
     task::JoinError,
 };
 
-use crate::vault::Part;
+use crate::{task, vault::Part};
 
 /// Runs `f`, which blocks, where it holds up nobody: on a thread of its own. A runtime that has but one thread runs it in
 /// place, so that everything there happens in an order that can be repeated.
 pub(super) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => Ok(f()),
-        _ => tokio::task::spawn_blocking(f).await,
+        _ => task::spawn_blocking(f).await,
     }
 }
 
@@ -24,7 +24,7 @@ where
     let here = Handle::current();
     match here.runtime_flavor() {
         RuntimeFlavor::CurrentThread => Ok(read().await),
-        _ => tokio::task::spawn_blocking(move || here.block_on(read())).await,
+        _ => task::spawn_blocking(move || task::block_on(&here, read())).await,
     }
 }
 
@@ -43,7 +43,7 @@ where
     let read = Arc::new(read);
     let run = |part| {
         let (read, here) = (Arc::clone(&read), here.clone());
-        tokio::task::spawn_blocking(move || here.block_on(read(part)))
+        task::spawn_blocking(move || task::block_on(&here, read(part)))
     };
     let running: Vec<_> = parts.into_iter().map(run).collect();
     let mut done = Vec::with_capacity(running.len());

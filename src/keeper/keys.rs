@@ -2,6 +2,7 @@
 
 use super::{Keeper, KeeperError, Shared};
 use crate::{
+    task,
     vault::{Recipient, Vault, VaultError},
     wire,
 };
@@ -40,7 +41,7 @@ impl Shared {
         ask: impl FnOnce(&Vault) -> Result<T, VaultError> + Send + 'static,
     ) -> Result<T, KeeperError> {
         let vault = self.vault.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&vault)).await;
+        let asked = task::spawn_blocking(move || ask(&vault)).await;
         let answer = asked.map_err(|_| KeeperError::VaultUnavailable("asking it failed".to_owned()))?;
         answer.map_err(|error| match &error {
             VaultError::Rekeying { .. } => KeeperError::RotationUnderWay(error.to_string()),

@@ -30,7 +30,12 @@ const DOUBTFUL_AT_ONCE: usize = 256;
 /// Reads every grant and organization; readiness and whatever needs the whole follow. What cannot be read keeps nothing
 /// else from being loaded, but keeps the worker from being ready.
 pub(super) async fn load(shared: Arc<Shared>) {
-    let read = if shared.is_bounded() { shared.begin_bounded().await } else { shared.read_everything().await };
+    let read = if shared.is_bounded() {
+        shared.begin_bounded().await
+    } else {
+        let _undisturbed = shared.vault.undisturbed();
+        shared.read_everything().await
+    };
     // What cannot be read may be the fault of a vault that is about to be found damaged: then the worker ends with that.
     if !shared.is_known_whole().await {
         return;

@@ -19,6 +19,7 @@ use crate::{
     clock::Now,
     lifecycle,
     model::{DoubtReason, Grant, GrantId, Organization, OrganizationId, State},
+    task,
     vault::{Gone, Item, Stored, VaultError},
 };
 
@@ -222,7 +223,7 @@ impl Shared {
     /// is looked at again when none does.
     fn look_into_change(self: &Arc<Self>, id: OrganizationId) {
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
+        task::spawn(async move {
             let _organization = shared.changing(&id).await;
             if let Ok(stored) = shared.vault.organization(&id).await {
                 shared.learn_organization(&id, stored.as_ref().map(|stored| &stored.value)).await;
@@ -352,7 +353,7 @@ impl Shared {
                 continue;
             }
             let shared = Arc::clone(self);
-            self.tasks.spawn(async move {
+            self.tasks.spawn(task::boxed(async move {
                 let settled = match slot.map_or(shared.slot_of(id).await, |slot| Ok(Some(slot))) {
                     Ok(Some(slot)) => shared.take_over(&slot).await.unwrap_or(false),
                     Ok(None) => true,
@@ -361,7 +362,7 @@ impl Shared {
                 if settled {
                     shared.news.open().remove(&id);
                 }
-            });
+            }));
         }
     }
 }

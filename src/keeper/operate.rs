@@ -14,6 +14,7 @@ use crate::{
     lifecycle,
     model::{Credential, Grant, Labels, OrganizationId, ProviderName, State, Timestamp},
     provider::ProviderError,
+    task,
     vault::Change,
     wire,
 };
@@ -157,7 +158,7 @@ impl Keeper {
     pub fn sweep(&self) -> usize {
         if let Ok(token) = self.shared.admit() {
             let shared = Arc::clone(&self.shared);
-            tokio::spawn(async move {
+            task::spawn(async move {
                 shared.reconsider_doubts().await;
                 shared.sweep_for_all().await;
                 if let Some(bounded) = &shared.bounded {

@@ -17,6 +17,7 @@ use crate::{
         Place, ProviderName, RevokedLinks, Secret, Timestamp,
     },
     provider::{Limit, OFFLINE_ACCESS, Redemption},
+    task,
     vault::{Change, Stored, VaultError},
 };
 
@@ -137,7 +138,7 @@ impl Keeper {
     pub async fn consent(&self, consent: NewConsent) -> Result<Consented, ConsentError> {
         let admitted = self.shared.admit()?;
         let shared = Arc::clone(&self.shared);
-        let task = tokio::spawn(async move {
+        let task = task::spawn(async move {
             let _admitted = admitted;
             shared.consent(consent).await
         });

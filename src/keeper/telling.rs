@@ -6,6 +6,7 @@ use super::{Shared, lane::Lane};
 use crate::{
     lifecycle::{Notice, Warning, days_left},
     model::{Event, EventKind, Grant, OrganizationId, State, in_largest_unit},
+    task,
 };
 
 /// Of how many organizations of one grant events are made at most: what happens to a grant and all its events fit in one
@@ -127,11 +128,11 @@ impl Shared {
             ..Event::new(id, now.wall, kind)
         };
         let outbox = self.outbox.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn(task::boxed(async move {
             if outbox.post(vec![event.clone()]).await.is_err() {
                 outbox.alarm(event);
             }
-        });
+        }));
     }
 
     /// Tells about a grant: one line in the log, correlated by organization.

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::{KeeperError, Shared, slot::Slot};
 use crate::{
-    lifecycle,
+    lifecycle, task,
     vault::{Change, OnDuty},
 };
 
@@ -49,7 +49,7 @@ impl Shared {
                 telling.join_next().await;
             }
             let shared = Arc::clone(self);
-            telling.spawn(async move { shared.warn_of(&slot).await });
+            telling.spawn(task::boxed(async move { shared.warn_of(&slot).await }));
         }
         // What fails has been logged, and is told in the next pass.
         while telling.join_next().await.is_some() {}

@@ -21,6 +21,7 @@ use crate::{
     clock::Now,
     model::{EventId, OrganizationId, Timestamp},
     outbox::Delivery,
+    task,
 };
 
 /// How many deliveries a receiver is sent at once. Few, since the order of events is lost between them.
@@ -119,7 +120,7 @@ impl Lane {
             drop(state);
             if !unwanted.is_empty() {
                 let lane = Arc::clone(self);
-                self.attempts.spawn(async move { lane.give_all_up(unwanted).await });
+                self.attempts.spawn(task::boxed(async move { lane.give_all_up(unwanted).await }));
             }
             return LONGEST_SLEEP;
         }
@@ -138,7 +139,7 @@ impl Lane {
             }
             state.under_way.insert(id, delivery.event.organization.clone());
             let place = Place { lane: Arc::clone(self), at: delivery.event.at, id, attempts: delivery.attempts };
-            self.attempts.spawn(async move { place.lane.attempt(&delivery).await });
+            self.attempts.spawn(task::boxed(async move { place.lane.attempt(&delivery).await }));
         }
         LONGEST_SLEEP
     }

@@ -36,6 +36,7 @@ use crate::{
     metrics::Metrics,
     model::ReceiverId,
     outbox::{Outbox, Whose},
+    task,
     vault::Duty,
 };
 
@@ -104,10 +105,10 @@ impl Notice {
             let id = receiver.id;
             let queue = queues.remove(&id).unwrap_or_default();
             let lane = Lane::new(receiver, receivers.client.clone(), self.parts.clone(), gate.clone(), queue);
-            running.insert(id, tokio::spawn(Arc::clone(&lane).run(stopping.clone())));
+            running.insert(id, task::spawn(Arc::clone(&lane).run(stopping.clone())));
             lanes.insert(id, lane);
         }
-        let dispatcher = tokio::spawn(dispatch(self.parts.clone(), gate, lanes, stopping.clone()));
+        let dispatcher = task::spawn(dispatch(self.parts.clone(), gate, lanes, stopping.clone()));
         let working = Working { stopping, dispatcher, lanes: running };
         *self.working.lock().unwrap_or_else(PoisonError::into_inner) = Some(working);
     }

@@ -31,6 +31,7 @@ use crate::{
     clock::SharedClock,
     metrics::Metrics,
     model::{Event, EventId, EventKind, OutboxRow, ReceiverId, Timestamp},
+    task,
     vault::{Change, Hold, Vault, VaultError},
 };
 
@@ -199,7 +200,7 @@ impl Outbox {
         changes.extend(rows);
         let vault = self.0.vault.clone();
         let holds: Vec<Hold> = holds.iter().copied().cloned().collect();
-        let committing = tokio::spawn(async move {
+        let committing = task::spawn(async move {
             let committed = vault.commit_held(&holds.iter().collect::<Vec<_>>(), changes).await;
             if committed.is_ok() {
                 telling.written();

@@ -15,10 +15,19 @@
 //! | before the rename of 3 | the first database in its place, and a folder of a name that it removes |
 //! | after it | the successor in its place, with every commit that the journal has not; the same for the first database |
 //!
+//! Whoever reads the whole vault, as a worker that starts, puts it off meanwhile ([`Undisturbed`]).
+//!
 //! Until the rename the first database alone counts: whatever fails before costs what was copied, and no more. A file system
 //! that cannot exchange two folders keeps its large files, and the log says so.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     VaultError,
@@ -27,8 +36,9 @@ use super::{
     journal::Batch,
     name::{Kind, Name},
     open::TRIAL_CACHE_BYTES,
+    shared::Shared,
     sled::SledEngine,
-    writer::Writer,
+    writer::{Request, Writer},
 };
 
 /// How many times as large as what is in them the engine's files may become, in tenths. Left to itself, the engine keeps them at
@@ -65,6 +75,40 @@ pub(super) struct Compaction {
     requests: u32,
     /// Nothing is begun before the files have this size: the last time it failed, or gained little.
     not_before: u64,
+}
+
+/// While one of these is there the vault's files are not written anew: whoever reads all of them has the cores and the disk for himself.
+/// Meant for moments; the files grow meanwhile.
+#[must_use = "it ends when it is dropped"]
+pub struct Undisturbed(Option<(Arc<Shared>, UnboundedSender<Request>)>);
+
+impl Undisturbed {
+    /// For a vault without files.
+    pub(super) const fn of_none() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn begin(shared: &Arc<Shared>, requests: &UnboundedSender<Request>) -> Self {
+        shared.undisturbed.fetch_add(1, Ordering::Relaxed);
+        Self(Some((Arc::clone(shared), requests.clone())))
+    }
+}
+
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        if let Some((shared, requests)) = &self.0
+            && shared.undisturbed.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            // Also lets a writer that sleeps go on with what it had begun. Where there is none any more, there is nothing to do.
+            let _ = requests.send(Request::Run(Box::new(Writer::compact_if_grown)));
+        }
+    }
+}
+
+impl fmt::Debug for Undisturbed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Undisturbed").finish_non_exhaustive()
+    }
 }
 
 /// A successor that is being written.
@@ -116,10 +160,13 @@ impl Writer {
     /// Begins to write the engine's files anew if they have grown too far past what is in them. To be called at
     /// checkpoints; looks at some hundred records at most.
     pub(super) fn compact_if_grown(&mut self) {
-        if self.compaction.rewrite.is_some() || self.shared.poisoned().is_some() {
+        if self.compaction.rewrite.is_some() || self.shared.poisoned().is_some() || self.is_put_off() {
             return;
         }
         let Some(opened) = self.shared.opened.load_full() else { return };
+        if opened.lock.as_ref().is_some_and(|lock| !lock.is_tidy()) {
+            return;
+        }
         let bytes = opened.engine.bytes();
         if bytes < self.compaction.not_before || !has_grown(bytes, 0) {
             return;
@@ -129,6 +176,10 @@ impl Writer {
             Ok(_) => {}
             Err(error) => self.shared.poison(&error),
         }
+    }
+
+    fn is_put_off(&self) -> bool {
+        self.shared.undisturbed.load(Ordering::Relaxed) > 0
     }
 
     /// Begins to write the engine's files anew, with about `live` bytes of records to copy.
@@ -165,7 +216,7 @@ impl Writer {
     /// Copies a few more records, or ends the compaction when all are copied; gives whether there is more to do at once.
     pub(super) fn compact_some(&mut self) -> bool {
         self.compaction.requests = 0;
-        if self.compaction.rewrite.is_none() {
+        if self.compaction.rewrite.is_none() || self.is_put_off() {
             return false;
         }
         let done = self.shared.poisoned().map_or_else(|| self.copy_chunk(), Err);
@@ -231,6 +282,12 @@ impl Writer {
 }
 
 impl Rewrite {
+    /// Whether anything was copied yet.
+    #[cfg(test)]
+    pub(super) const fn has_copied(&self) -> bool {
+        self.cursor.is_some()
+    }
+
     /// Takes records over, as they are now.
     fn copy(&mut self, records: &[(Name, Vec<u8>)]) -> Result<(), VaultError> {
         let mut mark = self.mark;

@@ -19,7 +19,7 @@ use super::{
     Vault,
     postgres::{LaneId, Lease, Postgres, Store},
 };
-use crate::clock::SharedClock;
+use crate::{clock::SharedClock, task};
 
 /// How long a lease is given for. The work of a worker that died waits for so long.
 const LENGTH: Duration = Duration::from_secs(30);
@@ -126,7 +126,7 @@ impl Duty {
         let term = Arc::new(Term { leased: Arc::clone(leased), number, good_until: AtomicU64::new(counted(asked)) });
         let over = CancellationToken::new();
         let held = Held { term: Arc::clone(&term), _over: over.clone().drop_guard() };
-        tokio::spawn(async move {
+        task::spawn(async move {
             term.keep(&over).await;
             drop(place);
         });

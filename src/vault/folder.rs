@@ -1,10 +1,12 @@
 //! The vault's folder: what its files are called, who holds it, and writing to it durably.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use ring::digest;
@@ -76,19 +78,61 @@ pub(super) struct Lock {
     file: File,
     /// The folder that it locks.
     pub(super) folder: Folder,
+    /// Removes what an earlier process left.
+    tidying: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Lock {
+    fn new(file: File, folder: &Folder) -> Self {
+        Self { file, folder: folder.clone(), tidying: Mutex::default() }
+    }
+
     /// Writes this process's id into the lock's file, once the vault is open: until then not a byte of it changes. The id
     /// only helps people; what holds the vault is the lock, and a full disk is no reason not to open.
     pub(super) fn tell_holder(&self) {
         let pid = format!("{}\n", std::process::id());
         let _ = self.file.set_len(0).and_then(|()| self.file.write_all_at(pid.as_bytes(), 0));
     }
+
+    /// Removes what a process left that died while it tried a copy or wrote files anew: by a thread, since that may be gigabytes. What
+    /// cannot be removed only takes room, and the next opening tries again.
+    pub(super) fn tidy(&self) -> Result<(), VaultError> {
+        let remnants = self.folder.remnants()?;
+        if remnants.is_empty() {
+            return Ok(());
+        }
+        let remove = move || {
+            for path in remnants {
+                if let Err(error) = fs::remove_dir_all(&path) {
+                    let path = path.display();
+                    tracing::warn!(%error, "{path} is of no use any more and cannot be removed");
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("vault tidying".to_owned()).spawn(remove);
+        let thread = thread.map_err(|error| VaultError::io(self.folder.path(), &error))?;
+        *self.tidying.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Whether nothing is being removed any more, so that the room on the disk is what it seems.
+    pub(super) fn is_tidy(&self) -> bool {
+        let tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner);
+        tidying.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until nothing is being removed any more.
+    pub(super) fn wait_until_tidy(&self) {
+        let tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = tidying {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        self.wait_until_tidy();
         // A process that is just being started from this one has the file open as well until it becomes another program: closing it here
         // alone would leave it locked for that moment.
         let _ = self.file.unlock();
@@ -178,7 +222,7 @@ impl Folder {
     /// Makes the folder, for its owner only, unless it is there.
     pub(super) fn make(&self) -> Result<(), VaultError> {
         let parent = parent(&self.path);
-        std::fs::create_dir_all(parent).map_err(|error| VaultError::io(parent, &error))?;
+        fs::create_dir_all(parent).map_err(|error| VaultError::io(parent, &error))?;
         match DirBuilder::new().mode(0o700).create(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.path.is_dir() => Ok(()),
             made => made.and_then(|()| sync_folder(parent)).map_err(|error| VaultError::io(&self.path, &error)),
@@ -246,14 +290,14 @@ impl Folder {
             .open(&path)
             .map_err(|error| VaultError::io(&path, &error))?;
         self.take(&file, &path)?;
-        Ok(Lock { file, folder: self.clone() })
+        Ok(Lock::new(file, self))
     }
 
     /// Takes the lock without writing anything; `None` if there is no lock file, so that nobody can hold it.
     pub(super) fn lock_quietly(&self) -> Result<Option<Lock>, VaultError> {
         let path = self.lock_file();
         match File::open(&path) {
-            Ok(file) => self.take(&file, &path).map(|()| Some(Lock { file, folder: self.clone() })),
+            Ok(file) => self.take(&file, &path).map(|()| Some(Lock::new(file, self))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(VaultError::io(&path, &error)),
         }
@@ -272,21 +316,23 @@ impl Folder {
         }
     }
 
-    /// Removes what a process left that died at a trial or while it replaced a file. To be called with the lock held.
-    pub(super) fn remove_remnants(&self) -> Result<(), VaultError> {
-        let remove = || {
-            for entry in std::fs::read_dir(&self.path)? {
+    /// The folders that a process left that died while it tried a copy or wrote files anew. Removes what it left of a file that it
+    /// was replacing. To be called with the lock held.
+    fn remnants(&self) -> Result<Vec<PathBuf>, VaultError> {
+        let look = || {
+            let mut remnants = Vec::new();
+            for entry in fs::read_dir(&self.path)? {
                 let entry = entry?;
                 let name = entry.file_name();
                 if name.as_encoded_bytes().starts_with(TRIAL.as_bytes()) {
-                    std::fs::remove_dir_all(entry.path())?;
+                    remnants.push(entry.path());
                 } else if name.as_encoded_bytes().ends_with(SUCCESSOR.as_bytes()) {
-                    std::fs::remove_file(entry.path())?;
+                    fs::remove_file(entry.path())?;
                 }
             }
-            Ok(())
+            Ok(remnants)
         };
-        remove().map_err(|error: io::Error| VaultError::io(&self.path, &error))
+        look().map_err(|error: io::Error| VaultError::io(&self.path, &error))
     }
 }
 
@@ -337,10 +383,10 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), VaultError> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&new, path)
+        fs::rename(&new, path)
     };
     write().map_err(|error| {
-        let _ = std::fs::remove_file(&new);
+        let _ = fs::remove_file(&new);
         VaultError::io(path, &error)
     })
 }
@@ -357,7 +403,7 @@ pub(super) fn walk(path: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut files, mut folders) = (Vec::new(), Vec::new());
     let mut open = vec![(path.to_owned(), 0)];
     while let Some((folder, depth)) = open.pop() {
-        for entry in std::fs::read_dir(&folder)? {
+        for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             if !entry.file_type()?.is_dir() {
                 files.push(entry.path());
@@ -375,7 +421,7 @@ pub(super) fn walk(path: &Path) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 pub(super) fn bytes_below(path: &Path, except: Option<&Path>) -> u64 {
     let files = walk(path).map(|(files, _)| files).unwrap_or_default();
     let counted = files.iter().filter(|file| except.is_none_or(|except| !file.starts_with(except)));
-    counted.filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.len()).sum()
+    counted.filter_map(|file| fs::metadata(file).ok()).map(|about| about.len()).sum()
 }
 
 /// Makes everything below `path` durable, and takes it from everybody but the owner.
@@ -385,7 +431,7 @@ pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
         match File::open(path) {
             Ok(file) => {
                 if file.metadata()?.permissions().mode() & 0o077 != 0 {
-                    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+                    file.set_permissions(fs::Permissions::from_mode(mode))?;
                 }
                 file.sync_all()?;
             }
@@ -408,12 +454,12 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<(), VaultError> {
     }
     for file in &files {
         // Which of the two failed is told by trying to read.
-        std::fs::copy(file, place(file)).map_err(|error| match File::open(file) {
+        fs::copy(file, place(file)).map_err(|error| match File::open(file) {
             Ok(_) => VaultError::io(&place(file), &error),
             Err(_) => VaultError::Io { path: file.clone(), why: error.to_string() },
         })?;
         // A vault that is kept read-only has files that could not be opened as a database.
-        std::fs::set_permissions(place(file), std::fs::Permissions::from_mode(0o600))
+        fs::set_permissions(place(file), fs::Permissions::from_mode(0o600))
             .map_err(|error| VaultError::io(&place(file), &error))?;
     }
     Ok(())
@@ -425,7 +471,7 @@ pub(super) fn fingerprint(path: &Path) -> io::Result<[u8; 16]> {
     let mut hash = digest::Context::new(&digest::SHA256);
     for file in walk(path)?.0 {
         let name = file.strip_prefix(path).unwrap_or(&file).as_os_str().as_encoded_bytes();
-        let about = std::fs::metadata(&file)?;
+        let about = fs::metadata(&file)?;
         hash.update(&name.len().to_le_bytes());
         hash.update(name);
         hash.update(&about.len().to_le_bytes());

@@ -16,14 +16,18 @@ use super::name::Kind;
 use super::{
     Change, Stored, Stray, VaultError,
     codec::Record,
+    compact::Undisturbed,
     name::Part,
     postgres::{self, DateBy, Feed, Store},
     shared::{Judgement, Shared},
     writer::{Commit, Request, Writer},
 };
-use crate::model::{
-    Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
-    RevokedLinks, Secret, Timestamp,
+use crate::{
+    model::{
+        Awaiting, DoubtReason, EventId, Fingerprint, Grant, GrantId, Intent, Organization, OrganizationId, OutboxRow,
+        RevokedLinks, Secret, Timestamp,
+    },
+    task,
 };
 
 /// How many commits may be under way or wait; more wait for a place.
@@ -404,6 +408,17 @@ impl Vault {
         }
     }
 
+    /// Until what this gives is dropped, files that have grown are not written anew: for reading all of a vault that somebody waits for.
+    pub fn undisturbed(&self) -> Undisturbed {
+        match &self.0 {
+            Kept::Local(local) => match &local.requests {
+                Some(requests) => Undisturbed::begin(&local.shared, requests),
+                None => Undisturbed::of_none(),
+            },
+            Kept::Shared(_) => Undisturbed::of_none(),
+        }
+    }
+
     /// Why the vault must be given no new work, if that is so: a write has failed. Reads go on.
     pub fn poisoned(&self) -> Option<String> {
         match &self.0 {
@@ -435,7 +450,7 @@ impl Vault {
             Kept::Shared(store) => {
                 // What is not given up runs out by itself, should there be no runtime to do it.
                 if let Ok(here) = Runtime::try_current() {
-                    here.block_on(store.close());
+                    task::block_on(&here, store.close());
                 }
                 return Ok(());
             }

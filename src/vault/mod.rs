@@ -61,6 +61,7 @@ mod writer;
 mod tests;
 
 pub use backup::{BackedUp, ScheduledBackups};
+pub use compact::Undisturbed;
 pub use duty::{Duty, OnDuty, Singular};
 pub use error::VaultError;
 pub use handle::{Hold, Vault, VaultStats};

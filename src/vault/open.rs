@@ -78,7 +78,7 @@ impl Vault {
         let plate = folder.plate()?;
         let lock = folder.lock()?;
         let keyring = read_keyring(&folder, &plate, identity)?;
-        folder.remove_remnants()?;
+        lock.tidy()?;
         let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
         let batches = journal.batches()?;
         let ends = Ends::of(&journal, &batches);
@@ -89,9 +89,13 @@ impl Vault {
         // that nothing has happened to what it goes by, it finds what it had; that all of it is there is judged later.
         let as_left = journal.clean().is_none() && outline::is_as_kept(&db, ends.checkpoint..=ends.last);
         if !untouched && !as_left {
+            lock.wait_until_tidy();
             try_somewhere(&folder, &ends, &batches)?;
         }
-        folder.check_room(journal.bytes())?;
+        if folder.check_room(journal.bytes()).is_err() {
+            lock.wait_until_tidy();
+            folder.check_room(journal.bytes())?;
+        }
         let open = || {
             let engine = SledEngine::open(&db, config.cache_bytes)?;
             engine.write_through();

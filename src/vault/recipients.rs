@@ -9,6 +9,7 @@ use super::{
     keyring::{Keyring, parse_recipient},
     writer::Writer,
 };
+use crate::task;
 
 /// One who can open the vault.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,7 +88,7 @@ impl Vault {
     /// anything. Blocks.
     pub fn add_recipient(&self, recipient: String) -> Result<(Vec<Recipient>, bool), VaultError> {
         if let Some(store) = self.store() {
-            return Runtime::current().block_on(store.add_recipient(&recipient));
+            return task::block_on(&Runtime::current(), store.add_recipient(&recipient));
         }
         self.ask(move |writer| {
             let mut keyring = writer.shared.keyring().clone();
@@ -104,7 +105,7 @@ impl Vault {
     /// him from records written later, should he get at them. Blocks.
     pub fn remove_recipient(&self, recipient: String) -> Result<Vec<Recipient>, VaultError> {
         if let Some(store) = self.store() {
-            return Runtime::current().block_on(store.remove_recipient(&recipient));
+            return task::block_on(&Runtime::current(), store.remove_recipient(&recipient));
         }
         self.ask(move |writer| {
             let mut keyring = writer.shared.keyring().clone();

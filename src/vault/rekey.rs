@@ -20,6 +20,7 @@ use tokio::runtime::Handle as Runtime;
 use super::{
     Vault, VaultError, cipher, folder, journal::Entry, keyring::Keyring, name::Name, shared::Shared, writer::Writer,
 };
+use crate::task;
 
 /// How many records are looked at in one go: commits wait that long.
 const CHUNK: usize = 64;
@@ -55,7 +56,7 @@ impl Vault {
     /// While that goes on, it is refused with [`VaultError::Rekeying`]. Blocks.
     pub fn rotate_data_key(&self) -> Result<u32, VaultError> {
         if let Some(store) = self.store() {
-            return Runtime::current().block_on(store.rotate_data_key());
+            return task::block_on(&Runtime::current(), store.rotate_data_key());
         }
         self.ask(Writer::rotate_data_key)
     }

@@ -102,9 +102,10 @@ impl Vault {
     pub fn accept(config: &VaultConfig, identity: &Identity) -> Result<Accepted, VaultError> {
         let folder = Folder::at(&config.path);
         let mut plate = folder.plate_as_it_is()?;
-        let _lock = folder.lock()?;
+        let lock = folder.lock()?;
         let keyring = open::read_keyring(&folder, &plate, identity)?;
-        folder.remove_remnants()?;
+        lock.tidy()?;
+        lock.wait_until_tidy();
         let mut journal = Journal::open(&folder.journal(), keyring.vault, true)?;
         let batches = journal.batches()?;
         let ends = Ends::of(&journal, &batches);

@@ -1,6 +1,6 @@
 use std::sync::{
     Mutex, OnceLock,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwapOption;
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) judgement: watch::Sender<Judgement>,
     /// The vault is to be closed without a judgement.
     pub(super) ending: AtomicBool,
+    /// How many want the files not to be written anew now.
+    pub(super) undisturbed: AtomicUsize,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -94,6 +96,7 @@ impl Shared {
             backlog: Backlog::default(),
             judgement: watch::Sender::new(Judgement::Whole),
             ending: AtomicBool::new(false),
+            undisturbed: AtomicUsize::new(0),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),

@@ -27,7 +27,7 @@ use super::{
     shared::{Opened, Shared},
     writer::Writer,
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, task};
 
 /// Small, so that checkpoints come often.
 const JOURNAL_BYTES: u64 = 128 * 1024;
@@ -150,7 +150,7 @@ impl Disk {
         let (mut writer, sender, mut requests) = Writer::new(shared, Folder::at(path), journal, mark);
         let vault = Vault::new(Arc::clone(&writer.shared), sender, None);
         let mut chance = fastrand::Rng::with_seed(self.seed ^ self.opened());
-        tokio::spawn(async move {
+        task::spawn(async move {
             while let Some(request) = requests.recv().await {
                 tokio::time::sleep(Duration::from_millis(chance.u64(0..=SLOWEST_WRITE_MS))).await;
                 if writer.serve(request, &mut requests).is_break() {

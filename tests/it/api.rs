@@ -382,21 +382,7 @@ fn a_list_is_filtered_and_paged_in_the_order_of_ids() {
     body["expires_at"] = json!("2026-07-30T12:00:00Z");
     assert_eq!(worker.enrol("481001", &body).status, 201);
 
-    let list = |query: &str| -> Vec<String> {
-        let (mut ids, mut cursor) = (Vec::new(), None::<String>);
-        loop {
-            let next = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-            let answer = worker.get(&format!("/v1/organizations?{query}{next}"));
-            assert_eq!(answer.status, 200, "{answer:?}");
-            let page = answer.json();
-            let organizations = page["organizations"].as_array().expect("a list");
-            ids.extend(organizations.iter().map(|one| one["organization"].as_str().expect("an id").to_owned()));
-            cursor = page["next_cursor"].as_str().map(str::to_owned);
-            if cursor.is_none() {
-                return ids;
-            }
-        }
-    };
+    let list = |query: &str| worker.listed(query);
     let all = ["1", "10", "2", "3", "481001"];
     for limit in [1, 2, 5, 1000] {
         assert_eq!(list(&format!("limit={limit}")), all);

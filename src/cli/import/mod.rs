@@ -29,6 +29,7 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     model::MAX_ORGANIZATION_ID,
+    task,
     wire::EnrolmentResult,
 };
 
@@ -73,7 +74,7 @@ pub(super) async fn import(global: &Global, args: ImportArgs, out: &mut Out) -> 
     for _ in 0..IN_FLIGHT {
         let (sender, receiver) = mpsc::channel(TOGETHER);
         senders.push(sender);
-        stations.spawn(send_lines(Arc::clone(&client), receiver, Arc::clone(&progress)));
+        stations.spawn(task::boxed(send_lines(Arc::clone(&client), receiver, Arc::clone(&progress))));
     }
     let (done, read) = oneshot::channel();
     let reader = Arc::clone(&progress);

@@ -36,6 +36,7 @@ use crate::{
     config::BoardConfig,
     keeper::{Current, Keeper, KeeperError},
     model::{OrganizationId, Secret},
+    task,
 };
 
 /// Pages that are made at once: each looks at every organization.
@@ -177,8 +178,8 @@ async fn board(State(board): State<Board>, RawQuery(query): RawQuery, headers: H
     let counted = Arc::clone(&keeper);
     // Counting over every organization takes too long for a thread that serves connections.
     let here = tokio::runtime::Handle::current();
-    let counts = tokio::task::spawn_blocking(move || {
-        here.block_on(async { (counted.status(None).await, counted.census().await) })
+    let counts = task::spawn_blocking(move || {
+        task::block_on(&here, async { (counted.status(None).await, counted.census().await) })
     });
     let counts = counts.await;
     let (status, census) = counts.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;

@@ -14,7 +14,7 @@ use super::{
     super::{Vault, VaultError, folder},
     BackedUp,
 };
-use crate::model::Timestamp;
+use crate::{model::Timestamp, task};
 
 /// What is around the time in a backup's name: `consentry-20261122T023000Z.age`.
 const PREFIX: &str = "consentry-";
@@ -37,12 +37,12 @@ impl Vault {
     /// When the newest scheduled backup was begun that any of the workers has made that share the vault, in whichever folder; `None` where
     /// there is none, or nobody else has the vault. Blocks.
     pub fn last_scheduled_backup(&self) -> Result<Option<Timestamp>, VaultError> {
-        self.store().map_or(Ok(None), |store| Runtime::current().block_on(store.last_scheduled_backup()))
+        self.store().map_or(Ok(None), |store| task::block_on(&Runtime::current(), store.last_scheduled_backup()))
     }
 
     /// Lets the other workers know of a scheduled backup, so that none of them makes it, too. Blocks.
     pub fn made_scheduled_backup(&self, at: Timestamp) -> Result<(), VaultError> {
-        self.store().map_or(Ok(()), |store| Runtime::current().block_on(store.made_scheduled_backup(at)))
+        self.store().map_or(Ok(()), |store| task::block_on(&Runtime::current(), store.made_scheduled_backup(at)))
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     error::PostgresError,
     name, version,
 };
-use crate::{model::Timestamp, vault::name::Name};
+use crate::{model::Timestamp, task, vault::name::Name};
 
 /// How many grants are claimed at once, at most.
 const MOST_CLAIMS: i32 = 1000;
@@ -112,7 +112,7 @@ impl Postgres {
         let [most, undated] = [most, undated].map(|most| i32::from(most).min(MOST_CLAIMS));
         let (lease, seen) = (Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&&lane[..], Type::BYTEA),
@@ -143,7 +143,7 @@ impl Postgres {
         let timeline = seen.timeline;
         let (mine, lease, seen) = (i64::try_from(mine).unwrap_or(0), Lease::For(lease).millis(), millis(seen.time));
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&&name.as_bytes()[..], Type::BYTEA),
@@ -166,7 +166,7 @@ impl Postgres {
         let names: Vec<Vec<u8>> = given_up.iter().map(|claim| claim.name.as_bytes().to_vec()).collect();
         let numbers: Vec<i64> = given_up.iter().map(|claim| i64::try_from(claim.number).unwrap_or(i64::MAX)).collect();
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&names, Type::BYTEA_ARRAY),

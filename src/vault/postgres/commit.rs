@@ -22,7 +22,7 @@ use super::{
     error::{PostgresError, proves_not_done, words},
     work::{Columns, Work},
 };
-use crate::{model::Fingerprint, vault::name::Name};
+use crate::{model::Fingerprint, task, vault::name::Name};
 
 /// How many records one commit may write.
 pub const MAX_WRITES: usize = 1024;
@@ -149,7 +149,7 @@ impl Postgres {
     pub async fn commit(&self, batch: Batch) -> Result<(), PostgresError> {
         let batch = Arguments::of(batch)?;
         let shared = Arc::clone(&self.0);
-        let task = tokio::spawn(async move { shared.commit(&batch).await });
+        let task = task::spawn(async move { shared.commit(&batch).await });
         task.await.unwrap_or_else(|error| Err(PostgresError::Failed(format!("a commit died: {error}"))))
     }
 }

@@ -30,7 +30,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use zeroize::Zeroizing;
 
 use super::error::{PostgresError, words};
-use crate::{config::PostgresConfig, model::Secret};
+use crate::{config::PostgresConfig, model::Secret, task};
 
 /// The largest file that holds a URL, in bytes.
 const MAX_URL_FILE: u64 = 16 * 1024;
@@ -154,7 +154,7 @@ impl Maker {
         let config = listening(config(url)?, &self.config());
         let connected = config.connect(self.tls.clone()).await;
         let (client, mut connection) = connected.map_err(|error| PostgresError::Away(words(&error)))?;
-        let hearing = tokio::spawn(async move {
+        let hearing = task::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 if let AsyncMessage::Notification(notification) = message {
                     heard(notification.payload());
@@ -189,7 +189,7 @@ impl managed::Manager for Maker {
         let (client, mut connection) = connected.map_err(|error| PostgresError::Away(words(&error)))?;
         let warnings = Arc::new(AtomicU64::new(0));
         let heard = Arc::clone(&warnings);
-        tokio::spawn(async move {
+        task::spawn(async move {
             // Ends with the connection, whose error whoever waits for an answer is told.
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 if let AsyncMessage::Notice(notice) = message

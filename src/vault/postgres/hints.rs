@@ -16,7 +16,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use super::{Parameters, Postgres, ReplicaId, Settings, Shared};
-use crate::model::Secret;
+use crate::{model::Secret, task};
 
 /// A process gives a hint at most so often.
 const GIVEN: Duration = Duration::from_millis(5);
@@ -61,7 +61,7 @@ impl Postgres {
             return;
         }
         let (ending, giving, hearing) = (ending.clone(), Arc::downgrade(&self.0), Arc::downgrade(&self.0));
-        tokio::spawn(async move {
+        task::spawn(async move {
             tokio::select! {
                 () = give(giving) => {}
                 () = hear(hearing) => {}

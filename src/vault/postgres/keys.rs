@@ -18,7 +18,7 @@ use super::{
     lanes::LaneId,
     name, version,
 };
-use crate::vault::name::Name;
+use crate::{task, vault::name::Name};
 
 /// How many records are looked at by one statement.
 const LOOKED_AT: i64 = 2000;
@@ -152,7 +152,7 @@ impl Postgres {
             tombstones.push(record.tombstone);
         }
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&signed(keyring), Type::INT8),
                 (&names, Type::BYTEA_ARRAY),
@@ -176,7 +176,7 @@ impl Postgres {
         sealed: Vec<u8>,
     ) -> Result<(), PostgresError> {
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&signed(keyring), Type::INT8),
                 (&&lane[..], Type::BYTEA),
@@ -192,7 +192,7 @@ impl Postgres {
     pub(super) async fn retire(&self, retirement: Retirement) -> Result<u64, PostgresError> {
         let Retirement { fence, version: expected, current, keyring, recipients } = retirement;
         let shared = Arc::clone(&self.0);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let connection = take(&shared.pool).await?;
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),

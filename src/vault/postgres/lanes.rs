@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_postgres::types::Type;
 
 use super::{Parameters, Postgres, cell, claims::waited_for, error::PostgresError, version};
+use crate::task;
 
 /// No turn is reserved that is later than this from now. What is reserved and not used is lost, and so is not more than this of each
 /// replica's.
@@ -117,7 +118,7 @@ impl Postgres {
         let shared = Arc::clone(&self.0);
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (expected, keyring) = (signed(expected), signed(keyring));
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&&lane[..], Type::BYTEA),
                 (&expected, Type::INT8),

@@ -14,6 +14,7 @@ use super::{
     error::PostgresError,
     version,
 };
+use crate::task;
 
 impl Postgres {
     /// Takes the lease of that name, for so long from before this was asked, at most [`LONGEST_LEASE`](super::LONGEST_LEASE): its
@@ -22,7 +23,7 @@ impl Postgres {
     /// As for claims there is no time limit; whoever does not want to wait may drop the future.
     pub async fn lease(&self, what: &str, length: Duration) -> Result<Option<u64>, PostgresError> {
         let (shared, what, length) = (Arc::clone(&self.0), what.to_owned(), Lease::For(length).millis());
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&what, Type::TEXT),
@@ -40,7 +41,7 @@ impl Postgres {
     pub async fn prolong(&self, what: &str, number: u64, then: Lease) -> Result<bool, PostgresError> {
         let (shared, what, length) = (Arc::clone(&self.0), what.to_owned(), then.millis());
         let number = i64::try_from(number).unwrap_or(i64::MAX);
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let parameters: Parameters<'_> = &[
                 (&shared.replica_bytes(), Type::BYTEA),
                 (&what, Type::TEXT),

@@ -19,8 +19,8 @@ use ::sled::Db;
 use super::{super::name::Name, caught};
 
 /// How often a record is used again after it was used, and in a scan, where a page is used for each of its records.
-pub(super) const AGAIN: usize = 6;
-pub(super) const AGAIN_IN_SCAN: usize = 2;
+pub(super) const AGAIN: usize = 3;
+pub(super) const AGAIN_IN_SCAN: usize = 1;
 /// Of a scan every so many records are noted: few pages have less.
 pub(super) const NOTED_IN_SCAN: usize = 4;
 /// How many names are remembered: four for each queue, so that nearly every queue in which anything waits is among theirs.

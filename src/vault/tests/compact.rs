@@ -118,11 +118,43 @@ async fn whatever_the_step_a_crash_happens_at_every_record_is_there_and_nothing_
         assert_eq!(leftover(&fixture), step != "removed", "{step}");
         let vault = fixture.open();
         assert_eq!(failures(&vault), before, "{step}");
-        assert_eq!(entries(&fixture), names, "{step}");
         vault.commit(vec![put_with(1, 3)]).await.unwrap();
         vault.close().unwrap();
+        assert_eq!(entries(&fixture), names, "{step}");
         assert_eq!(failures(&fixture.open())[&1], 3, "{step}");
     }
+}
+
+#[tokio::test]
+async fn whoever_reads_all_of_it_is_not_disturbed_and_afterwards_it_goes_on_by_itself() {
+    let fixture = Fixture::new();
+    let vault = filled(&fixture).await;
+    let (before, first) = (failures(&vault), main_file(&fixture));
+    let (one, other) = (vault.undisturbed(), vault.undisturbed());
+    let copied = vault
+        .ask(|writer| {
+            writer.begin_compaction(LIVE);
+            let is_going_on = writer.compact_some();
+            Ok(is_going_on || writer.compaction.rewrite.as_ref().is_none_or(|rewrite| rewrite.has_copied()))
+        })
+        .unwrap();
+    assert!(!copied);
+    drop(one);
+    // Commits do not bring it on either.
+    for _ in 0..10 {
+        vault.commit(vec![put_with(1, 0)]).await.unwrap();
+    }
+    let copied = vault.ask(|writer| Ok(writer.compaction.rewrite.as_ref().is_none_or(|rewrite| rewrite.has_copied())));
+    assert!(!copied.unwrap());
+    drop(other);
+    let mut tries = 0;
+    while main_file(&fixture) == first {
+        tries += 1;
+        assert!(tries < 3000, "it does not go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    vault.ask(|_| Ok(())).unwrap();
+    assert_eq!((failures(&vault), vault.poisoned()), (before, None));
 }
 
 #[tokio::test]

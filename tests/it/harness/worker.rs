@@ -295,6 +295,23 @@ impl Worker {
         token
     }
 
+    /// The ids of the organizations that a query lists, page after page.
+    pub(crate) fn listed(&self, query: &str) -> Vec<String> {
+        let (mut ids, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let after = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+            let answer = self.get(&format!("/v1/organizations?{query}{after}"));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let page = answer.json();
+            let organizations = page["organizations"].as_array().expect("a list");
+            ids.extend(organizations.iter().map(|one| one["organization"].as_str().expect("an id").to_owned()));
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() {
+                return ids;
+            }
+        }
+    }
+
     /// `GET path` on the HTTP listener.
     pub(crate) fn inside(&self, path: &str) -> Response {
         http::over_tcp(&self.http.to_string(), "GET", path, &[], "")

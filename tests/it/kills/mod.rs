@@ -5,6 +5,7 @@
 //! `CONSENTRY_KILLS` says how many kills (`make kills N=1000`), `CONSENTRY_SEED` repeats what a failed run printed. The
 //! seed fixes what is done and when; the machine decides how far the worker has come by then.
 
+mod compaction;
 pub(crate) mod issuers;
 mod judge;
 mod load;

@@ -51,8 +51,8 @@ struct Handed {
 pub(super) struct Counts {
     exchanges: usize,
     fetched: usize,
-    pub(super) in_doubt: usize,
-    pub(super) renewed: usize,
+    in_doubt: usize,
+    renewed: usize,
 }
 
 /// The callers, and what is known of what they were given.
@@ -151,6 +151,17 @@ impl<'a> Load<'a> {
             lock(&self.counts).renewed += 1;
             lock(&self.noticed).remove(organization);
         }
+    }
+
+    /// Waits for four exchanges of each organization while nothing goes wrong, and judges what came of it: nothing was ever in doubt,
+    /// and each worker did its part.
+    pub(super) fn judge_undisturbed(&self, workers: &[Worker]) -> Counts {
+        self.during(|| self.wait_for_exchanges(4 * self.organizations.len()));
+        let counts = self.judge(workers);
+        assert_eq!((counts.in_doubt, counts.renewed), (0, 0), "nothing was ever in doubt: {counts:?}");
+        let made = |worker: &Worker| worker.metric("consentry_token_refresh_total", &["result=\"ok\""]);
+        assert!(workers.iter().all(|worker| made(worker) > 0.0), "each of them does its part");
+        counts
     }
 
     /// Waits until everything has recovered, sees that every worker serves every organization, and holds what happened against the

@@ -26,6 +26,7 @@ use crate::{
     clock::{Clock, SystemClock},
     links::MAX_ALSO,
     model::{ProviderName, Timestamp},
+    task,
     wire::{Code, ConsentLink},
 };
 
@@ -195,7 +196,7 @@ async fn print_links(
         let mut asked = JoinSet::new();
         for (place, invitee) in some.iter().enumerate() {
             let (client, invitee) = (Arc::clone(client), invitee.clone());
-            asked.spawn(async move { (place, link(&client, &invitee).await) });
+            asked.spawn(task::boxed(async move { (place, link(&client, &invitee).await) }));
         }
         let mut links: Vec<_> = asked.join_all().await;
         links.sort_by_key(|(place, _)| *place);

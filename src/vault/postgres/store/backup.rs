@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     model::Timestamp,
+    task,
     vault::{
         BackedUp, VaultError,
         backup::{Header, Output},
@@ -53,10 +54,10 @@ impl Store {
     pub(in crate::vault) fn backup(&self, begun_at: Timestamp, output: impl Write) -> Result<BackedUp, VaultError> {
         let (inner, here) = (&*self.0, Runtime::current());
         let _one = inner.backing_up.try_lock().map_err(|_| VaultError::BackupUnderWay)?;
-        here.block_on(inner.read_keys_again())?;
+        task::block_on(&here, inner.read_keys_again())?;
         // Before anything is read.
-        let from = Since { cursor: here.block_on(inner.postgres.news())?.cursor(), name: Vec::new() };
-        let extent = here.block_on(inner.postgres.extent())?;
+        let from = Since { cursor: task::block_on(&here, inner.postgres.news())?.cursor(), name: Vec::new() };
+        let extent = task::block_on(&here, inner.postgres.extent())?;
         let header = Header { begun_at, sequence: numbers_begin(extent.highest), records: extent.records };
         let keys = inner.keyring();
         let mut copy = Writing {
@@ -105,11 +106,11 @@ impl Store {
         self.0.last_backup.fetch_max(at.as_millis(), Ordering::Relaxed);
         if let Ok(here) = Runtime::try_current() {
             let store = self.clone();
-            here.spawn(async move {
+            here.spawn(task::boxed(async move {
                 if let Err(error) = store.0.note_backup(Noted::Any, at).await {
                     tracing::warn!(%error, "other workers do not know of a backup that was made");
                 }
-            });
+            }));
         }
     }
 
@@ -177,7 +178,7 @@ impl<W: Write> Writing<W> {
     fn read_all(&mut self, inner: &Inner) -> Result<(), VaultError> {
         let mut after = Vec::new();
         loop {
-            let page = self.here.block_on(inner.postgres.scan(&after, &END, PAGE))?;
+            let page = task::block_on(&self.here, inner.postgres.scan(&after, &END, PAGE))?;
             let is_last = page.len() < PAGE;
             for found in page {
                 after = found.name.as_bytes().to_vec();
@@ -198,7 +199,7 @@ impl<W: Write> Writing<W> {
     /// Brings in what was written from there on, until one statement has given all of it.
     fn catch_up(&mut self, inner: &Inner, mut from: Since) -> Result<(), VaultError> {
         for _ in 0..MOST_ROUNDS {
-            let first = self.here.block_on(inner.postgres.changes(&from))?;
+            let first = task::block_on(&self.here, inner.postgres.changes(&from))?;
             let (settled, records, mut next) = (first.settled, first.records, first.next.clone());
             self.take(first)?;
             if next.is_none() {
@@ -206,7 +207,7 @@ impl<W: Write> Writing<W> {
                 return self.judge(records);
             }
             while let Some(from) = next {
-                let more = self.here.block_on(inner.postgres.changes(&from))?;
+                let more = task::block_on(&self.here, inner.postgres.changes(&from))?;
                 let after = more.next.clone();
                 self.take(more)?;
                 next = after;
@@ -258,7 +259,7 @@ impl<W: Write> Writing<W> {
         if !missing(&self.keys, &self.numbers) {
             return Ok(());
         }
-        self.here.block_on(inner.read_keys_again())?;
+        task::block_on(&self.here, inner.read_keys_again())?;
         let now = inner.keyring();
         self.keys.data_keys.extend(now.data_keys);
         (self.keys.current, self.keys.recipients) = (now.current, now.recipients);

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     model::{Grant, GrantId, Intent, ProviderName, Timestamp},
+    task,
     vault::{
         Stored, VaultError,
         name::{Kind, Name},
@@ -62,7 +63,7 @@ impl Store {
     ) -> Result<Vec<(Stored<Grant>, Hold)>, VaultError> {
         let (inner, lane, most) = (Arc::clone(&self.0), self.lane(provider), most.min(MOST_DUE));
         // A task of its own: what was claimed for somebody who does not wait any more is given up.
-        let task = tokio::spawn(async move { inner.claim_due(lane, most).await });
+        let task = task::spawn(async move { inner.claim_due(lane, most).await });
         task.await.unwrap_or_else(|error| Err(VaultError::Engine { detail: format!("a claim died: {error}") }))
     }
 
@@ -81,7 +82,7 @@ impl Store {
             let names: Vec<Vec<u8>> = some.iter().map(|(id, _)| inner.grant_name(*id).as_bytes().to_vec()).collect();
             let times: Vec<i64> = some.iter().map(|(_, at)| millis(*at)).collect();
             let postgres = inner.postgres.clone();
-            let noted = waited_for(tokio::spawn(async move {
+            let noted = waited_for(task::spawn(async move {
                 let shared = &postgres.0;
                 let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
                     (&names, Type::BYTEA_ARRAY),
@@ -101,7 +102,7 @@ impl Store {
         let spread = i64::try_from(spread.as_millis()).unwrap_or(i64::MAX);
         loop {
             let postgres = inner.postgres.clone();
-            let brought = waited_for(tokio::spawn(async move {
+            let brought = waited_for(task::spawn(async move {
                 let shared = &postgres.0;
                 let parameters: &[(&(dyn ToSql + Sync), Type)] = &[
                     (&&lane[..], Type::BYTEA),
@@ -252,7 +253,7 @@ impl Inner {
         }
         let postgres = self.postgres.clone();
         // With the holds in it, so that none is given up while it is written.
-        waited_for(tokio::spawn(async move {
+        waited_for(task::spawn(async move {
             let shared = &postgres.0;
             let replica = shared.replica_bytes();
             let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     model::{GrantId, Intent},
+    task,
     vault::{
         VaultError,
         name::{Kind, Name},
@@ -239,7 +240,7 @@ impl Inner {
     async fn claim(self: &Arc<Self>, name: Name, mine: u64) -> Result<Claimed, PostgresError> {
         let (answer, answered) = oneshot::channel();
         let inner = Arc::clone(self);
-        tokio::spawn(async move {
+        task::spawn(async move {
             let claimed = inner.postgres.claim_one(name, mine, inner.lease, inner.seen()).await;
             if let Err(Ok(Claimed::Won(claim))) = answer.send(claimed)
                 && claim.number != mine

@@ -14,9 +14,12 @@ use super::{
     Inner, Store,
     rekey::seal_anew,
 };
-use crate::vault::{
-    VaultError, VaultStats,
-    name::{Kind, Part},
+use crate::{
+    task,
+    vault::{
+        VaultError, VaultStats,
+        name::{Kind, Part},
+    },
 };
 
 /// How many claims are given up in one statement.
@@ -64,9 +67,9 @@ impl Postgres {
 impl Inner {
     /// Starts what is done in the background; it ends with the store.
     pub(super) fn work_in_background(self: &Arc<Self>, released: mpsc::UnboundedReceiver<Release>) {
-        tokio::spawn(give_up(Arc::downgrade(self), released));
-        tokio::spawn(keep_up(Arc::downgrade(self)));
-        tokio::spawn(seal_anew(Arc::downgrade(self)));
+        task::spawn(give_up(Arc::downgrade(self), released));
+        task::spawn(keep_up(Arc::downgrade(self)));
+        task::spawn(seal_anew(Arc::downgrade(self)));
         self.postgres.give_and_hear_hints(&self.ending);
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     model::{Fingerprint, Grant, GrantId, State},
+    task,
     vault::{
         Change, Expectation, VaultError,
         codec::{Encoder, Record},
@@ -62,7 +63,7 @@ impl Store {
         let inner = Arc::clone(&self.0);
         let started = inner.clock.boot();
         // With the holds in it, so that none is given up before it is over.
-        let task = tokio::spawn(async move { inner.commit(&plan, &holds, last).await });
+        let task = task::spawn(async move { inner.commit(&plan, &holds, last).await });
         let number =
             task.await.unwrap_or_else(|error| Err(VaultError::Engine { detail: format!("a commit died: {error}") }))?;
         self.0.metrics.vault_written(self.0.clock.boot().saturating_sub(started));
