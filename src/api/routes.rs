@@ -349,7 +349,7 @@ impl Api {
         T: Send + 'static,
         E: Into<Refusal> + Send + 'static,
     {
-        self.0.changes.spawn(task::boxed(change)).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
+        task::spawn_on(&self.0.changes, change).await.map_err(|_| Refusal::internal())?.map_err(Into::into)
     }
 
     pub(super) fn keeper(&self) -> Result<Arc<Keeper>, Refusal> {

@@ -27,7 +27,13 @@ mod vault;
 mod watch;
 mod worker;
 
-use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    future::Future,
+    path::PathBuf,
+    pin::{Pin, pin},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -219,18 +225,18 @@ impl Global {
 
 /// Runs a command that waits for one thing at a time.
 fn one_thread(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    run_on(&mut tokio::runtime::Builder::new_current_thread(), command)
+    run_on(&mut tokio::runtime::Builder::new_current_thread(), pin!(command))
 }
 
 /// Runs a command that does much at once.
 fn many_threads(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    run_on(tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(MAX_THREADS)), command)
+    run_on(tokio::runtime::Builder::new_multi_thread().worker_threads(cores.min(MAX_THREADS)), pin!(command))
 }
 
 fn run_on(
     builder: &mut tokio::runtime::Builder,
-    command: impl Future<Output = Result<Exit, Failure>>,
+    command: Pin<&mut dyn Future<Output = Result<Exit, Failure>>>,
 ) -> Result<Exit, Failure> {
     let runtime = builder
         .enable_all()

@@ -65,7 +65,7 @@ pub(super) async fn answer(
     };
     let task = end(pages.clone(), *going, ticket, provider.to_owned(), returned);
     // A task of its own: what the issuer gave is stored also if the browser goes away.
-    if pages.0.ending.spawn(task::boxed(task)).await.is_err() {
+    if task::spawn_on(&pages.0.ending, task).await.is_err() {
         tracing::error!("storing a consent panicked; this is a fault of the worker");
     }
     Ok(to_done(asking))

@@ -62,7 +62,7 @@ impl BackupSchedule {
         let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
         let tasks = self.0.turns.tasks().clone();
-        self.0.turns.tasks().spawn(task::boxed(async move {
+        task::spawn_on(self.0.turns.tasks(), async move {
             if let Some(on_duty) = inner.duty.begin().await {
                 let made = tasks.spawn_blocking(move || {
                     let _given_back_at_its_end = turn;
@@ -70,7 +70,7 @@ impl BackupSchedule {
                 });
                 let _ = made.await;
             }
-        }));
+        });
     }
 
     /// Gives up a backup that is being made, and makes no other.

@@ -70,10 +70,10 @@ impl DigestSchedule {
     pub fn wake(&self) {
         let Some(turn) = self.0.turns.take() else { return };
         let inner = Arc::clone(&self.0);
-        self.0.turns.tasks().spawn(task::boxed(async move {
+        task::spawn_on(self.0.turns.tasks(), async move {
             let _given_back_at_its_end = turn;
             inner.post_if_due().await;
-        }));
+        });
     }
 
     /// Posts no other, and waits until the one that is being posted is stored.

@@ -353,7 +353,7 @@ impl Shared {
                 continue;
             }
             let shared = Arc::clone(self);
-            self.tasks.spawn(task::boxed(async move {
+            task::spawn_on(&self.tasks, async move {
                 let settled = match slot.map_or(shared.slot_of(id).await, |slot| Ok(Some(slot))) {
                     Ok(Some(slot)) => shared.take_over(&slot).await.unwrap_or(false),
                     Ok(None) => true,
@@ -362,7 +362,7 @@ impl Shared {
                 if settled {
                     shared.news.open().remove(&id);
                 }
-            }));
+            });
         }
     }
 }

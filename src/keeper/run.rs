@@ -33,7 +33,7 @@ pub(super) const FETCHED_LATELY: Duration = Duration::from_hours(1);
 /// Starts every loop.
 pub(super) fn start(shared: &Arc<Shared>) {
     let loader = Arc::clone(shared);
-    shared.tasks.spawn(task::boxed(load::load(loader)));
+    task::spawn_on(&shared.tasks, load::load(loader));
     if shared.is_bounded() {
         supervise(shared, bounded::keep_room);
         for number in 0..shared.lanes.len() {
@@ -61,7 +61,7 @@ where
 fn supervise_boxed(shared: &Arc<Shared>, make: Box<dyn Fn(Arc<Shared>) -> task::Boxed<()> + Send>) {
     const REST: Duration = Duration::from_secs(1);
     let shared = Arc::clone(shared);
-    shared.clone().tasks.spawn(task::boxed(async move {
+    task::spawn_on(&shared.clone().tasks, async move {
         loop {
             let mut running = tokio::spawn(make(Arc::clone(&shared)));
             tokio::select! {
@@ -81,7 +81,7 @@ fn supervise_boxed(shared: &Arc<Shared>, make: Box<dyn Fn(Arc<Shared>) -> task::
             }
             tokio::time::sleep(REST).await;
         }
-    }));
+    });
 }
 
 async fn due_loop(shared: Arc<Shared>) {
@@ -263,7 +263,7 @@ async fn probe(shared: &Arc<Shared>, lane: &Lane, provider: u16) {
 /// The probe is a task of its own like every exchange, so that nothing cancels it half-way.
 async fn run_probe(shared: &Arc<Shared>, slot: Arc<Slot>, in_flight: InFlight) {
     let seat = Seat::new(&shared.lane(&slot).permits, None);
-    let task = shared.tasks.spawn(task::boxed(Arc::clone(shared).exchange(slot, in_flight, seat)));
+    let task = task::spawn_on(&shared.tasks, Arc::clone(shared).exchange(slot, in_flight, seat));
     if matches!(tokio::time::timeout(shared.exchange_limit(), task).await, Ok(Err(_))) {
         tracing::error!("a probing exchange died");
     }

@@ -383,7 +383,7 @@ impl Shared {
         let is_shared = self.is_someones_else(slot, grant);
         let endpoint = Arc::clone(&self.lane(slot).endpoint);
         let (secret, client) = (grant.credential.secret().clone(), grant.client.clone());
-        self.tasks.spawn(task::boxed(async move {
+        task::spawn_on(&self.tasks, async move {
             if is_shared.await {
                 tracing::info!(
                     provider = provider.as_str(),
@@ -397,7 +397,7 @@ impl Shared {
                     tracing::warn!(provider = provider.as_str(), error = %error, "an old consent could not be revoked; it is forgotten");
                 }
             }
-        }));
+        });
     }
 }
 

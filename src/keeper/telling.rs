@@ -128,11 +128,11 @@ impl Shared {
             ..Event::new(id, now.wall, kind)
         };
         let outbox = self.outbox.clone();
-        self.tasks.spawn(task::boxed(async move {
+        task::spawn_on(&self.tasks, async move {
             if outbox.post(vec![event.clone()]).await.is_err() {
                 outbox.alarm(event);
             }
-        }));
+        });
     }
 
     /// Tells about a grant: one line in the log, correlated by organization.

@@ -23,7 +23,6 @@ use std::{
 
 pub use post::connect;
 pub use receiver::{ReceiverProblem, Receivers, check_secret_file, name};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -36,7 +35,7 @@ use crate::{
     metrics::Metrics,
     model::ReceiverId,
     outbox::{Outbox, Whose},
-    task,
+    task::{self, Task},
     vault::Duty,
 };
 
@@ -71,8 +70,8 @@ pub struct Notice {
 #[derive(Debug)]
 struct Working {
     stopping: CancellationToken,
-    dispatcher: JoinHandle<()>,
-    lanes: HashMap<ReceiverId, JoinHandle<Queue>>,
+    dispatcher: Task<()>,
+    lanes: HashMap<ReceiverId, Task<Queue>>,
 }
 
 impl Notice {
@@ -128,10 +127,7 @@ impl Notice {
 }
 
 /// Waits for the end of what was told to stop, and gives what waits in each lane.
-async fn ended(
-    dispatcher: JoinHandle<()>,
-    lanes: HashMap<ReceiverId, JoinHandle<Queue>>,
-) -> HashMap<ReceiverId, Queue> {
+async fn ended(dispatcher: Task<()>, lanes: HashMap<ReceiverId, Task<Queue>>) -> HashMap<ReceiverId, Queue> {
     if dispatcher.await.is_err() {
         tracing::error!("the task that hands out webhooks died; this is a fault of the worker");
     }

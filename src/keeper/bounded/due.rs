@@ -236,12 +236,12 @@ impl Shared {
     pub(in crate::keeper) fn bring_forward(&self, provider: u16, spread: Duration) {
         let Some(bounded) = &self.bounded else { return };
         let (store, name) = (bounded.store.clone(), self.lanes[usize::from(provider)].name.clone());
-        self.tasks.spawn(task::boxed(async move {
+        task::spawn_on(&self.tasks, async move {
             // Else each is due when its own back-off is over.
             if let Err(error) = store.bring_forward(&name, spread).await {
                 tracing::warn!(%error, provider = name.as_str(), "what waited for the provider could not be brought forward");
             }
-        }));
+        });
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
 use tokio_postgres::{Row, types::Type};
 
 use super::{
@@ -17,7 +16,11 @@ use super::{
     error::PostgresError,
     name, version,
 };
-use crate::{model::Timestamp, task, vault::name::Name};
+use crate::{
+    model::Timestamp,
+    task::{self, Task},
+    vault::name::Name,
+};
 
 /// How many grants are claimed at once, at most.
 const MOST_CLAIMS: i32 = 1000;
@@ -193,7 +196,7 @@ impl Shared {
 }
 
 /// The outcome of a task that nobody cancels.
-pub(super) async fn waited_for<T>(task: JoinHandle<Result<T, PostgresError>>) -> Result<T, PostgresError> {
+pub(super) async fn waited_for<T: 'static>(task: Task<Result<T, PostgresError>>) -> Result<T, PostgresError> {
     task.await.unwrap_or_else(|error| Err(PostgresError::Failed(format!("a claim died: {error}"))))
 }
 

@@ -19,7 +19,6 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use tokio::task::JoinHandle;
 use tokio_postgres::{
     AsyncMessage, Client, Config,
     config::{Host, SslMode, TargetSessionAttrs},
@@ -30,7 +29,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use zeroize::Zeroizing;
 
 use super::error::{PostgresError, words};
-use crate::{config::PostgresConfig, model::Secret, task};
+use crate::{
+    config::PostgresConfig,
+    model::Secret,
+    task::{self, Task},
+};
 
 /// The largest file that holds a URL, in bytes.
 const MAX_URL_FILE: u64 = 16 * 1024;
@@ -150,7 +153,7 @@ impl Maker {
         url: &Secret,
         channel: &str,
         mut heard: impl FnMut(&str) + Send + 'static,
-    ) -> Result<(Client, JoinHandle<()>), PostgresError> {
+    ) -> Result<(Client, Task<()>), PostgresError> {
         let config = listening(config(url)?, &self.config());
         let connected = config.connect(self.tls.clone()).await;
         let (client, mut connection) = connected.map_err(|error| PostgresError::Away(words(&error)))?;

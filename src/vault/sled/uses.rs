@@ -2,7 +2,7 @@
 //!
 //! sled notes the use of a page in one of 256 queues, by the page's number, each of 64 places. Only when such a queue is full does it look
 //! whether its cache is too large. Pages that are used once, as in a scan, would stay until there are 16,384 of them: 250 MB, whatever
-//! the size of the cache. So whatever is used is used again a few times at once ([`AGAIN`]), which fills the queues sooner: some 35 MB stay
+//! the size of the cache. So whatever is used is used again a few times at once ([`AGAIN`]), which fills the queues sooner: up to 60 MB stay
 //! while much goes on. When it has become quiet, or half a minute later, the latest are used so often that every queue in which they wait is full: then
 //! there is left what the cache has room for.
 
