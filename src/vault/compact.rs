@@ -27,7 +27,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender};
 
 use super::{
     VaultError,
@@ -78,9 +78,9 @@ pub(super) struct Compaction {
 }
 
 /// While one of these is there the vault's files are not written anew: whoever reads all of them has the cores and the disk for himself.
-/// Meant for moments; the files grow meanwhile.
+/// Meant for moments; the files grow meanwhile. It keeps no vault open.
 #[must_use = "it ends when it is dropped"]
-pub struct Undisturbed(Option<(Arc<Shared>, UnboundedSender<Request>)>);
+pub struct Undisturbed(Option<(Arc<Shared>, WeakUnboundedSender<Request>)>);
 
 impl Undisturbed {
     /// For a vault without files.
@@ -90,7 +90,7 @@ impl Undisturbed {
 
     pub(super) fn begin(shared: &Arc<Shared>, requests: &UnboundedSender<Request>) -> Self {
         shared.undisturbed.fetch_add(1, Ordering::Relaxed);
-        Self(Some((Arc::clone(shared), requests.clone())))
+        Self(Some((Arc::clone(shared), requests.downgrade())))
     }
 }
 
@@ -98,8 +98,9 @@ impl Drop for Undisturbed {
     fn drop(&mut self) {
         if let Some((shared, requests)) = &self.0
             && shared.undisturbed.fetch_sub(1, Ordering::Relaxed) == 1
+            && let Some(requests) = requests.upgrade()
         {
-            // Also lets a writer that sleeps go on with what it had begun. Where there is none any more, there is nothing to do.
+            // Also lets a writer that sleeps go on with what it had begun.
             let _ = requests.send(Request::Run(Box::new(Writer::compact_if_grown)));
         }
     }

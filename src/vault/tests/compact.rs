@@ -155,6 +155,11 @@ async fn whoever_reads_all_of_it_is_not_disturbed_and_afterwards_it_goes_on_by_i
     }
     vault.ask(|_| Ok(())).unwrap();
     assert_eq!((failures(&vault), vault.poisoned()), (before, None));
+    // Nor does it keep the vault open.
+    let undisturbed = vault.undisturbed();
+    drop(vault);
+    assert_eq!(failures(&fixture.open()).len(), usize::from(GRANTS));
+    drop(undisturbed);
 }
 
 #[tokio::test]
