@@ -24,7 +24,10 @@ use std::{
     collections::HashMap,
     fmt,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender};
@@ -80,7 +83,7 @@ pub(super) struct Compaction {
 /// While one of these is there the vault's files are not written anew: whoever reads all of them has the cores and the disk for himself.
 /// Meant for moments; the files grow meanwhile. It keeps no vault open.
 #[must_use = "it ends when it is dropped"]
-pub struct Undisturbed(Option<(Arc<Shared>, WeakUnboundedSender<Request>)>);
+pub struct Undisturbed(Option<(Arc<AtomicUsize>, WeakUnboundedSender<Request>)>);
 
 impl Undisturbed {
     /// For a vault without files.
@@ -88,16 +91,16 @@ impl Undisturbed {
         Self(None)
     }
 
-    pub(super) fn begin(shared: &Arc<Shared>, requests: &UnboundedSender<Request>) -> Self {
+    pub(super) fn begin(shared: &Shared, requests: &UnboundedSender<Request>) -> Self {
         shared.undisturbed.fetch_add(1, Ordering::Relaxed);
-        Self(Some((Arc::clone(shared), requests.downgrade())))
+        Self(Some((Arc::clone(&shared.undisturbed), requests.downgrade())))
     }
 }
 
 impl Drop for Undisturbed {
     fn drop(&mut self) {
-        if let Some((shared, requests)) = &self.0
-            && shared.undisturbed.fetch_sub(1, Ordering::Relaxed) == 1
+        if let Some((undisturbed, requests)) = &self.0
+            && undisturbed.fetch_sub(1, Ordering::Relaxed) == 1
             && let Some(requests) = requests.upgrade()
         {
             // Also lets a writer that sleeps go on with what it had begun.

@@ -1,5 +1,5 @@
 use std::sync::{
-    Mutex, OnceLock,
+    Arc, Mutex, OnceLock,
     atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -40,7 +40,7 @@ pub(super) struct Shared {
     /// The vault is to be closed without a judgement.
     pub(super) ending: AtomicBool,
     /// How many want the files not to be written anew now.
-    pub(super) undisturbed: AtomicUsize,
+    pub(super) undisturbed: Arc<AtomicUsize>,
     /// The keys as they are on the disk; only the writer changes them.
     pub(super) keyring: Mutex<Keyring>,
     /// The public keys of the identities that the vault was opened with.
@@ -96,7 +96,7 @@ impl Shared {
             backlog: Backlog::default(),
             judgement: watch::Sender::new(Judgement::Whole),
             ending: AtomicBool::new(false),
-            undisturbed: AtomicUsize::new(0),
+            undisturbed: Arc::default(),
             rekeying: Mutex::default(),
             records: AtomicU64::new(0),
             strays: AtomicU64::new(0),

@@ -4,7 +4,13 @@ use super::{
     rekey::{GRANTS, filled},
     *,
 };
-use crate::{tests::AtOnce as _, vault::compact};
+use crate::{
+    tests::AtOnce as _,
+    vault::{
+        compact::{self, Rewrite},
+        writer::Writer,
+    },
+};
 
 /// What the writer is told in these tests: that there is much to copy, a few records at a time.
 const LIVE: u64 = compact::SMALL_BYTES;
@@ -131,11 +137,11 @@ async fn whoever_reads_all_of_it_is_not_disturbed_and_afterwards_it_goes_on_by_i
     let vault = filled(&fixture).await;
     let (before, first) = (failures(&vault), main_file(&fixture));
     let (one, other) = (vault.undisturbed(), vault.undisturbed());
+    let has_copied = |writer: &Writer| writer.compaction.rewrite.as_ref().is_none_or(Rewrite::has_copied);
     let copied = vault
-        .ask(|writer| {
+        .ask(move |writer| {
             writer.begin_compaction(LIVE);
-            let is_going_on = writer.compact_some();
-            Ok(is_going_on || writer.compaction.rewrite.as_ref().is_none_or(|rewrite| rewrite.has_copied()))
+            Ok(writer.compact_some() || has_copied(writer))
         })
         .unwrap();
     assert!(!copied);
@@ -144,8 +150,7 @@ async fn whoever_reads_all_of_it_is_not_disturbed_and_afterwards_it_goes_on_by_i
     for _ in 0..10 {
         vault.commit(vec![put_with(1, 0)]).await.unwrap();
     }
-    let copied = vault.ask(|writer| Ok(writer.compaction.rewrite.as_ref().is_none_or(|rewrite| rewrite.has_copied())));
-    assert!(!copied.unwrap());
+    assert!(!vault.ask(move |writer| Ok(has_copied(writer))).unwrap());
     drop(other);
     let mut tries = 0;
     while main_file(&fixture) == first {
