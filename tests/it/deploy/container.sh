@@ -13,9 +13,6 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 # The machine's libraries and tools stand in for what an image holds.
 mkdir -p "$root/usr" "$root/dev" "$root/proc" "$root/tmp"
-for link in bin sbin lib lib64; do
-    [ ! -L "/$link" ] || [ -e "$root/$link" ] || cp -P "/$link" "$root/$link"
-done
 mount --rbind /usr "$root/usr"
 mount --rbind /dev "$root/dev"
 mount --rbind /proc "$root/proc"

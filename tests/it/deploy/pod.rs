@@ -161,6 +161,12 @@ impl Pod {
                 fs::copy(path("deploy/image").join(file), root.join("etc").join(file)).expect("it is there");
             }
             fs::copy(env!("CARGO_BIN_EXE_consentry"), root.join(&BINARY[1..])).expect("the folder is ours");
+            // Here, where it is done once: a container and its probes begin at the same time.
+            for link in ["bin", "sbin", "lib", "lib64"] {
+                if let Ok(target) = fs::read_link(Path::new("/").join(link)) {
+                    symlink(target, root.join(link)).expect("the folder is ours");
+                }
+            }
         }
         let url = stand.url();
         let of = |key: &str, value: &str| (format!("CONSENTRY__{key}"), value.to_owned());
