@@ -27,11 +27,13 @@ const ROUNDED_UP: usize = 8;
 ///
 /// The text holds the token in clear; it is wiped when this was dropped from the cache and the last answer made of it was sent.
 pub(super) struct CachedToken {
-    /// A JSON object with what the refresh settled; the JSON of when the consent ends; the entity tag. In one piece, since of a
-    /// thousand that are fetched in turn none is in the processor's cache, and each further piece would be one more wait.
+    /// The entity tag; the JSON of when the consent ends; and a JSON object with what the refresh settled. In one piece, since of a
+    /// thousand that are fetched in turn none is in the processor's cache, and each further piece would be one more wait; and what
+    /// is short at its beginning, since that is waited for once.
     text: Zeroizing<Box<[u8]>>,
+    /// Where the second of these begins, and the third.
+    end: usize,
     settled: usize,
-    tag: usize,
     issued_at: Timestamp,
     expires_at: Timestamp,
     /// When the consent ends, as the text says.
@@ -68,15 +70,15 @@ impl CachedToken {
         let _ = write_json(&mut length, &settled).and_then(|()| write_json(&mut length, &consent_ends));
         let mut text = Zeroizing::new(Vec::with_capacity(length.0));
         // Writing into memory does not fail, nor does making JSON of these types.
-        let _ = write_json(&mut *text, &settled);
-        let settled = text.len();
-        let _ = write_json(&mut *text, &consent_ends);
-        let tag = text.len();
         text.extend_from_slice(etag.as_bytes());
+        let end = text.len();
+        let _ = write_json(&mut *text, &consent_ends);
+        let from = text.len();
+        let _ = write_json(&mut *text, &settled);
         Self {
             text: Zeroizing::new(std::mem::take(&mut *text).into_boxed_slice()),
-            settled,
-            tag,
+            end,
+            settled: from,
             issued_at: access.issued_at,
             expires_at: access.expires_at,
             consent_ends,
@@ -95,7 +97,7 @@ impl CachedToken {
 
     /// The members that the refresh settled, without the braces around them.
     fn members(&self) -> &[u8] {
-        self.text[..self.settled].strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}")).unwrap_or_default()
+        self.text[self.settled..].strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}")).unwrap_or_default()
     }
 }
 
@@ -138,7 +140,7 @@ pub struct Served {
 impl Served {
     /// Names the token without revealing it: a quoted strong entity tag (RFC 9110 section 8.8.3).
     pub fn etag(&self) -> &[u8] {
-        &self.token.text[self.token.tag..]
+        &self.token.text[..self.token.end]
     }
 
     /// Why refreshing fails while this token still lives, in the contract's words; `None` while all is well.
@@ -158,7 +160,7 @@ impl Served {
         let _ = write_json(&mut own, &self.expires_in);
         own.extend_from_slice(b",\"consent_expires_at\":");
         if self.consent_ends == self.token.consent_ends {
-            own.extend_from_slice(&self.token.text[self.token.settled..self.token.tag]);
+            own.extend_from_slice(&self.token.text[self.token.end..self.token.settled]);
         } else {
             let _ = write_json(&mut own, &self.consent_ends);
         }

@@ -1,5 +1,6 @@
 mod admit;
 mod evict;
+mod recent;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +13,8 @@ use std::{
 
 use hashbrown::HashTable;
 
-use self::admit::Changes;
 pub(super) use self::admit::{Before, NotAdded};
+use self::{admit::Changes, recent::Recent};
 use super::{
     brief::Second,
     fingerprints::{Fingerprints, Start},
@@ -30,6 +31,7 @@ const SHARDS: usize = 80;
 pub(super) struct Index {
     hasher: RandomState,
     organizations: Vec<RwLock<HashTable<Arc<Entry>>>>,
+    recent: Recent,
     /// How many organizations there are.
     entries: AtomicUsize,
     /// By id.
@@ -70,6 +72,7 @@ impl Index {
         Self {
             hasher: RandomState::new(),
             organizations: (0..SHARDS).map(|_| RwLock::new(HashTable::new())).collect(),
+            recent: Recent::new(),
             entries: AtomicUsize::new(0),
             slots: RwLock::default(),
             fingerprints: Fingerprints::default(),
@@ -84,8 +87,13 @@ impl Index {
     /// The organization's entry.
     pub(super) fn find(&self, id: &OrganizationId) -> Option<Arc<Entry>> {
         let hash = self.hash(id);
+        if let Some(entry) = self.recent.find(hash, id) {
+            return Some(entry);
+        }
         let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        shard.find(hash, |entry| entry.id == *id).cloned()
+        let entry = shard.find(hash, |entry| entry.id == *id)?;
+        self.recent.keep(hash, entry);
+        Some(Arc::clone(entry))
     }
 
     /// Puts an organization on a slot, or moves it there; gives back where it was.
@@ -101,6 +109,7 @@ impl Index {
         self.changes.fetch_add(1, Ordering::Release);
         if let Some(there) = shard.find_mut(hash, |other| other.id == entry.id) {
             entry.last_fetched.store(there.last_fetched.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.recent.forget(hash);
             return Some(std::mem::replace(there, entry));
         }
         shard.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.id));
@@ -122,6 +131,7 @@ impl Index {
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
         if let Ok(entry) = shard.find_entry(hash, |entry| entry.id == *id) {
             entry.remove();
+            self.recent.forget(hash);
             self.entries.fetch_sub(1, Ordering::Relaxed);
             self.changes.fetch_add(1, Ordering::Release);
         }

@@ -21,6 +21,7 @@ impl Index {
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
         if let Ok(found) = shard.find_entry(hash, |there| Arc::ptr_eq(there, entry)) {
             found.remove();
+            self.recent.forget(hash);
             self.entries.fetch_sub(1, Ordering::Relaxed);
             self.changes.fetch_add(1, Ordering::Release);
         }
@@ -29,6 +30,7 @@ impl Index {
     /// Forgets what nobody uses until there are at most `keep` grants and as many organizations, those that were fetched longest ago
     /// first. Gives the slots that went; nobody else has them. Fewer go where the others are in use, or have something to remember.
     pub(in crate::keeper) fn evict(&self, keep: usize, boot: Duration) -> Vec<Arc<Slot>> {
+        self.recent.clear();
         let mut gone = self.evict_slots(boot);
         for _ in 0..ROUNDS {
             let excess = self.slot_count().max(self.entry_count()).saturating_sub(keep);
