@@ -43,7 +43,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// The least caches there are: what is measured is the rest.
-const LEAST: Options = Options { vault_cache: "1MB", token_cache: "1MB", issuer: None, database: None };
+const LEAST: Options =
+    Options { vault_cache: "1MB", token_cache: "1MB", issuer: None, authority: None, database: None };
 
 fn main() -> Result<()> {
     match role() {

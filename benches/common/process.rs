@@ -67,6 +67,11 @@ pub(crate) fn on_core<T>(core: Option<usize>, f: impl FnOnce() -> T) -> Result<T
     Ok(result)
 }
 
+/// What makes a process take the certificates of this file for the machine's.
+pub(crate) fn trusting(authority: Option<&str>) -> Option<(&'static str, &str)> {
+    authority.map(|file| ("SSL_CERT_FILE", file))
+}
+
 /// What this process was started as by [`Process::role`], if it was, with its arguments.
 pub(crate) fn role() -> Option<(String, Vec<String>)> {
     let role = std::env::var(ROLE).ok()?;
@@ -90,8 +95,19 @@ impl Process {
 
     /// Starts this very binary on `core` in another role.
     pub(crate) fn role(role: &str, arguments: &[String], core: Option<usize>) -> Result<Self> {
+        Self::role_trusting(None, role, arguments, core)
+    }
+
+    /// As [`role`](Self::role), where it believes nobody but the one with that certificate.
+    pub(crate) fn role_trusting(
+        authority: Option<&str>,
+        role: &str,
+        arguments: &[String],
+        core: Option<usize>,
+    ) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        Self::start(command.env(ROLE, role).args(arguments).stdout(Stdio::piped()), core)
+        command.env(ROLE, role).envs(trusting(authority)).args(arguments).stdout(Stdio::piped());
+        Self::start(&mut command, core)
     }
 
     /// The next line that it writes on its standard output.

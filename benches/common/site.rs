@@ -46,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) token_cache: &'static str,
     /// Where the issuer listens; `None`: nobody is asked.
     pub(crate) issuer: Option<SocketAddr>,
+    /// Whom it is believed to be: a certificate, where it is asked over TLS.
+    pub(crate) authority: Option<&'static str>,
     /// Where the vault is that workers share; `None`: in files of its own.
     pub(crate) database: Option<Database>,
 }
@@ -60,7 +62,7 @@ pub(crate) struct Database {
 impl Default for Options {
     /// As the configuration's own defaults.
     fn default() -> Self {
-        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None, database: None }
+        Self { vault_cache: "16MB", token_cache: "256MB", issuer: None, authority: None, database: None }
     }
 }
 
@@ -157,6 +159,11 @@ impl Site {
         self.socket.path().join("consentry.sock")
     }
 
+    /// The certificates that are believed there besides the machine's, if any.
+    pub(crate) fn authority(&self) -> Option<&'static str> {
+        self.options.authority
+    }
+
     /// Where the worker's log goes.
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.join("log")
@@ -206,7 +213,8 @@ impl Site {
     }
 
     fn text(&self) -> String {
-        let Options { vault_cache, token_cache, issuer, database } = &self.options;
+        let Options { vault_cache, token_cache, issuer, authority, database } = &self.options;
+        let scheme = if authority.is_some() { "https" } else { "http" };
         let folder = self.folder.display();
         let socket = self.socket();
         let issuer = issuer.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9)));
@@ -233,7 +241,7 @@ concurrency = 64
 [providers.bench]
 kind = "oauth2"
 client_id = "{CLIENT_ID}"
-token_url = "http://{issuer}/token"
+token_url = "{scheme}://{issuer}/token"
 max_per_minute = 1000000
 "#,
             socket.display()

@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 
 use super::{
     caller::{Answer, Connection, get},
-    process::Process,
+    process::{Process, trusting},
     site::Site,
 };
 
@@ -41,7 +41,7 @@ impl Worker {
     pub(crate) fn start_build(binary: &Path, site: &Site, core: Option<usize>) -> Result<Self> {
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(site.config_file());
-        command.stdout(Stdio::null()).stderr(File::create(site.log())?);
+        command.stdout(Stdio::null()).stderr(File::create(site.log())?).envs(trusting(site.authority()));
         let started = Instant::now();
         let process = Process::start(&mut command, core)?;
         Ok(Self { process, started, socket: site.socket(), log: site.log() })

@@ -50,11 +50,15 @@ fn usage(arguments: &[String]) -> Result<Usage> {
     }
 }
 
+fn exchanges(arguments: &[String]) -> Result<u64> {
+    Ok(arguments.get(2).context("how many exchanges")?.parse()?)
+}
+
 /// reqwest as the worker sets it up. A one-time token gets a connection of its own, as the worker gives it one.
-/// `arguments`: a configuration, the usage, the issuer.
-pub(crate) fn reqwest_loop(arguments: &[String], exchanges: u64) -> Result<()> {
+/// `arguments`: a configuration, the usage, how many exchanges, the URL of the token endpoint.
+pub(crate) fn reqwest_loop(arguments: &[String]) -> Result<()> {
     let usage = usage(arguments)?;
-    let url = format!("http://{}/token", arguments.get(2).context("an issuer")?);
+    let url = arguments.get(3).context("a token endpoint")?.clone();
     install_tls_provider();
     let client = reqwest::Client::builder()
         .http1_only()
@@ -66,7 +70,7 @@ pub(crate) fn reqwest_loop(arguments: &[String], exchanges: u64) -> Result<()> {
         .pool_idle_timeout(POOL_IDLE)
         .pool_max_idle_per_host(if usage == Usage::OneTime { 0 } else { POOL_SIZE })
         .build()?;
-    run(exchanges, move |number| {
+    run(exchanges(arguments)?, move |number| {
         let (client, url) = (client.clone(), url.clone());
         async move {
             let token = refresh_token(number, usage, 0);
@@ -80,14 +84,14 @@ pub(crate) fn reqwest_loop(arguments: &[String], exchanges: u64) -> Result<()> {
 }
 
 /// The worker's own client: everything of an exchange but the vault and the queue. `arguments`: a configuration, the
-/// usage.
-pub(crate) fn provider_loop(arguments: &[String], exchanges: u64) -> Result<()> {
+/// usage, how many exchanges.
+pub(crate) fn provider_loop(arguments: &[String]) -> Result<()> {
     let usage = usage(arguments)?;
     let file = PathBuf::from(arguments.first().context("a configuration")?);
     let config = Config::load(&locate(Some(&file))?)?;
     let provider = config.providers.into_values().next().context("a provider")?;
     let provider = Arc::new(Provider::new(provider, TIMEOUT, Arc::new(SystemClock::new()))?);
-    run(exchanges, move |number| {
+    run(exchanges(arguments)?, move |number| {
         let provider = Arc::clone(&provider);
         async move {
             let credential = Credential::RefreshToken(Secret::new(refresh_token(number, usage, 0)));
@@ -102,8 +106,8 @@ pub(crate) fn provider_loop(arguments: &[String], exchanges: u64) -> Result<()> 
 }
 
 /// What is durable of the same exchanges, and nothing else: each record is read, of a one-time token the intent is committed, and then the
-/// record with another access token. `arguments`: a configuration whose vault is filled, the usage.
-pub(crate) fn vault_loop(arguments: &[String], exchanges: u64) -> Result<()> {
+/// record with another access token. `arguments`: a configuration whose vault is filled, the usage, how many exchanges.
+pub(crate) fn vault_loop(arguments: &[String]) -> Result<()> {
     let usage = usage(arguments)?;
     let file = PathBuf::from(arguments.first().context("a configuration")?);
     let vault = open(&Config::load(&locate(Some(&file))?)?)?;
@@ -112,6 +116,7 @@ pub(crate) fn vault_loop(arguments: &[String], exchanges: u64) -> Result<()> {
         grants.push(stored.value.id);
         Ok(())
     }))?;
+    let exchanges = exchanges(arguments)?;
     ensure!(grants.len() as u64 == exchanges, "{} grants instead of {exchanges}", grants.len());
     let grants = Arc::new(grants);
     let clock = Arc::new(SystemClock::new());

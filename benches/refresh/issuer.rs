@@ -1,38 +1,87 @@
 //! A stand-in issuer that costs next to nothing: it believes every token, keeps nothing but counts, and gives a JWT of
-//! the usual size. A one-time token comes back with its number of exchanges raised, a re-use token as it was.
+//! the usual size. A one-time token comes back with its number of exchanges raised, a re-use token as it was. It is there twice: with
+//! TLS, as every issuer is asked but one on the same machine, and without.
 
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicU64, Ordering},
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result};
-use consentry::model::Usage;
+use consentry::{model::Usage, provider::install_tls_provider};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring::Ticketer,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
 
 use crate::common::{access_token, report::say, site::refresh_token};
 
 static EXCHANGES: AtomicU64 = AtomicU64::new(0);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Serves until it is killed; says where.
+/// The certificate of the one with TLS.
+pub(crate) const CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/refresh/issuer.pem");
+
+/// Serves until it is killed; says where, without TLS and with it.
 pub(crate) fn serve() -> Result<()> {
+    install_tls_provider();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        say(&listener.local_addr()?.to_string());
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let (plain, encrypted) = (TcpListener::bind(any).await?, TcpListener::bind(any).await?);
+        let acceptor = acceptor()?;
+        say(&format!("{} {}", plain.local_addr()?, encrypted.local_addr()?));
         loop {
-            let stream = listener.accept().await?.0;
-            stream.set_nodelay(true)?;
-            CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(async move {
-                // A caller that goes away is no failure.
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
-            });
+            tokio::select! {
+                stream = plain.accept() => {
+                    tokio::spawn(connection(accepted(stream?.0)?));
+                }
+                stream = encrypted.accept() => {
+                    let (stream, acceptor) = (accepted(stream?.0)?, acceptor.clone());
+                    tokio::spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            connection(stream).await;
+                        }
+                    });
+                }
+            }
         }
     })
+}
+
+fn accepted(stream: TcpStream) -> Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    Ok(stream)
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin) {
+    // A caller that goes away is no failure.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
+}
+
+/// TLS as most issuers have it: whoever comes again need not look at the certificate once more.
+fn acceptor() -> Result<TlsAcceptor> {
+    let pem = fs::read(CERTIFICATE)?;
+    let (certificate, key) = (CertificateDer::from_pem_slice(&pem)?, PrivateKeyDer::from_pem_slice(&pem)?);
+    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key)?;
+    config.ticketer = Ticketer::new()?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<bytes::Bytes>>, Infallible> {

@@ -9,7 +9,8 @@
 //! worker on this vault can be faster than that and its client together.
 //!
 //! Each is measured on one core, with the issuer on another; and on all cores, as it is run, with the issuer on one of them. What a thread of the vault's
-//! adds shows in the second.
+//! adds shows in the second. And each over HTTP, where asking costs the least that it can, and over HTTPS, as every issuer is asked that is not
+//! on the same machine: there a one-time token takes a handshake besides.
 
 #![expect(clippy::cast_precision_loss, reason = "counts become rates, which are shown with three digits")]
 
@@ -46,8 +47,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const ROUNDS: usize = 3;
 /// How many exchanges one round of the worker has.
 const EXCHANGES: u64 = 8000;
-/// And one of a baseline, which is faster: so that each takes a second or more.
-const BASELINE_EXCHANGES: u64 = 5 * EXCHANGES;
+/// As many times that has one of a client alone, which is faster: so that each takes a second or more.
+const PLAIN_ROUNDS: u64 = 5;
+const ENCRYPTED_ROUNDS: u64 = 2;
 /// How often the issuer is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a round may take.
@@ -78,9 +80,9 @@ struct Measured {
 fn main() -> Result<()> {
     match role() {
         Some((role, _)) if role == "issuer" => issuer::serve(),
-        Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments, BASELINE_EXCHANGES),
-        Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments, BASELINE_EXCHANGES),
-        Some((role, arguments)) if role == "vault" => bare::vault_loop(&arguments, EXCHANGES),
+        Some((role, arguments)) if role == "reqwest" => bare::reqwest_loop(&arguments),
+        Some((role, arguments)) if role == "provider" => bare::provider_loop(&arguments),
+        Some((role, arguments)) if role == "vault" => bare::vault_loop(&arguments),
         Some((role, _)) => anyhow::bail!("{role} is no role of this benchmark"),
         None => measure(),
     }
@@ -91,8 +93,9 @@ fn measure() -> Result<()> {
     let cores = Cores::pick();
     report.note(&cores.in_words());
     let mut process = Process::role("issuer", &[], cores.other)?;
-    let address: SocketAddr = process.line()?.parse()?;
-    let issuer = Issuer { process, address };
+    let line = process.line()?;
+    let (plain, encrypted) = line.split_once(' ').context("two addresses")?;
+    let issuer = Issuer { process, plain: plain.parse()?, encrypted: encrypted.parse()? };
     let ceiling = on_core(cores.subject, || issuer.ceiling())??;
     report.note(&format!(
         "the stand-in issuer alone, asked by the cheapest caller: {} exchanges/s on 64 connections that are kept, {} µs of its CPU each",
@@ -104,15 +107,16 @@ fn measure() -> Result<()> {
     let mut rows = Vec::new();
     let mut kept = Vec::new();
     for (usage, name) in [(Usage::Reuse, "re-use"), (Usage::OneTime, "one-time")] {
-        for (core, place) in cores.places() {
-            let measured = issuer.rounds(usage, core)?;
-            let baselines = [&measured[0], &measured[1]].map(|side| side.rate.median());
-            for (subject, side) in SUBJECTS.iter().zip(&measured) {
+        for ((core, place), way) in cores.places().flat_map(|place| WAYS.map(|way| (place, way))) {
+            let measured = issuer.rounds(usage, core, way)?;
+            let baselines = [&measured[0].1, &measured[1].1].map(|side| side.rate.median());
+            for (subject, side) in &measured {
                 let rate_ratios = baselines.map(|rate| side.rate.median() / rate);
-                let cpu_ratio = side.cpu.median() / measured[0].cpu.median();
+                let cpu_ratio = side.cpu.median() / measured[0].1.cpu.median();
                 rows.push(vec![
                     name.to_owned(),
                     place.to_owned(),
+                    way.name().to_owned(),
                     subject.name().to_owned(),
                     side.rate.shown(0),
                     format!("{:.2}", rate_ratios[0]),
@@ -124,6 +128,7 @@ fn measure() -> Result<()> {
                 kept.push(json!({
                     "usage": name,
                     "cores": place,
+                    "way": way.name(),
                     "subject": subject.name(),
                     "exchanges_per_second": side.rate.json(),
                     "cpu_microseconds_per_exchange": side.cpu.json(),
@@ -139,6 +144,7 @@ fn measure() -> Result<()> {
         &[
             "token",
             "cores",
+            "by way of",
             "who exchanges",
             "exchanges/s",
             "ratio",
@@ -167,9 +173,30 @@ impl Subject {
     }
 }
 
+/// How the issuer is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Without TLS: what it costs to ask is the least that it can be.
+    Plain,
+    /// With it, as every issuer that is not on the same machine.
+    Encrypted,
+}
+
+const WAYS: [Way; 2] = [Way::Plain, Way::Encrypted];
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "HTTP",
+            Self::Encrypted => "HTTPS",
+        }
+    }
+}
+
 struct Issuer {
     process: Process,
-    address: SocketAddr,
+    plain: SocketAddr,
+    encrypted: SocketAddr,
 }
 
 impl Issuer {
@@ -192,12 +219,13 @@ impl Issuer {
         Ok((seen.rate(), cpu.as_secs_f64() * 1e6 / seen.answers as f64))
     }
 
-    /// What every subject did in its rounds.
-    fn rounds(&self, usage: Usage, core: Option<usize>) -> Result<[Measured; SUBJECTS.len()]> {
-        let mut measured = SUBJECTS.map(|_| Measured::default());
+    /// What every subject did in its rounds. The vault, which asks nobody, is measured once.
+    fn rounds(&self, usage: Usage, core: Option<usize>, way: Way) -> Result<Vec<(Subject, Measured)>> {
+        let subjects = SUBJECTS.into_iter().filter(|subject| way == Way::Plain || !matches!(subject, Subject::Vault));
+        let mut measured: Vec<_> = subjects.map(|subject| (subject, Measured::default())).collect();
         for _ in 0..rounds(ROUNDS) {
-            for (subject, measured) in SUBJECTS.iter().zip(&mut measured) {
-                let seen = self.round(*subject, usage, core)?;
+            for (subject, measured) in &mut measured {
+                let seen = self.round(*subject, usage, core, way)?;
                 measured.rate.push(seen.rate);
                 measured.cpu.push(seen.cpu);
                 measured.connections.push(seen.connections);
@@ -206,19 +234,32 @@ impl Issuer {
         Ok(measured)
     }
 
-    fn round(&self, subject: Subject, usage: Usage, core: Option<usize>) -> Result<Seen> {
-        let site = Site::new(Options { issuer: Some(self.address), ..Options::default() })?;
+    fn round(&self, subject: Subject, usage: Usage, core: Option<usize>, way: Way) -> Result<Seen> {
+        let (address, authority, scheme, times) = match way {
+            Way::Plain => (self.plain, None, "http", PLAIN_ROUNDS),
+            Way::Encrypted => (self.encrypted, Some(issuer::CERTIFICATE), "https", ENCRYPTED_ROUNDS),
+        };
+        let exchanges = match subject {
+            Subject::Reqwest | Subject::Provider => times * EXCHANGES,
+            Subject::Vault | Subject::Worker => EXCHANGES,
+        };
+        let site = Site::new(Options { issuer: Some(address), authority, ..Options::default() })?;
         if matches!(subject, Subject::Vault | Subject::Worker) {
             site.fill(0, EXCHANGES, Fleet::Due(usage))?;
         }
         let mut count = Count::new(self)?;
-        let arguments =
-            [site.config_file().display().to_string(), bare::word(usage).to_owned(), self.address.to_string()];
+        let arguments = [
+            site.config_file().display().to_string(),
+            bare::word(usage).to_owned(),
+            exchanges.to_string(),
+            format!("{scheme}://{address}/token"),
+        ];
+        let role = |name| Process::role_trusting(authority, name, &arguments, core);
         match subject {
-            Subject::Reqwest => count.watch(&Process::role("reqwest", &arguments, core)?, BASELINE_EXCHANGES),
-            Subject::Provider => count.watch(&Process::role("provider", &arguments, core)?, BASELINE_EXCHANGES),
+            Subject::Reqwest => count.watch(&role("reqwest")?, exchanges),
+            Subject::Provider => count.watch(&role("provider")?, exchanges),
             Subject::Vault => {
-                let mut process = Process::role("vault", &arguments, core)?;
+                let mut process = role("vault")?;
                 process.line()?;
                 let (started, before) = (Instant::now(), process.cpu()?);
                 let used = process.wait_counted()?.saturating_sub(before);
@@ -230,7 +271,7 @@ impl Issuer {
             }
             Subject::Worker => {
                 let worker = Worker::start(&site, core)?;
-                let seen = count.watch(&worker.process, EXCHANGES)?;
+                let seen = count.watch(&worker.process, exchanges)?;
                 all_active(&worker)?;
                 worker.process.terminate()?;
                 Ok(seen)
@@ -239,7 +280,7 @@ impl Issuer {
     }
 
     fn connect(&self) -> Result<Connection<TcpStream>> {
-        let stream = TcpStream::connect(self.address)?;
+        let stream = TcpStream::connect(self.plain)?;
         stream.set_nodelay(true)?;
         Ok(Connection::new(stream))
     }
