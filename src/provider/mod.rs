@@ -19,6 +19,7 @@ mod organizations;
 pub(crate) mod played;
 mod profile;
 mod request;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod transport;

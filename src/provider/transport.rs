@@ -7,13 +7,14 @@ use reqwest::{
     ClientBuilder, Method, RequestBuilder, Response,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, client::Resumption, crypto::ring};
 use url::Url;
 
 use super::{
     detail,
     last_look::{LastLook, Leave},
     limit::Limit,
+    sessions::Sessions,
 };
 use crate::{config::is_loopback, model::Wiped};
 
@@ -25,7 +26,7 @@ const MAX_CONNECT: Duration = Duration::from_secs(5);
 const POOL_IDLE: Duration = Duration::from_secs(30);
 /// Unused connections kept for each host: as many as there are exchanges under way by default, since they end in waves,
 /// and each connection that is thrown away costs a TLS handshake.
-const POOL_SIZE: usize = 64;
+pub(super) const POOL_SIZE: usize = 64;
 /// The first buffer for a body whose length was not announced, in bytes.
 const FIRST_BUFFER: usize = 8 * 1024;
 /// How the worker names itself.
@@ -205,6 +206,7 @@ fn tls_config() -> Result<ClientConfig, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::store(Arc::new(Sessions::new()));
     Ok(config)
 }
 
