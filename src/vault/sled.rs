@@ -129,27 +129,35 @@ impl SledEngine {
     }
 }
 
+/// Opens a database, whose lock may be held for a moment by what has just closed it: a thread of sled's own, or a process that was being
+/// started meanwhile and has the file until it becomes another program.
+fn open_when_free(config: &::sled::Config) -> ::sled::Result<Db> {
+    let mut tries = 0;
+    loop {
+        match config.open() {
+            Err(error) if tries < LOCK_TRIES && error.to_string().contains("could not acquire lock") => {
+                tries += 1;
+                thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Files {
     fn open(path: &Path, cache_bytes: u64) -> Result<Self, VaultError> {
         log::remove_unfinished_tables(path).map_err(|error| VaultError::io(path, &error))?;
-        let mut tries = 0;
-        let db = loop {
-            let config = ::sled::Config::new()
-                .path(path)
-                .cache_capacity(cache_bytes)
-                .segment_size(log::SEGMENT_BYTES)
-                .mode(Mode::LowSpace)
-                .flush_every_ms(Some(FLUSH_EVERY_MS));
-            match caught(|| config.open()) {
-                Ok(Ok(db)) => break db,
-                Ok(Err(error)) if tries < LOCK_TRIES && error.to_string().contains("could not acquire lock") => {
-                    tries += 1;
-                    thread::sleep(LOCK_PAUSE);
-                }
-                Ok(Err(::sled::Error::Io(error))) => return Err(VaultError::io(path, &error)),
-                Ok(Err(error)) => return Err(unreadable(&words(&error))),
-                Err(panic) => return Err(unreadable(&panic)),
-            }
+        let config = ::sled::Config::new()
+            .path(path)
+            .cache_capacity(cache_bytes)
+            .segment_size(log::SEGMENT_BYTES)
+            .mode(Mode::LowSpace)
+            .flush_every_ms(Some(FLUSH_EVERY_MS));
+        let db = match caught(|| open_when_free(&config)) {
+            Ok(Ok(db)) => db,
+            Ok(Err(::sled::Error::Io(error))) => return Err(VaultError::io(path, &error)),
+            Ok(Err(error)) => return Err(unreadable(&words(&error))),
+            Err(panic) => return Err(unreadable(&panic)),
         };
         let main = path.join("db");
         let main = File::open(&main).map_err(|error| VaultError::io(&main, &error))?;

@@ -31,7 +31,7 @@ impl Recent {
     /// Keeps an entry that was just found in the table, whose lock is held.
     pub(super) fn keep(&self, hash: u64, entry: &Arc<Entry>) {
         let before = self.place(hash).replace(Arc::clone(entry));
-        // Where it was the last one of it, only now that nobody waits for the place.
+        // Not while others wait for the place.
         drop(before);
     }
 

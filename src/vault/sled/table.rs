@@ -294,7 +294,7 @@ mod tests {
     fn write_some(folder: &Path, seed: u64, writes: usize) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let config = ::sled::Config::new().path(folder).segment_size(SEGMENT_BYTES).flush_every_ms(None);
-        let db = config.mode(::sled::Mode::LowSpace).open().unwrap();
+        let db = super::super::open_when_free(&config.mode(::sled::Mode::LowSpace)).unwrap();
         for _ in 0..writes {
             let key = [rng.u8(..200)];
             if rng.u8(..5) == 0 {
