@@ -159,7 +159,7 @@ impl Site {
         self.socket.path().join("consentry.sock")
     }
 
-    /// The certificates that are believed there besides the machine's, if any.
+    /// The file of the certificates that are believed there instead of the machine's, if any.
     pub(crate) fn authority(&self) -> Option<&'static str> {
         self.options.authority
     }

@@ -54,7 +54,8 @@ fn exchanges(arguments: &[String]) -> Result<u64> {
     Ok(arguments.get(2).context("how many exchanges")?.parse()?)
 }
 
-/// reqwest as the worker sets it up. A one-time token gets a connection of its own, as the worker gives it one.
+/// reqwest as the worker sets it up, but for TLS, which is as reqwest has it by itself. A one-time token gets a connection of its own, as the
+/// worker gives it one.
 /// `arguments`: a configuration, the usage, how many exchanges, the URL of the token endpoint.
 pub(crate) fn reqwest_loop(arguments: &[String]) -> Result<()> {
     let usage = usage(arguments)?;

@@ -48,8 +48,8 @@ const ROUNDS: usize = 3;
 /// How many exchanges one round of the worker has.
 const EXCHANGES: u64 = 8000;
 /// As many times that has one of a client alone, which is faster: so that each takes a second or more.
-const PLAIN_ROUNDS: u64 = 5;
-const ENCRYPTED_ROUNDS: u64 = 2;
+const PLAIN_TIMES: u64 = 5;
+const ENCRYPTED_TIMES: u64 = 2;
 /// How often the issuer is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a round may take.
@@ -236,8 +236,8 @@ impl Issuer {
 
     fn round(&self, subject: Subject, usage: Usage, core: Option<usize>, way: Way) -> Result<Seen> {
         let (address, authority, scheme, times) = match way {
-            Way::Plain => (self.plain, None, "http", PLAIN_ROUNDS),
-            Way::Encrypted => (self.encrypted, Some(issuer::CERTIFICATE), "https", ENCRYPTED_ROUNDS),
+            Way::Plain => (self.plain, None, "http", PLAIN_TIMES),
+            Way::Encrypted => (self.encrypted, Some(issuer::CERTIFICATE), "https", ENCRYPTED_TIMES),
         };
         let exchanges = match subject {
             Subject::Reqwest | Subject::Provider => times * EXCHANGES,

@@ -1,7 +1,7 @@
 //! The way to what was found lately, without the large tables.
 //!
-//! Of a million organizations each lies in pages of memory of its own, and so does its place in the table. Looking up where those pages are takes
-//! longer than what a fetch does with them. Whoever asks is one of a few thousand as a rule, and these fit into some pages.
+//! Of a million organizations each lies in pages of memory of its own, and so does its place in the table. To look up where those pages are
+//! takes time, too. Whoever asks is one of a few thousand as a rule, and these fit into some pages.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
